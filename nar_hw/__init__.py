@@ -1,0 +1,1 @@
+"""Hardware-aware refinement of trained CNNs."""

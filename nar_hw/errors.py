@@ -1,0 +1,89 @@
+"""Every error nar_hw raises on purpose. Each message is one line: the rule, the value, the fix.
+
+NarError
+└── UserError (also a ValueError): the input can be mended by the user; the CLI prints it and exits with 2
+    ├── UnknownNameError         a model, data set, operator, runtime, ... that does not exist
+    ├── ModelError               a network that cannot be built, loaded or run on the given input shape
+    ├── SpaceError               a search space or an arch that is not valid
+    ├── TargetError              a latency target outside the reachable range
+    ├── TableError               a latency table that cannot be read
+    │   ├── TableMismatchError   a table of another device, runtime, precision, batch or model
+    │   └── MissingEntryError    a table without an entry that is needed
+    ├── DataError                images or labels that cannot be used
+    ├── RunError                 a run, child or bundle folder that is incomplete or damaged
+    ├── RuntimeUnavailableError  an inference runtime that does not work here
+    ├── MeasurementError         timings that cannot be trusted
+    ├── ExportError              a file that differs from the network it was made from
+    └── TrainingError            a training that diverged
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class NarError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class UserError(NarError, ValueError):
+    """The input can be mended by the user."""
+
+
+class UnknownNameError(UserError):
+    """A name that is not in its registry."""
+
+
+class ModelError(UserError):
+    """A network that cannot be built, loaded or run."""
+
+
+class SpaceError(UserError):
+    """A search space or an arch that is not valid."""
+
+
+class TargetError(UserError):
+    """A target outside the reachable range."""
+
+
+class TableError(UserError):
+    """A latency table that cannot be read."""
+
+
+class TableMismatchError(TableError):
+    """A latency table measured under other conditions than the ones asked for."""
+
+
+class MissingEntryError(TableError):
+    """A latency table without an entry that is needed."""
+
+
+class DataError(UserError):
+    """Images or labels that cannot be used."""
+
+
+class RunError(UserError):
+    """A run, child or bundle folder that is incomplete or damaged."""
+
+
+class RuntimeUnavailableError(UserError):
+    """An inference runtime that does not work here."""
+
+
+class MeasurementError(UserError):
+    """Timings that cannot be trusted."""
+
+
+class ExportError(UserError):
+    """An exported file that differs from its network."""
+
+
+class TrainingError(UserError):
+    """A training that diverged."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """The error for ``name`` missing from a registry, naming the nearest valid names (or all of a short list)."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=4, cutoff=0.5) or names[:12]
+    more = "" if len(near) == len(names) else f" ({len(names)} in all)"
+    return UnknownNameError(f"unknown {kind} {name!r}: use one of {', '.join(near)}{more}")
