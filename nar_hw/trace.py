@@ -42,12 +42,19 @@ class Trace:
     """Paths of modules that add two feature maps themselves: residual blocks."""
 
     def stem(self) -> set[str]:
-        """The first convolution and, in a deep stem, the others in the outermost module around it: at most three, no skips."""
+        """The first convolution and, in a deep stem, the others in the outermost module around it.
+
+        A deep stem has at most three convolutions, no skips, and more convolutions behind it.
+        """
         first = self.convs[0].path if self.convs else ""
         stem = {first}
         for prefix in _ancestors(first):
             inside = {conv.path for conv in self.convs if conv.path.startswith(f"{prefix}.")}
-            if len(inside) > 3 or any(path == prefix or path.startswith(f"{prefix}.") for path in self.residual):
+            if (
+                len(inside) > 3
+                or len(inside) == len(self.convs)
+                or any(path == prefix or path.startswith(f"{prefix}.") for path in self.residual)
+            ):
                 break
             stem = inside
         return stem

@@ -43,6 +43,7 @@ def test_a_deep_stem_is_found_whole_and_a_plain_stack_is_not_a_stem() -> None:
     deep = nn.Sequential(convs(3), convs(2))
     assert trace(deep, (3, 8, 8)).stem() == {"0.0", "0.1", "0.2"}
     assert trace(nn.Sequential(convs(8)), (3, 8, 8)).stem() == {"0.0"}
+    assert trace(nn.Sequential(convs(2)), (3, 8, 8)).stem() == {"0.0"}
 
 
 def test_the_model_is_left_as_it_was() -> None:

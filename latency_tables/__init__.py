@@ -1,0 +1,1 @@
+"""The latency tables measured so far (README.md holds their format)."""

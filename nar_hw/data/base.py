@@ -1,0 +1,224 @@
+"""What a data set is: images in memory, their three splits, and how they are augmented by default.
+
+Shape legend: N images, C channels, H height, W width; images are uint8 (N, C, H, W), labels int64 (N,).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nar_hw.errors import DataError, unknown_name
+
+SplitName = Literal["train", "valid", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
+HOLD_OUT = (70, 10, 20)
+"""Percent of train, valid and test images where a data set has no splits of its own."""
+VALID_OF_TRAIN = (90, 10)
+"""Percent of train and valid images where only the test set is official."""
+MEMORY_LIMIT_GIB = 16
+"""Data sets that would need more than this are refused instead of filling the memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Random changes of training images, applied to whole batches on the device."""
+
+    crop_padding: int = 0
+    """Zero pixels added to every side before a random crop of the original size; 0: no crop."""
+    flip: bool = False
+    """Mirror left to right with probability 1/2 (wrong for digits and letters)."""
+    cutout: int = 0
+    """Side, in pixels, of the square set to the mean colour at a random place (DeVries & Taylor 2017); 0: none."""
+
+    def __post_init__(self) -> None:
+        """Raises DataError for a negative size."""
+        if self.crop_padding < 0 or self.cutout < 0:
+            raise DataError(
+                f"crop_padding >= 0 and cutout >= 0 must hold, but got (crop_padding={self.crop_padding}, cutout={self.cutout})"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Split:
+    """Images for one purpose."""
+
+    images: NDArray[np.uint8]
+    """(N, C, H, W)."""
+    labels: NDArray[np.int64]
+    """(N,) in [0, classes)."""
+    indices: NDArray[np.int64]
+    """(N,) ascending positions in ``source``."""
+    source: str
+    """The collection that the indices count in, such as "train" or "all"."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Source, size and the SHA-256 of the indices (little-endian int64), for JSON."""
+        digest = hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest()
+        return {"source": self.source, "size": len(self), "sha256": digest}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageData:
+    """A classification data set, split and held in memory."""
+
+    name: str
+    """What :func:`nar_hw.data.load_data` was given; loads the same images again."""
+    seed: int
+    train: Split
+    valid: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    """Per channel over the training split, for pixels scaled to [0, 1]."""
+    std: tuple[float, ...]
+    augmentation: Augmentation
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        _, channels, height, width = self.train.images.shape
+        return channels, height, width
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+    @property
+    def splits(self) -> dict[str, dict[str, Any]]:
+        """The record of each split: two runs with equal records trained, chose and tested on the same images."""
+        return {name: self.split(name).record for name in SPLITS}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Name, seed, splits and augmentation, for JSON."""
+        return {"name": self.name, "seed": self.seed, "splits": self.splits, "augmentation": asdict(self.augmentation)}
+
+    def split(self, name: str) -> Split:
+        """The split called "train", "valid" or "test". Raises UnknownNameError."""
+        if name not in SPLITS:
+            raise unknown_name("split", name, SPLITS)
+        split: Split = getattr(self, name)
+        return split
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pool:
+    """Images that are still to be split."""
+
+    source: str
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def take(self, indices: NDArray[np.int64]) -> Split:
+        """The split that holds the images at ``indices``."""
+        return Split(images=self.images[indices], labels=self.labels[indices], indices=indices, source=self.source)
+
+    def all(self) -> Split:
+        """One split that holds every image."""
+        return Split(images=self.images, labels=self.labels, indices=np.arange(len(self.labels)), source=self.source)
+
+
+def assemble(
+    name: str,
+    pool: Pool,
+    *,
+    classes: Sequence[str],
+    augmentation: Augmentation,
+    seed: int,
+    valid: Pool | None = None,
+    test: Pool | None = None,
+) -> ImageData:
+    """Splits ``pool`` into what is missing of train, valid and test and computes the normalisation of the training images.
+
+    Raises DataError when a class has too few images to be in every split.
+    """
+    if test is None:
+        parts = [pool.take(indices) for indices in stratified(pool.labels, HOLD_OUT, seed)]
+    elif valid is None:
+        parts = [pool.take(indices) for indices in stratified(pool.labels, VALID_OF_TRAIN, seed)] + [test.all()]
+    else:
+        parts = [pool.all(), valid.all(), test.all()]
+    mean, std = channel_statistics(parts[0].images)
+    return ImageData(
+        name=name,
+        seed=seed,
+        train=parts[0],
+        valid=parts[1],
+        test=parts[2],
+        classes=tuple(classes),
+        mean=mean,
+        std=std,
+        augmentation=augmentation,
+    )
+
+
+def stratified(labels: NDArray[np.int64], shares: Sequence[int], seed: int) -> list[NDArray[np.int64]]:
+    """Disjoint ascending index arrays, one per share (percent, in all 100), each with its share of every class.
+
+    Shares are rounded by largest remainder within a class, and every class has at least one image in every part.
+    The same arguments give the same parts on every machine and with every NumPy (RandomState's stream is frozen).
+
+    Raises:
+        DataError: a class has fewer images than there are parts.
+    """
+    rng = np.random.RandomState(seed)
+    parts: list[list[NDArray[np.int64]]] = [[] for _ in shares]
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        if len(members) < len(shares):
+            raise DataError(
+                f"every class must have at least {len(shares)} images to be split, but class {label} has {len(members)}: "
+                "add images or remove the class"
+            )
+        bounds = np.cumsum(_rounded(len(members), shares))[:-1]
+        for part, chosen in zip(parts, np.split(members, bounds), strict=True):
+            part.append(chosen)
+    return [np.sort(np.concatenate(part)) for part in parts]
+
+
+def _rounded(total: int, shares: Sequence[int]) -> list[int]:
+    counts = [total * share // 100 for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda part: (-(total * shares[part] % 100), part))
+    for part in by_remainder[: total - sum(counts)]:
+        counts[part] += 1
+    while 0 in counts:
+        counts[counts.index(max(counts))] -= 1
+        counts[counts.index(0)] += 1
+    return counts
+
+
+def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of ``images`` (N, C, H, W) scaled to [0, 1], from exact integer sums.
+
+    Raises:
+        DataError: a channel has the same value everywhere.
+    """
+    means, deviations = [], []
+    values = np.arange(256)
+    for channel in range(images.shape[1]):
+        counts = np.zeros(256, np.int64)
+        for start in range(0, len(images), 4096):  # bincount widens its input eightfold
+            counts += np.bincount(images[start : start + 4096, channel].reshape(-1), minlength=256)
+        total, first, second = (int(item) for item in (counts.sum(), counts @ values, counts @ values**2))
+        variance = (total * second - first**2) / (total * 255) ** 2
+        if variance == 0:
+            raise DataError(f"the training images must vary in every channel, but channel {channel} is {first / total:g} everywhere")
+        means.append(first / (total * 255))
+        deviations.append(variance**0.5)
+    return tuple(means), tuple(deviations)
+
+
+def require_memory(name: str, count: int, shape: tuple[int, int, int], fix: str) -> None:
+    """Raises DataError when ``count`` images of ``shape`` (C, H, W) would take more than the limit."""
+    needed = count * int(np.prod(shape)) / 2**30
+    if needed > MEMORY_LIMIT_GIB:
+        raise DataError(f"a data set must fit in {MEMORY_LIMIT_GIB} GiB, but {name} needs {needed:.1f} GiB: {fix}")

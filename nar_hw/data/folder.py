@@ -1,0 +1,145 @@
+"""One's own images: ``folder:PATH``, or ``folder:PATH@SIZE`` to bring them all to SIZE x SIZE pixels.
+
+Two layouts, each with one folder per class that may hold further folders:
+``PATH/train/CLASS/...`` with ``PATH/val/CLASS/...`` and, or, ``PATH/test/CLASS/...``; or flat, ``PATH/CLASS/...``.
+"""
+
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from nar_hw.data.base import Augmentation, ImageData, Pool, assemble, require_memory
+from nar_hw.errors import DataError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"})
+KEPT_SIZE = 64
+"""Images of at most this many pixels a side keep their size when no SIZE is given."""
+VALID_NAMES = ("val", "valid", "validation")
+
+
+def load(name: str, detail: str, *, root: Path, seed: int, download: bool) -> ImageData:
+    """The images below PATH in RGB, decoded into memory.
+
+    Without SIZE all images must have one size, of at most 64 x 64. With SIZE the shorter side is scaled to SIZE (bilinear with
+    antialiasing) and the centre is cut out. With train, val and test folders each is what it says; with train and one of
+    val or test, that one is the test set and valid is a tenth of train; a flat folder is split 70/10/20.
+
+    Raises:
+        DataError: no such folder, no images, a class that is not in train, an unreadable image, or sizes that differ.
+    """
+    text, size = _parsed(detail)
+    path = Path(text).expanduser()
+    if not text or not path.is_dir():
+        raise DataError(f"{name!r} must name an existing folder of class folders, but {str(path)!r} is none: use folder:PATH")
+    train = path / "train"
+    held = [path / part for part in ("test", next((part for part in VALID_NAMES if (path / part).is_dir()), "val"))]
+    held = [folder for folder in held if folder.is_dir()]
+    classes = _classes(train if train.is_dir() else path)
+    if not train.is_dir():
+        if held:
+            raise DataError(f"a folder with {held[0].name}/ must also have train/, but {path} has none: add it or rename {held[0].name}/")
+        pool, held_pools = _pool("all", path, classes, size), []
+    else:
+        if not held:
+            raise DataError(f"a folder with train/ must also have val/ or test/, but {path} has neither: use folder:{train} to split train/")
+        pool, *held_pools = (_pool(folder.name, folder, classes, size) for folder in (train, *held))
+    shapes = {item.images.shape[1:] for item in (pool, *held_pools)}
+    if len(shapes) > 1:
+        raise DataError(f"all images must have one size, but the parts of {path} have {_sizes(shapes)}: use {name}@SIZE")
+    pixels = min(pool.images.shape[-2:])
+    return assemble(
+        name,
+        pool,
+        test=held_pools[0] if held_pools else None,
+        valid=held_pools[1] if len(held_pools) > 1 else None,
+        classes=classes,
+        augmentation=Augmentation(crop_padding=pixels // 8, flip=True),
+        seed=seed,
+    )
+
+
+def _parsed(detail: str) -> tuple[str, int | None]:
+    match = re.fullmatch(r"(.*)@(\d+)", detail)
+    if match is None:
+        return detail, None
+    if not 1 <= int(match[2]) <= 1024:
+        raise DataError(f"1 <= SIZE <= 1024 must hold in folder:PATH@SIZE, but got {match[2]}")
+    return match[1], int(match[2])
+
+
+def _classes(folder: Path) -> list[str]:
+    names = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
+    if len(names) < 2:
+        raise DataError(f"a data set must have two or more class folders, but {folder} has {len(names)}: make one folder per class")
+    return names
+
+
+def _pool(source: str, folder: Path, classes: list[str], size: int | None) -> Pool:
+    unknown = sorted({item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith(".")} - set(classes))
+    if unknown:
+        raise DataError(f"every class folder must also be in train/, but {folder / unknown[0]} is not: add it there or remove it")
+    files = [(path, label) for label, name in enumerate(classes) for path in _files(folder / name)]
+    if not files:
+        raise DataError(f"class folders must hold images ({', '.join(sorted(SUFFIXES))}), but {folder} has none")
+    shape = _first_shape(files[0][0], size)
+    require_memory(f"folder {folder}", len(files), shape, "use a smaller @SIZE")
+    images = np.empty((len(files), *shape), np.uint8)
+
+    def decode(index: int) -> None:
+        images[index] = _decoded(files[index][0], size, shape)
+
+    with ThreadPoolExecutor(os.cpu_count()) as executor:
+        for _ in executor.map(decode, range(len(files))):
+            pass
+    return Pool(source=source, images=images, labels=np.array([label for _, label in files], np.int64))
+
+
+def _files(folder: Path) -> list[Path]:
+    # Sorted by parts, not by text: the order must not depend on the separator of the operating system.
+    return sorted((path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES), key=lambda path: path.parts)
+
+
+def _first_shape(path: Path, size: int | None) -> tuple[int, int, int]:
+    if size is not None:
+        return 3, size, size
+    with _opened(path) as image:
+        width, height = image.size
+    if max(width, height) > KEPT_SIZE:
+        raise DataError(
+            f"images larger than {KEPT_SIZE}x{KEPT_SIZE} need a size to be brought to, but {path} has {width}x{height}: "
+            "use folder:PATH@SIZE, such as folder:PATH@64"
+        )
+    return 3, height, width
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except (OSError, Image.DecompressionBombError) as problem:
+        raise DataError(f"every image must be readable, but {path} is not ({problem}): replace or remove it") from problem
+
+
+def _decoded(path: Path, size: int | None, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """The image as (3, H, W)."""
+    with _opened(path) as image:
+        try:
+            colour = image.convert("RGB")
+        except (OSError, SyntaxError, ValueError) as problem:
+            raise DataError(f"every image must be readable, but {path} is not ({problem}): replace or remove it") from problem
+    if size is not None:
+        colour = ImageOps.fit(colour, (size, size), Image.Resampling.BILINEAR)
+    elif (colour.height, colour.width) != shape[1:]:
+        raise DataError(
+            f"all images must have one size, but {path} has {colour.width}x{colour.height} and the first has "
+            f"{shape[2]}x{shape[1]}: use folder:PATH@SIZE, such as folder:PATH@64"
+        )
+    return np.asarray(colour).transpose(2, 0, 1)
+
+
+def _sizes(shapes: set[tuple[int, ...]]) -> str:
+    return " and ".join(f"{width}x{height}" for _, height, width in sorted(shapes))

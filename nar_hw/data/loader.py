@@ -1,0 +1,91 @@
+"""A split on the device: no loader processes, whole batches cropped, flipped, cut out and normalised at once.
+
+Shape legend: N images of the split, B of a batch, C channels, H height, W width, P crop padding.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nar_hw.data.base import Augmentation, Split
+
+Batch = tuple[Tensor, Tensor]
+
+
+class DeviceImages:
+    """The images of one split as uint8 on ``device``, delivered as normalised float32 batches (B, C, H, W) with labels (B,)."""
+
+    def __init__(
+        self,
+        split: Split,
+        device: torch.device,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        """Moves the split to ``device``; with ``augmentation``, padded once for all later crops."""
+        self.augmentation = augmentation or Augmentation()
+        self.labels = torch.from_numpy(split.labels).to(device)
+        images = torch.from_numpy(split.images).to(device)
+        _, _, self._height, self._width = images.shape
+        padding = self.augmentation.crop_padding
+        # A view of every crop: indexing it copies each image's window in one kernel.  # (N, C, 2P+1, 2P+1, H, W)
+        self._windows = F.pad(images, [padding] * 4).unfold(2, self._height, 1).unfold(3, self._width, 1)
+        deviation = 255 * torch.tensor(std, dtype=torch.float64)
+        self._scale = (1 / deviation).float().view(-1, 1, 1).to(device)
+        self._shift = (-255 * torch.tensor(mean, dtype=torch.float64) / deviation).float().view(-1, 1, 1).to(device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def in_order(self, batch: int) -> Iterator[Batch]:
+        """All images in their order, none changed; the last batch may be smaller."""
+        padding = self.augmentation.crop_padding
+        for start in range(0, len(self), batch):
+            images = self._windows[start : start + batch, :, padding, padding]
+            yield self._normalised(images), self.labels[start : start + batch]
+
+    def shuffled(self, batch: int, generator: torch.Generator, *, augment: bool, drop_last: bool) -> Iterator[Batch]:
+        """All images in random order, each changed at random if ``augment``.
+
+        Every random number of the epoch is drawn at its start from ``generator`` (a CPU generator), so the same generator gives
+        the same batches on every device.
+        """
+        device, how, count = self.labels.device, self.augmentation, len(self)
+        order = torch.randperm(count, generator=generator)
+        crops = torch.full((2, count), how.crop_padding)
+        if augment and how.crop_padding:
+            crops = torch.randint(2 * how.crop_padding + 1, (2, count), generator=generator)
+        flips = torch.rand(count, generator=generator) < 0.5 if augment and how.flip else None
+        holes = self._holes(count, generator) if augment and how.cutout else None
+        order, crops = order.to(device), crops.to(device)
+        flips = None if flips is None else flips.to(device)
+        holes = None if holes is None else holes.to(device)
+        for start in range(0, count - batch + 1 if drop_last else count, batch):
+            part = slice(start, start + batch)
+            chosen = order[part]
+            images = self._windows[chosen, :, crops[0, part], crops[1, part]]  # (B, C, H, W)
+            if flips is not None:
+                images = torch.where(flips[part, None, None, None], images.flip(-1), images)
+            images = self._normalised(images)
+            if holes is not None:
+                images = images.masked_fill_(self._hole_mask(holes[:, part]), 0.0)
+            yield images, self.labels[chosen]
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return torch.mul(images, self._scale).add_(self._shift)  # the product of uint8 and float32 is float32
+
+    def _holes(self, count: int, generator: torch.Generator) -> Tensor:
+        """First row and first column of each image's hole, (2, N); its centre lies anywhere in the image."""
+        centres = [torch.randint(size, (count,), generator=generator) for size in (self._height, self._width)]
+        return torch.stack(centres) - self.augmentation.cutout // 2
+
+    def _hole_mask(self, holes: Tensor) -> Tensor:
+        """Where the holes (2, B) are: (B, 1, H, W)."""
+        side, device = self.augmentation.cutout, holes.device
+        rows = torch.arange(self._height, device=device)[None, :, None] - holes[0, :, None, None]  # (B, H, 1)
+        columns = torch.arange(self._width, device=device)[None, None, :] - holes[1, :, None, None]  # (B, 1, W)
+        return ((rows >= 0) & (rows < side) & (columns >= 0) & (columns < side))[:, None]

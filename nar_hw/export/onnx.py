@@ -1,0 +1,200 @@
+"""One network as one ONNX file: folded, checked, free of local paths, the same bytes every time.
+
+Every node is called ``<module path>/<operation>`` ("layer1.0.conv1/Conv"): the per-layer times of ONNX Runtime, TensorRT and
+OpenVINO are joined to the slots of a search space through these names.
+
+Shape legend: B images, C channels, H height, W width.
+"""
+
+import copy
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from nar_hw.errors import ExportError
+from nar_hw.export.graph import clean, fold_norms
+from nar_hw.files import write_bytes
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+    from onnxruntime import InferenceSession
+
+OPSET = 18
+"""Read by TensorRT 10 and 11, ONNX Runtime and OpenVINO alike."""
+
+Images = NDArray[np.float32]
+Batch = int | tuple[int, int]
+
+_MAX_BYTES = 2**31 - 1
+
+
+def export_onnx(
+    model: nn.Module,
+    path: Path | str,
+    *,
+    input_shape: tuple[int, int, int],
+    batch: Batch = (1, 64),
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write ``model`` in evaluation mode to ``path``; the model itself is left as it is.
+
+    The input is called "input" (B, C, H, W), the output "output". BatchNorms are folded into the layer before them.
+
+    Args:
+        model: any network that maps (B, C, H, W) to one tensor.
+        path: the file; it appears only when it is complete and has passed the full ONNX check.
+        input_shape: (C, H, W) of one image.
+        batch: (fewest, most) images, or one number for a fixed batch.
+        metadata: what the file says of itself; values other than strings are stored as JSON.
+
+    Raises:
+        ExportError: the network cannot be exported, or is larger than one ONNX file can be.
+    """
+    import onnx_ir as ir
+    from onnxscript import optimizer
+
+    graph = traced(model, input_shape, batch)
+    fold_norms(graph.graph)
+    optimizer.optimize(graph)
+    proto = ir.to_proto(graph)
+    clean(proto, metadata)
+    write_model(proto, Path(path))
+
+
+def traced(model: nn.Module, input_shape: tuple[int, int, int], batch: Batch) -> "ir.Model":
+    """The exporter's graph of ``model`` before any norm is folded: one node per operation, constants already computed.
+
+    Raises ExportError when the exporter rejects the network.
+    """
+    from onnxscript import optimizer
+
+    lowest, highest = batch if isinstance(batch, tuple) else (batch, batch)
+    if not 1 <= lowest <= highest:
+        raise ExportError(f"a batch range must hold 1 <= fewest <= most, but got ({lowest}, {highest})")
+    if (size := sum(tensor.nbytes for tensor in model.state_dict().values())) > _MAX_BYTES:
+        raise ExportError(f"one ONNX file holds at most 2 GiB, but the network's weights take {size / 2**30:.1f} GiB")
+    dynamic = lowest != highest
+    # An example batch of 1 would be taken for a constant, so a range is traced with 2.
+    images = torch.zeros((min(max(2, lowest), highest), *input_shape))
+    shapes = ({0: torch.export.Dim("batch", min=lowest, max=highest)},) if dynamic else None
+    network = copy.deepcopy(model).cpu().float().eval()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                network,
+                (images,),
+                input_names=["input"],
+                output_names=["output"],
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=shapes,
+                optimize=False,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as problem:
+        cause = problem.__cause__ or problem
+        raise ExportError(f"the network cannot be exported to ONNX: {_first_line(cause)}") from problem
+    assert program is not None
+    if len(program.model.graph.outputs) != 1:
+        raise ExportError(f"a network must give one tensor to be exported, but gives {len(program.model.graph.outputs)}")
+    optimizer.fold_constants(program.model)
+    return program.model
+
+
+def _first_line(problem: BaseException) -> str:
+    return next((line.strip() for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
+
+
+def write_model(proto: "onnx.ModelProto", path: Path) -> None:
+    """Check ``proto`` fully and write it atomically, the same bytes each time. Raises ExportError when the check fails."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as problem:
+        raise ExportError(f"the exported network is not valid ONNX: {_first_line(problem)}") from problem
+    write_bytes(path, proto.SerializeToString(deterministic=True))
+
+
+def open_session(path: Path | str, *, threads: int = 1) -> "InferenceSession":
+    """The file in ONNX Runtime on the CPU. Raises ExportError when ONNX Runtime rejects it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as problem:  # ONNX Runtime's errors share no public base class
+        raise ExportError(f"ONNX Runtime must be able to load {path}, but failed: {_first_line(problem)}") from problem
+
+
+def run_session(session: "InferenceSession", images: Images, *, batch: int = 64) -> Images:
+    """The outputs (B, ...) of a network for images (B, C, H, W), a batch at a time; a fixed batch is filled up and cut."""
+    source = session.get_inputs()[0]
+    fixed = isinstance(source.shape[0], int)
+    size = source.shape[0] if fixed else batch
+    outputs = []
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        missing = size - len(part) if fixed else 0
+        filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
+        outputs.append(session.run(None, {source.name: filled})[0][: len(part)])
+    return np.concatenate(outputs)
+
+
+def verify_onnx(
+    path: Path | str,
+    model: nn.Module,
+    images: Images,
+    *,
+    tolerance: float = 1e-5,
+) -> dict[str, float]:
+    """Compare the file in ONNX Runtime with the network in torch, both on the CPU, on images (B, C, H, W).
+
+    Args:
+        path: the exported file.
+        model: the network it was made from; run on a copy in evaluation mode.
+        images: normalised as the network expects them.
+        tolerance: largest error allowed, as a share of the largest absolute output.
+
+    Returns:
+        max_abs_error, reference_scale (the largest absolute output) and tolerance (absolute).
+
+    Raises:
+        ExportError: an output differs by more, or is not finite.
+    """
+    reference = run_torch(model, images)
+    outputs = run_session(open_session(path), images)
+    return compare(outputs, reference, tolerance=tolerance)
+
+
+def run_torch(model: nn.Module, images: Images, *, batch: int = 64) -> Images:
+    """The outputs (B, ...) of a copy of ``model`` on the CPU in evaluation mode for images (B, C, H, W)."""
+    network = copy.deepcopy(model).cpu().float().eval()
+    with torch.inference_mode():
+        parts = [network(torch.from_numpy(images[start : start + batch])).numpy() for start in range(0, len(images), batch)]
+    return np.concatenate(parts)
+
+
+def compare(outputs: Images, reference: Images, *, tolerance: float) -> dict[str, float]:
+    """How far ``outputs`` are from ``reference``. Raises ExportError beyond ``tolerance`` x the largest |reference|."""
+    if outputs.shape != reference.shape:
+        raise ExportError(f"an exported network must give outputs of shape {reference.shape}, but gives {outputs.shape}")
+    scale = float(np.abs(reference).max())
+    error = float(np.abs(outputs.astype(np.float64) - reference).max())
+    if not error <= tolerance * scale:
+        raise ExportError(
+            f"an exported network must agree with torch within {tolerance * scale:.3g} ({tolerance:g} of the largest output "
+            f"{scale:.3g}), but differs by {error:.3g}"
+        )
+    return {"max_abs_error": error, "reference_scale": scale, "tolerance": tolerance * scale}

@@ -1,0 +1,1 @@
+"""nar_hw.latency."""

@@ -1,0 +1,319 @@
+"""Children as loaded networks, and their measurement: in turn, beside a reference, a few at a time.
+
+A network that runs in the calling thread alone is timed by that thread's own clock, which stands still while other programs
+have the core: on an idle machine it agrees with the wall clock, on a busy one it is the time the network would have taken.
+
+Shape legend: rounds = visits that are kept, repeats = runs of one visit.
+"""
+
+import itertools
+import math
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from nar_hw.errors import MeasurementError
+from nar_hw.latency.timing import check_samples, normalise, summarize
+from nar_hw.runtimes import RuntimeConfig, runtime_class
+from nar_hw.runtimes.base import Runtime
+from nar_hw.space import Arch, SearchSpace
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+Floats = npt.NDArray[np.float64]
+
+MEMORY = 2**30
+"""Bytes that loaded children may take together; a loaded network takes about 2.5 x its weights."""
+
+
+class ChildLoader:
+    """Loads children of a space in one runtime: ``loader(arch, profile)``; close it, or use it as a context.
+
+    Their weights do not matter and are those of the network where they fit. Runtimes that read ONNX files get them by
+    surgery on one export of the network.
+    """
+
+    def __init__(self, space: SearchSpace, config: RuntimeConfig) -> None:
+        self.space, self.config = space, config
+        self._runtime = runtime_class(config.runtime)
+        self._folder: Path | None = None
+        self._close: Callable[[], object] = lambda: None
+        if self._runtime.consumes == "onnx" and self._runtime.unavailable(config) is None:
+            from nar_hw.export.splice import ChildExporter  # pulls in onnx
+
+            self._exporter = ChildExporter(space, batch=(1, max(64, config.batch)))
+            self._folder = Path(tempfile.mkdtemp(prefix="nar_hw_"))
+            self._close = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._numbers = itertools.count()
+
+    def __call__(self, arch: Arch, profile: bool = False) -> Runtime:
+        """The child, loaded. Raises SpaceError, RuntimeUnavailableError."""
+        if self._folder is None:
+            return self._runtime(self.space.build(arch), self.space.input_shape, self.config, profile=profile)
+        path = self._folder / f"{next(self._numbers)}.onnx"
+        self._exporter.export(arch, path)
+        runtime = self._runtime(path, self.space.input_shape, self.config, profile=profile)
+        weakref.finalize(runtime, path.unlink, missing_ok=True)
+        return runtime
+
+    def close(self) -> None:
+        """Delete the files; may be called twice."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def child_loader(space: SearchSpace, config: RuntimeConfig) -> ChildLoader:
+    """What loads the children of ``space`` in the runtime of ``config``."""
+    return ChildLoader(space, config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildTimes:
+    """One child's times, at the speed that the machine had in the median over the whole measurement."""
+
+    whole: Floats
+    """(rounds,) ms end to end, the median of each visit."""
+    layers: dict[str, Floats]
+    """Node -> (rounds * repeats,) ms of each profiled run; empty unless profiled."""
+    producers: dict[str, list[str]]
+    """Node -> the nodes that it reads from; empty where the runtime does not tell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What `measure` found."""
+
+    children: dict[Arch, ChildTimes]
+    reference: Floats
+    """(visits,) ms of the network itself, as they were."""
+    clock: str
+    """"thread" or "wall": see Clock."""
+    rounds: int
+    """Visits of each child that were kept: the fewest over all children."""
+    doubts: tuple[str, ...]
+    """What is wrong with the times although they can be used."""
+
+
+def measure(
+    load: Callable[[Arch, bool], Runtime],
+    archs: Sequence[Arch],
+    reference: Runtime,
+    *,
+    at_once: int,
+    rounds: int,
+    profile: bool = False,
+    deadline: float = math.inf,
+    tick: Callable[[int], object] = lambda steps: None,
+) -> Measured:
+    """Time children end to end and, with ``profile``, node by node.
+
+    ``at_once`` of them are loaded together and visited in turn, ``rounds`` times (and once before, which is dropped); the
+    reference network is visited before and after each round, and every time is divided by how slow it just was.
+
+    Args:
+        load: makes a runtime of (arch, whether it is profiled).
+        archs: the children; one that comes twice is measured once.
+        reference: the network itself, loaded.
+        at_once: how many children may be loaded at the same time.
+        rounds: visits of each child; fewer, but at least two, when the deadline comes first.
+        profile: load each child a second time with the runtime's profiler on.
+        deadline: time.monotonic() at which to stop.
+        tick: called with the number of visits made; there are (rounds + 1) * (1 + profile) of each child.
+
+    Raises:
+        MeasurementError: times that are not positive, or that drift or split so that the reference does not cancel it.
+    """
+    distinct = list(dict.fromkeys(archs))
+    clock = Clock(reference)
+    repeats = _repeats(clock, reference)
+    batches = [distinct[start : start + at_once] for start in range(0, len(distinct), at_once)]
+    found = []
+    for left, batch in zip(range(len(batches), 0, -1), batches, strict=True):
+        now = time.monotonic()
+        found.append(_measure_batch(load, batch, reference, clock, rounds, repeats, profile, now + (deadline - now) / left, tick))
+    every = np.concatenate([batch.reference for batch in found])
+    speed = float(np.median(every))
+    children: dict[Arch, ChildTimes] = {}
+    for batch in found:
+        factor = speed / float(np.median(batch.reference))
+        for arch, times in batch.children.items():
+            layers = {name: values * factor for name, values in times.layers.items()}
+            children[arch] = ChildTimes(whole=times.whole * factor, layers=layers, producers=times.producers)
+    return Measured(
+        children=children,
+        reference=every,
+        clock=clock.name,
+        rounds=min(batch.rounds for batch in found),
+        doubts=tuple(dict.fromkeys(doubt for batch in found for doubt in batch.doubts)),
+    )
+
+
+class Clock:
+    """Times runs by the clock that suits a runtime: see the top of this file."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        """``runtime``: any loaded network in the runtime that is to be timed."""
+        fine = time.get_clock_info("thread_time").resolution <= 1e-6
+        own = type(runtime).time_ms is Runtime.time_ms and runtime.config.device_type == "cpu" and runtime.config.threads == 1
+        self.name = "thread" if fine and own and _in_calling_thread(runtime) else "wall"
+
+    def time_ms(self, runtime: Runtime, repeats: int) -> list[float]:
+        """Milliseconds of each of ``repeats`` runs."""
+        if self.name == "wall":
+            return runtime.time_ms(repeats)
+        times = []
+        for _ in range(repeats):
+            start = time.thread_time()
+            runtime.run()
+            runtime.synchronize()
+            times.append((time.thread_time() - start) * 1e3)
+        return times
+
+
+def _in_calling_thread(runtime: Runtime) -> bool:
+    runtime.run()
+    process, thread = time.process_time(), time.thread_time()
+    for _ in range(10):
+        runtime.run()
+        runtime.synchronize()
+    return time.thread_time() - thread > 0.9 * (time.process_time() - process)
+
+
+def _repeats(clock: Clock, reference: Runtime) -> int:
+    """Runs of one visit: about 12 ms, at least 5."""
+    clock.time_ms(reference, 3)
+    ms = summarize(clock.time_ms(reference, 3)).ms
+    return max(5, min(20, math.ceil(12 / ms)))
+
+
+def _measure_batch(
+    load: Callable[[Arch, bool], Runtime],
+    archs: Sequence[Arch],
+    reference: Runtime,
+    clock: Clock,
+    rounds: int,
+    repeats: int,
+    profile: bool,
+    deadline: float,
+    tick: Callable[[int], object],
+) -> Measured:
+    with ExitStack() as stack:
+        runtimes = [
+            stack.enter_context(closing(load(arch, profiled)))
+            for arch in archs
+            for profiled in ((False, True) if profile else (False,))
+        ]
+        visits, ends = [], []  # (items, repeats) each; (2, repeats) each
+        for turn in range(rounds + 1):
+            before = clock.time_ms(reference, repeats)
+            visit = []
+            for runtime in runtimes:
+                visit.append(clock.time_ms(runtime, repeats))
+                tick(1)
+            visits.append(visit)
+            ends.append((before, clock.time_ms(reference, repeats)))
+            if turn >= 2 and time.monotonic() > deadline:
+                tick((rounds - turn) * len(runtimes))
+                break
+        raw = np.array(visits[1:])  # (rounds, items, repeats)
+        for item, runtime in enumerate(runtimes):
+            _positive(runtime, archs[item // (1 + profile)], raw[:, item])
+        kept = typical(np.array(ends[1:]))  # (rounds, 2)
+        factors = normalise(np.ones(raw.shape[:2]), kept)  # (rounds, items)
+        whole = typical(raw) * factors
+        layers = [_layers(runtime, factors[:, item], repeats) if runtime.profile else {} for item, runtime in enumerate(runtimes)]
+        step = 1 + profile
+        children = {
+            arch: ChildTimes(
+                whole=whole[:, item], layers=layers[item + profile], producers=runtimes[item + 1].producers() if profile else {}
+            )
+            for arch, item in zip(archs, itertools.count(0, step), strict=False)
+        }
+        doubts = _doubts(runtimes[0].name, kept.ravel(), whole, raw)
+    return Measured(children=children, reference=kept.ravel(), clock=clock.name, rounds=len(raw), doubts=doubts)
+
+
+def typical(runs: Floats) -> Floats:
+    """(..., repeats) -> (...) ms: the median of the runs that took at most 1.3 x as long as the fastest of their visit.
+
+    Where another program took the core, a run takes several times as long; how often that happens is not the network's.
+    """
+    kept = np.where(_undisturbed(runs), runs, np.nan)
+    return np.asarray(np.nanmedian(kept, axis=-1), dtype=np.float64)
+
+
+def _undisturbed(runs: Floats) -> npt.NDArray[np.bool_]:
+    return np.asarray(runs <= 1.3 * runs.min(axis=-1, keepdims=True))
+
+
+def _positive(runtime: Runtime, arch: Arch, runs: Floats) -> None:
+    try:
+        summarize(runs.ravel())
+    except MeasurementError as problem:
+        raise MeasurementError(f"{runtime.name}, child {','.join(map(str, arch))}: {problem}") from None
+
+
+def _doubts(runtime: str, reference: Floats, whole: Floats, raw: Floats) -> tuple[str, ...]:
+    """What is wrong with usable times. Raises MeasurementError where the reference (visits,) does not cancel it.
+
+    whole (rounds, items) normalised, raw (rounds, items, repeats).
+    """
+    low, middle, high = np.quantile(whole, (0.1, 0.5, 0.9), axis=0)  # (items,)
+    spread = float(np.median((high - low) / middle))
+    doubts = []
+    try:
+        check_samples(f"{runtime}, the network itself", reference)
+    except MeasurementError as problem:
+        if spread > 0.3:
+            raise
+        doubts.append(str(problem))
+    if (share := float(1 - _undisturbed(raw).mean())) > 0.2:
+        doubts.append(
+            f"busy machine: {share:.0%} of the runs took over 1.3 times as long as the fastest beside them and were left out"
+        )
+    return tuple(doubts)
+
+
+def _layers(runtime: Runtime, factors: Floats, repeats: int) -> dict[str, Floats]:
+    """Node -> (rounds * (repeats - 1),) normalised ms; a visit's first run finds cold caches and is left out."""
+    runs = runtime.layer_ms()[-len(factors) * repeats :]
+    names = dict.fromkeys(name for run in runs for name in run)
+    if not names:
+        raise MeasurementError(f"{runtime.name}: its profile holds no nodes: use method regression or isolated")
+    table = np.array([[run.get(name, 0.0) for run in runs] for name in names])  # (nodes, rounds * repeats)
+    visits = table.reshape(len(names), len(factors), repeats)[:, :, 1:] * factors[:, None]
+    return {name: values.ravel() for name, values in zip(names, visits, strict=True)}
+
+
+def children_at_once(space: SearchSpace, sessions: int) -> int:
+    """How many children, each loaded ``sessions`` times, fit into MEMORY."""
+    weights = sum(parameter.nbytes for parameter in space.model.parameters())
+    return max(1, int(MEMORY / (2.5 * weights * sessions + 1)))
+
+
+class Steps:
+    """A bar for a known number of steps; silent without a progress display."""
+
+    def __init__(self, progress: "Progress | None", title: str, total: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task(title, total=total) if progress else None
+
+    def __call__(self, steps: int) -> None:
+        """Advance."""
+        if self._progress and self._task is not None:
+            self._progress.advance(self._task, steps)

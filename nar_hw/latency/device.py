@@ -1,0 +1,162 @@
+"""The fingerprint of a measurement: on what it was made, and whether another one was made on the same."""
+
+import datetime
+import os
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nar_hw.runtimes import RuntimeConfig, runtime_class
+
+# Instruction sets that decide which kernels a runtime picks
+_FLAGS = (
+    "sse4_1",
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "avx_vnni",
+    "avx512f",
+    "avx512bw",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_tile",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "asimdhp",
+    "asimddp",
+    "bf16",
+    "i8mm",
+    "sve",
+    "sve2",
+)
+
+MATTERS = ("device", "isa", "runtime", "runtime_version", "precision", "batch", "threads", "memory_format")
+"""Fields of a fingerprint in which two measurements must agree to be compared; of the version, major and minor."""
+
+
+def fingerprint(config: RuntimeConfig) -> dict[str, Any]:
+    """Everything about this machine that a latency depends on, as JSON values; None for what cannot be found out.
+
+    Keys: device (name of the CPU or GPU), kind ("cpu", "cuda" or "fake"), cpu, isa (those of its instruction sets that
+    runtimes choose kernels by), cores, compute_capability, driver, cuda, cudnn, runtime, runtime_version, precision,
+    batch, threads, memory_format, os, python, torch, versions (of all that the runtime stands on), date (UTC).
+
+    Raises UnknownNameError for an unknown runtime and RuntimeUnavailableError for one that is not installed.
+    """
+    import torch
+
+    versions = runtime_class(config.runtime).versions()
+    cpu, isa = _cpu()
+    gpu = _gpu(config) if config.device_type == "cuda" else {}
+    kind = "fake" if config.runtime == "fake" else config.device_type
+    return {
+        "device": {"fake": "fake device", "cpu": cpu, "cuda": gpu.get("name")}[kind],
+        "kind": kind,
+        "cpu": cpu,
+        "isa": isa,
+        "cores": _cores(),
+        "compute_capability": gpu.get("compute_capability"),
+        "driver": gpu.get("driver"),
+        "cuda": torch.version.cuda if kind == "cuda" else None,
+        "cudnn": gpu.get("cudnn"),
+        "runtime": config.runtime,
+        "runtime_version": next(iter(versions.values())),
+        "precision": config.precision,
+        "batch": config.batch,
+        "threads": config.threads,
+        "memory_format": config.memory_format,
+        "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "versions": versions,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def same_device(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """The fields of MATTERS in which two fingerprints differ; an unknown value equals nothing but another unknown one.
+
+    The CPU's instruction sets do not count for a measurement on a GPU.
+    """
+    fields = (field for field in MATTERS if field != "isa" or first.get("kind") == second.get("kind") == "cpu")
+    return [field for field in fields if _comparable(field, first.get(field)) != _comparable(field, second.get(field))]
+
+
+def device_slug(fingerprint: Mapping[str, Any]) -> str:
+    """The device's name for use in file names: lower case letters, digits and single hyphens."""
+    name = re.sub(r"\((r|tm|c)\)|\b(cpu|processor|nvidia|geforce)\b|@.*", " ", str(fingerprint.get("device")).lower())
+    return re.sub(r"[^a-z0-9]+", "-", name).strip("-") or "unknown-device"
+
+
+def _comparable(field: str, value: Any) -> Any:
+    if field == "runtime_version" and isinstance(value, str):
+        return ".".join(value.split("+")[0].split(".")[:2])
+    return value
+
+
+def _cpu() -> tuple[str | None, list[str] | None]:
+    """(model, instruction sets that matter) of this machine's CPU."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        return parse_cpuinfo(info.read_text(encoding="utf-8", errors="replace"))
+    return platform.processor() or None, None
+
+
+def parse_cpuinfo(text: str) -> tuple[str | None, list[str] | None]:
+    """(model, instruction sets that matter) from the text of /proc/cpuinfo.
+
+    Virtual machines name whole families of CPUs alike, so family, model and stepping follow the name.
+    """
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, separator, value = line.partition(":")
+        if separator:
+            fields.setdefault(key.strip().lower(), value.strip())
+    flags = (fields.get("flags") or fields.get("features") or "").split()
+    isa = [flag for flag in _FLAGS if flag in flags] if flags else None
+    numbers = [fields[key] for key in ("cpu family", "model", "stepping") if key in fields]
+    parts = [fields[key] for key in ("cpu implementer", "cpu part", "cpu variant") if key in fields]
+    name = fields.get("model name") or fields.get("hardware")
+    identity = " ".join(numbers and ["model", "-".join(numbers)]) or " ".join(parts and ["ARM", "-".join(parts)])
+    if name is None:
+        return identity or platform.processor() or None, isa
+    return f"{name} ({identity})" if identity else name, isa
+
+
+def _cores() -> int | None:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _gpu(config: RuntimeConfig) -> dict[str, Any]:
+    """Name, compute capability, driver and cuDNN of the config's GPU; empty when there is none."""
+    import torch
+
+    if not torch.cuda.is_available() or config.device_index >= torch.cuda.device_count():
+        return {}
+    properties = torch.cuda.get_device_properties(config.device_index)
+    cudnn: Any = torch.backends.cudnn  # untyped in torch
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "driver": _driver(),
+        "cudnn": None if cudnn.version() is None else str(cudnn.version()),
+    }
+
+
+def _driver() -> str | None:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    finally:
+        pynvml.nvmlShutdown()

@@ -1,0 +1,176 @@
+"""In-context profiles: the time of every operator inside real networks, from the runtime's per-layer times.
+
+Nodes are joined to slots by module path. Profiling slows each node down by about the same amount and whole runs by a few
+percent more, so the entries are calibrated on the same children run without it:
+
+    whole run = fixed + scale * (sum of node times - overhead * number of nodes)
+
+Shape legend: runs = (rounds * runs of a visit) of one child.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nar_hw.errors import MeasurementError
+from nar_hw.latency.children import ChildTimes, Measured
+from nar_hw.latency.schema import Entry
+from nar_hw.operators import OpSpec
+from nar_hw.space import Arch, SearchSpace, Site
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a method makes of its measurements."""
+
+    entries: dict[OpSpec, Entry]
+    fixed_ms: float
+    details: dict[str, float]
+    """What the table's "method" says beside the common fields."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Context:
+    """One operator call in one child."""
+
+    ms: float
+    """Sum of its nodes' interquartile means: single nodes are short enough to be disturbed seldom."""
+    runs: Floats
+    """(runs,) ms."""
+    nodes: float
+    """How many nodes of the profile it is made of."""
+
+
+def estimate(space: SearchSpace, measured: Measured) -> Estimate:
+    """Entries per operator spec, pooled over slots and children.
+
+    Raises MeasurementError when an operator has no node in the profile: its names do not join to module paths.
+    """
+    join = Join(space)
+    contexts: dict[OpSpec, list[_Context]] = defaultdict(list)
+    for arch, times in measured.children.items():
+        for spec, context in _contexts(space, arch, join.nodes(times)):
+            contexts[spec].append(context)
+    silent = [spec.operator for spec, found in contexts.items() if not all(context.nodes for context in found)]
+    if silent:
+        raise MeasurementError(
+            f"the profile has no node for operator {silent[0]}: use method regression, which needs no per-layer times"
+        )
+    raw = {spec: mean_of_middle([context.ms for context in found]) for spec, found in contexts.items()}
+    nodes = {spec: float(np.mean([context.nodes for context in found])) for spec, found in contexts.items()}
+    whole = np.array([np.median(times.whole) for times in measured.children.values()])
+    used = [[spec for _, _, spec in space.specs(arch)] for arch in measured.children]
+    smallest = min(raw[spec] / nodes[spec] for spec in raw)
+    smallest = min([smallest, *(mean_of_middle(runs) for times in measured.children.values() for runs in times.layers.values())])
+    fixed, scale, overhead = calibrate(
+        whole,
+        np.array([sum(raw[spec] for spec in specs) for specs in used]),
+        np.array([sum(nodes[spec] for spec in specs) for specs in used]),
+        smallest,
+    )
+    entries = {
+        spec: _entry(spec, scale * raw[spec] - overhead * nodes[spec], found, scale, overhead * nodes[spec])
+        for spec, found in contexts.items()
+    }
+    return Estimate(entries=entries, fixed_ms=fixed, details={"scale": scale, "overhead_ms": overhead})
+
+
+class Join:
+    """Which site a node of a profile belongs to."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._owners: dict[str, str] = {}
+        for slot in space.slots:
+            for site in slot.sites:
+                for path in (site.conv, *site.aliases, *([site.norm] if site.norm else [])):
+                    self._owners[path] = site.conv
+
+    def site(self, node: str) -> str | None:
+        """The site (its conv's path) whose operator or norm the node "<module path>/<operation>" is part of."""
+        path = node.rpartition("/")[0]
+        while path:
+            if path in self._owners:
+                return self._owners[path]
+            path = path.rpartition(".")[0]
+        return None
+
+    def nodes(self, times: ChildTimes) -> dict[str, list[Floats]]:
+        """Site -> times (runs,) of each of its nodes."""
+        found: dict[str, list[Floats]] = defaultdict(list)
+        for node, runs in times.layers.items():
+            if (site := self.site(node)) is not None:
+                found[site].append(runs)
+        return found
+
+
+def _contexts(space: SearchSpace, arch: Arch, nodes: Mapping[str, Sequence[Floats]]) -> Iterable[tuple[OpSpec, _Context]]:
+    calls: dict[str, list[OpSpec]] = defaultdict(list)
+    sites: dict[str, Site] = {}
+    for _, site, spec in space.specs(arch):
+        calls[site.conv].append(spec)
+        sites[site.conv] = site
+    for path, specs in calls.items():
+        found = nodes.get(path, [])
+        ms = sum(map(mean_of_middle, found))
+        runs = np.sum(found, axis=0) if found else np.zeros(1)
+        areas = [spec.h * spec.w for spec in specs]
+        for spec, area in zip(specs, areas, strict=True):
+            # A convolution that runs at several sizes has one time: it is shared out by the area of each call.
+            share = area / sum(areas)
+            yield spec, _Context(ms=ms * share, runs=runs * share, nodes=len(found) / len(specs))
+
+
+def _entry(spec: OpSpec, ms: float, found: Sequence[_Context], scale: float, off: float) -> Entry:
+    every = np.concatenate([context.runs for context in found]) * scale - off
+    p10, p90 = (max(float(value), ms / 10) for value in np.quantile(every, (0.1, 0.9)))
+    means = [context.ms * scale for context in found]
+    return Entry(spec=spec, ms=ms, p10=p10, p90=p90, n=len(every), rel=half_width(means, ms))
+
+
+def half_width(values: Sequence[float], ms: float) -> float | None:
+    """Half-width of the 95 % confidence interval of the mean of ``values``, relative to ``ms``; None for one value."""
+    if len(values) < 2:
+        return None
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)) / ms)
+
+
+def mean_of_middle(values: Sequence[float] | Floats) -> float:
+    """The interquartile mean: not moved by outliers, and finer than the whole microseconds that a profiler may count in."""
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    cut = len(ordered) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
+
+
+def calibrate(whole: Floats, nodes_ms: Floats, nodes: Floats, smallest_ms: float) -> tuple[float, float, float]:
+    """(fixed, scale, overhead) with whole = fixed + scale * nodes_ms - overhead * nodes, over children (children,).
+
+    Least squares at an assumed noise of 1 % with the prior scale = 1 +- 0.1, so that few children do not run away with
+    it; the overhead lies between 0 and 0.9 x the smallest node, which keeps every entry positive.
+    """
+    noise = 0.01 * float(whole.mean())
+    ones = np.ones_like(whole)
+    # The unknown is scale - 1, so that its prior is 0.
+    columns = {"fixed": ones, "scale": nodes_ms, "overhead": -nodes}
+
+    def solve(overhead: float | None) -> tuple[float, float, float]:
+        names = ["fixed", "scale"] + (["overhead"] if overhead is None else [])
+        left = np.stack([columns[name] for name in names], axis=1) / noise
+        right = (whole - nodes_ms + (overhead or 0.0) * nodes) / noise
+        prior = np.zeros((1, len(names)))
+        prior[0, 1] = 1 / 0.1
+        found = np.linalg.lstsq(np.concatenate([left, prior]), np.append(right, 0.0), rcond=None)[0]
+        return float(found[0]), 1 + float(found[1]), float(found[2]) if overhead is None else overhead
+
+    fixed, scale, overhead = solve(None)
+    most = 0.9 * smallest_ms * min(scale, 1.0)
+    if not 0 <= overhead <= most:
+        fixed, scale, overhead = solve(min(max(overhead, 0.0), most))
+        overhead = min(overhead, 0.9 * smallest_ms * scale)
+    return fixed, scale, overhead

@@ -1,0 +1,332 @@
+"""The latency table: what each operator of each slot costs on one device, and the predictions made from it.
+
+Shape legend: an arch holds one operator code per slot; a batch of archs is (N, slots); a matrix is (slots, codes).
+"""
+
+import hashlib
+import json
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from nar_hw import __version__
+from itertools import combinations
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from nar_hw.errors import MissingEntryError, SpaceError, TableError, TableMismatchError
+from nar_hw.files import read_json, write_text
+from nar_hw.latency.schema import SCHEMA, Entry, Reader, TableSlot, entry_to_json, to_text
+from nar_hw.space import Manner, SearchSpace
+
+Floats = npt.NDArray[np.float64]
+Codes = npt.NDArray[Any]
+
+_CHUNK = 1 << 15  # archs predicted at a time: their codes stay in the cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyTable:
+    """Latency of every child of one search space as a sum: ``fixed_ms`` plus one entry per operator call."""
+
+    model: str
+    """What was given as --model."""
+    input_shape: tuple[int, int, int]
+    """(C, H, W) of one image."""
+    manner: Manner
+    operators: tuple[str, ...]
+    """Code -> name, as in the space that was profiled."""
+    slots: tuple[TableSlot, ...]
+    entries: tuple[Entry, ...]
+    fixed_ms: float
+    """Everything outside the slots."""
+    incumbent_ms: float
+    """The network itself, measured end to end."""
+    fingerprint: dict[str, Any]
+    """Device, runtime and conditions (latency/device.py)."""
+    method: dict[str, Any]
+    """How it was measured: name, children, rounds, seconds, seed and what the method adds."""
+    validation: dict[str, Any] | None = None
+    """Predictions against measurements on held-out children (latency/validate.py)."""
+    notes: tuple[str, ...] = ()
+    nar_hw: str = field(default_factory=lambda: __version__)
+    """Version that measured it."""
+
+    @classmethod
+    def load(cls, path: Path | str) -> "LatencyTable":
+        """Read a table. Raises TableError, in one line, for a file that is not a whole and valid table."""
+        content = read_json(Path(path), what="latency table", error=TableError)
+        table = cls(**Reader(str(path)).content(content))
+        if table.bounds()[0] <= 0:
+            raise TableError(
+                f"latency table {path}: the fastest arch must take more than 0 ms, but takes {table.bounds()[0]:.4g} ms"
+            )
+        return table
+
+    def save(self, path: Path | str) -> None:
+        """Write the table atomically, one entry a line."""
+        write_text(Path(path), to_text(self.to_json()))
+
+    def to_json(self) -> dict[str, Any]:
+        """The file's content."""
+        slots = [
+            {
+                "name": slot.name,
+                "incumbent": slot.incumbent,
+                "candidates": {name: list(calls) for name, calls in slot.candidates.items()},
+            }
+            for slot in self.slots
+        ]
+        return {
+            "schema": SCHEMA,
+            "nar_hw": self.nar_hw,
+            "model": self.model,
+            "input_shape": list(self.input_shape),
+            "manner": self.manner,
+            "operators": list(self.operators),
+            "fingerprint": self.fingerprint,
+            "method": self.method,
+            "fixed_ms": self.fixed_ms,
+            "incumbent_ms": self.incumbent_ms,
+            "slots": slots,
+            "entries": [entry_to_json(entry) for entry in self.entries],
+            "validation": self.validation,
+            "notes": list(self.notes),
+        }
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) of all that predictions and their conditions depend on: everything but validation and notes."""
+        content = {key: value for key, value in self.to_json().items() if key not in ("validation", "notes")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def matrix(self) -> Floats:
+        """(slots, codes) milliseconds; NaN where the table has no entry."""
+        matrix = np.full((len(self.slots), len(self.operators)), np.nan)
+        for row, slot in enumerate(self.slots):
+            for operator, calls in slot.candidates.items():
+                matrix[row, self.operators.index(operator)] = sum(self.entries[index].ms for index in calls)
+        matrix.setflags(write=False)
+        return matrix
+
+    @overload
+    def predict(self, archs: Tensor) -> Tensor: ...
+    @overload
+    def predict(self, archs: Codes | Sequence[Sequence[int]]) -> Floats: ...
+    @overload
+    def predict(self, archs: Sequence[int]) -> float: ...
+    def predict(self, archs: Tensor | Codes | Sequence[Sequence[int]] | Sequence[int]) -> Tensor | Floats | float:
+        """Milliseconds of one arch (a float) or of a batch (N, slots) (an array (N,), or a tensor for a tensor).
+
+        Raises:
+            SpaceError: wrong number of codes, or a code that is not in the vocabulary.
+            MissingEntryError: the table has no entry for an operator that is used.
+        """
+        codes: Codes = archs.detach().cpu().numpy() if isinstance(archs, Tensor) else np.asarray(archs)
+        if codes.ndim not in (1, 2) or codes.shape[-1] != len(self.slots):
+            raise SpaceError(f"archs must be (slots,) or (N, slots) with {len(self.slots)} slots, but got shape {codes.shape}")
+        if codes.dtype.kind not in "iu":
+            raise SpaceError(f"archs must hold integer codes, but got {codes.dtype}")
+        predicted = self._sums(np.atleast_2d(codes))
+        if codes.ndim == 1:
+            return float(predicted[0])
+        return torch.from_numpy(predicted).to(archs.device) if isinstance(archs, Tensor) else predicted
+
+    def _sums(self, codes: Codes) -> Floats:
+        vocabulary = len(self.operators)
+        if codes.size and not (codes.min() >= 0 and codes.max() < vocabulary):
+            wrong = codes[(codes < 0) | (codes >= vocabulary)][0]
+            raise SpaceError(f"operator codes must lie between 0 and {vocabulary - 1}, but got {wrong}")
+        predicted: Floats = np.empty(len(codes))
+        flat = self.matrix.ravel()
+        rows = np.arange(len(self.slots), dtype=np.intp) * vocabulary
+        for start in range(0, len(codes), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            predicted[chunk] = flat.take(codes[chunk] + rows).sum(axis=1)  # (n, slots) -> (n,)
+        if np.isnan(predicted).any():
+            cells = np.isnan(self.matrix)
+            used = np.zeros_like(cells)
+            used[np.broadcast_to(np.arange(len(self.slots)), codes.shape), codes] = True
+            raise self.missing(used & cells)
+        return predicted + self.fixed_ms
+
+    def predict_probabilities(self, probabilities: Tensor) -> Tensor:
+        """Expected milliseconds (...) for operator probabilities (..., slots, codes); differentiable in them.
+
+        Raises SpaceError for another shape, MissingEntryError where an operator without an entry is possible.
+        """
+        if tuple(probabilities.shape[-2:]) != self.matrix.shape:
+            raise SpaceError(
+                f"probabilities must be (..., slots, codes) = (..., {self.matrix.shape}), but got {tuple(probabilities.shape)}"
+            )
+        gaps = torch.from_numpy(np.isnan(self.matrix)).to(probabilities.device)
+        possible = (probabilities.detach() > 0) & gaps
+        if possible.any():
+            raise self.missing(possible.reshape(-1, *gaps.shape).any(0).cpu().numpy())
+        costs = torch.from_numpy(np.nan_to_num(self.matrix)).to(probabilities)
+        return (probabilities * costs).sum((-2, -1)) + self.fixed_ms
+
+    def missing(self, cells: npt.NDArray[np.bool_]) -> MissingEntryError:
+        """The error that lists the entries wanted at ``cells`` (slots, codes) and the command that measures them."""
+        wanted = {
+            slot.name: [self.operators[code] for code in np.flatnonzero(row)]
+            for slot, row in zip(self.slots, cells, strict=True)
+            if row.any()
+        }
+        return self._missing(wanted)
+
+    def _missing(self, wanted: Mapping[str, Sequence[str]]) -> MissingEntryError:
+        listed = "; ".join(f"{slot}: {', '.join(names)}" for slot, names in wanted.items())
+        names = dict.fromkeys(name for slot in self.slots for name in slot.candidates)
+        names.update(dict.fromkeys(name for missing in wanted.values() for name in missing))
+        count = sum(map(len, wanted.values()))
+        command = self.profile_command(
+            sorted(names, key=lambda name: self.operators.index(name) if name in self.operators else -1)
+        )
+        return MissingEntryError(
+            f"the latency table has no entry for {count} operator{'s' * (count > 1)} ({listed}): measure with `{command}`"
+        )
+
+    def profile_command(self, operators: Iterable[str]) -> str:
+        """The command that measures this table anew with ``operators`` as candidates."""
+        words = ["nar-hw", "profile", "--model", self.model, "--input", "x".join(map(str, self.input_shape))]
+        words += ["--manner", self.manner, "--operators", ",".join(name for name in operators if name != "incumbent")]
+        for name in ("runtime", "precision", "batch", "threads"):
+            if name in self.fingerprint:
+                words += [f"--{name}", str(self.fingerprint[name])]
+        return shlex.join([*words, "-o", "table.json"])
+
+    def bounds(self) -> tuple[float, float]:
+        """(fastest, slowest) milliseconds of any arch; exact, since the latency is a sum over slots."""
+        return (
+            self.fixed_ms + float(np.nanmin(self.matrix, axis=1).sum()),
+            self.fixed_ms + float(np.nanmax(self.matrix, axis=1).sum()),
+        )
+
+    def count_under(self, target_ms: float, *, resolution: float | None = None) -> int:
+        """How many archs take at most ``target_ms``, by dynamic programming over the slots.
+
+        Each entry is counted in whole steps of ``resolution`` ms (default: 1/20,000 of the range) above the fastest
+        operator of its slot. Exact when the differences are multiples of the step; else right for a target that is off by
+        at most half a step per slot. Always exact: 0 below the fastest arch, at least 1 at it, all archs at the slowest.
+        """
+        fastest, slowest = self.bounds()
+        sizes = [len(slot.candidates) for slot in self.slots]
+        if target_ms < fastest:
+            return 0
+        if target_ms >= slowest:
+            return math.prod(sizes)
+        step = (slowest - fastest) / 20_000 if resolution is None else resolution
+        if not step > 0:
+            raise TableError(f"resolution must be a positive number of milliseconds, but got {resolution}")
+        budget = math.floor((target_ms - fastest) / step + 1e-6)
+        counts = np.zeros(budget + 1, dtype=object)  # Python's integers: 4 ** 53 archs do not fit in 64 bits
+        counts[0] = 1
+        for row in self.matrix:
+            costs = np.rint((row[~np.isnan(row)] - np.nanmin(row)) / step).astype(np.int64)
+            total = np.zeros_like(counts)
+            for cost in costs[costs <= budget]:
+                total[cost:] += counts[: budget + 1 - cost]
+            counts = total
+        return int(counts.sum())
+
+    def ties(self) -> dict[str, list[tuple[str, str]]]:
+        """Slot -> pairs of operators that cannot be told apart: they differ by less than their 95 % intervals together."""
+        tied: dict[str, list[tuple[str, str]]] = {}
+        for slot in self.slots:
+            calls = {name: [self.entries[index] for index in indices] for name, indices in slot.candidates.items()}
+            ms = {name: sum(entry.ms for entry in entries) for name, entries in calls.items()}
+            # The calls of one operator may share an entry, so their errors add up.
+            width = {name: sum((entry.rel or 0.0) * entry.ms for entry in entries) for name, entries in calls.items()}
+            pairs = [(a, b) for a, b in combinations(calls, 2) if abs(ms[a] - ms[b]) <= math.hypot(width[a], width[b])]
+            if pairs:
+                tied[slot.name] = pairs
+        return tied
+
+    def check(
+        self,
+        space: SearchSpace,
+        fingerprint: Mapping[str, Any] | None = None,
+        *,
+        model: str | None = None,
+        allow_mismatch: bool = False,
+    ) -> list[str]:
+        """Whether the table speaks of ``space`` and, where given, of this device and model; it may hold more operators.
+
+        Args:
+            space: the search space that is to be predicted.
+            fingerprint: of the device and conditions at hand (latency/device.py).
+            model: the model's name.
+            allow_mismatch: return differences of device, conditions and model instead of raising them.
+
+        Returns:
+            The differences that were allowed, one text each.
+
+        Raises:
+            TableMismatchError: names every field that differs, with both values.
+            MissingEntryError: the space has operators for which the table has no entry.
+        """
+        structure = self._structure(space)
+        if structure:
+            raise TableMismatchError(
+                f"the latency table was measured for another search space: {'; '.join(structure)}: "
+                "use the table's model and slots, or measure this one with nar-hw profile"
+            )
+        wanted = {
+            slot.name: [space.operators[code] for code in slot.candidates if space.operators[code] not in own.candidates]
+            for slot, own in zip(space.slots, self.slots, strict=True)
+        }
+        if any(wanted.values()):
+            raise self._missing({name: names for name, names in wanted.items() if names})
+        differences = [] if model in (None, self.model) else [f"model is {self.model} in the table, {model} here"]
+        if fingerprint is not None:
+            from nar_hw.latency.device import same_device
+
+            differences += [
+                f"{name} is {self.fingerprint.get(name)} in the table, {fingerprint.get(name)} here"
+                for name in same_device(self.fingerprint, fingerprint)
+            ]
+        if differences and not allow_mismatch:
+            raise TableMismatchError(
+                f"the latency table was measured under other conditions: {'; '.join(differences)}: "
+                "measure a table here with nar-hw profile, or pass --allow-mismatch"
+            )
+        return differences
+
+    def _structure(self, space: SearchSpace) -> list[str]:
+        differences = [
+            f"{name} is {mine} in the table, {theirs} here"
+            for name, mine, theirs in (
+                ("input", "x".join(map(str, self.input_shape)), "x".join(map(str, space.input_shape))),
+                ("manner", self.manner, space.manner),
+                ("number of slots", len(self.slots), len(space.slots)),
+            )
+            if mine != theirs
+        ]
+        for own, slot in zip(self.slots, space.slots, strict=False):
+            if own.name != slot.name:
+                differences.append(f"slot is {own.name} in the table, {slot.name} here")
+                break
+            for code in slot.candidates:
+                name = space.operators[code]
+                if name not in own.candidates:
+                    continue
+                if self.operators.index(name) != code:
+                    differences.append(f"code of operator {name} is {self.operators.index(name)} in the table, {code} here")
+                    break
+                mine = [self.entries[index].spec for index in own.candidates[name]]
+                theirs = [spec for site in slot.sites for spec in space.site_specs(site, code)]
+                if mine != theirs:
+                    shown = [" ".join(json.dumps(spec.to_json()) for spec in specs) for specs in (mine, theirs)]
+                    differences.append(f"{name} in {slot.name} is {shown[0]} in the table, {shown[1]} here")
+                    break
+            if len(differences) > 3:
+                break
+        return differences

@@ -1,0 +1,144 @@
+"""Networks of others: torchvision's and timm's by name, a user's by file and function."""
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import torchvision
+from torch import nn
+
+from nar_hw.errors import ModelError, unknown_name
+
+Builder = Callable[..., nn.Module]
+
+
+def torchvision_classifiers() -> list[str]:
+    """The names of torchvision's image classifiers."""
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names
+
+
+def torchvision_builder(name: str) -> Builder:
+    """Builds torchvision's classifier ``name``, its first convolution replaced for other than 3 channels."""
+    return partial(_torchvision, name)
+
+
+def _torchvision(name: str, *, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    # Auxiliary heads make a network return tuples while it trains; without them it is a plain classifier.
+    options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    if input_shape[0] != 3:
+        _replace_first_convolution(network, input_shape[0])
+    return network
+
+
+def _replace_first_convolution(network: nn.Module, channels: int) -> None:
+    path, conv = next((path, module) for path, module in network.named_modules() if isinstance(module, nn.Conv2d))
+    fresh = nn.Conv2d(
+        channels,
+        conv.out_channels,
+        conv.kernel_size,  # type: ignore[arg-type]  # torch types it as tuple[int, ...]
+        conv.stride,  # type: ignore[arg-type]
+        conv.padding,  # type: ignore[arg-type]
+        bias=conv.bias is not None,
+    )
+    nn.init.kaiming_normal_(fresh.weight, mode="fan_out", nonlinearity="relu")
+    network.set_submodule(path, fresh)
+
+
+def timm_builder(name: str) -> Builder:
+    """Builds timm's network ``name``. Raises ModelError where timm is not installed, UnknownNameError for a name it lacks."""
+    try:
+        import timm
+    except ImportError:
+        raise ModelError(f"model 'timm:{name}' needs timm, which is not installed: pip install 'nar-hw[timm]'") from None
+    if not timm.is_model(name):
+        raise unknown_name("model", f"timm:{name}", [f"timm:{known}" for known in timm.list_models()])
+
+    def build(*, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        network: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=input_shape[0])
+        return network
+
+    return build
+
+
+def file_builder(name: str) -> Builder:
+    """Builds what a user's function returns; ``name`` is ``path/to/file.py:function``.
+
+    The function gets those of the keyword arguments ``input_shape`` and ``num_classes`` that it accepts. The file's folder
+    can be imported from while it runs. Raises ModelError when the file or the function is missing, raises, or returns
+    something else than an nn.Module.
+    """
+    file, _, attribute = name.rpartition(":")
+    path = Path(file)
+    if not name.rpartition(":")[0].endswith(".py") or not attribute:
+        raise ModelError(f"a model of yours is named path/to/file.py:function, but got {name!r}: add the function")
+    if not path.is_file():
+        raise ModelError(f"model {name!r} must name a Python file, but {path} does not exist")
+
+    def build(*, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        with _importable(path.resolve().parent):
+            function = _function(_load(path, name), attribute, name)
+            given = {"input_shape": input_shape, "num_classes": num_classes}
+            try:
+                network = function(**_accepted(function, given))
+            except Exception as problem:
+                raise ModelError(f"model {name!r} must build, but {attribute}() raised {_one_line(problem)}") from problem
+        if not isinstance(network, nn.Module):
+            raise ModelError(f"model {name!r} must return an nn.Module, but {attribute}() returned a {type(network).__name__}")
+        return network
+
+    return build
+
+
+def _load(path: Path, name: str) -> ModuleType:
+    key = f"nar_hw_model_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(key, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[key] = module  # dataclasses and pickle look their classes' module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as problem:
+        del sys.modules[key]
+        raise ModelError(f"model {name!r} must import, but {path} raised {_one_line(problem)}") from problem
+    return module
+
+
+def _function(module: ModuleType, attribute: str, name: str) -> Builder:
+    function = getattr(module, attribute, None)
+    if function is None:
+        raise ModelError(f"model {name!r} must name a function, but its file has no {attribute!r}")
+    if isinstance(function, nn.Module) or not callable(function):
+        kind = "network" if isinstance(function, nn.Module) else type(function).__name__
+        raise ModelError(f"model {name!r} must name a function that returns a network, but {attribute!r} is a {kind}")
+    builder: Builder = function
+    return builder
+
+
+def _accepted(function: Builder, given: dict[str, object]) -> dict[str, object]:
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return given
+    by_keyword = {parameter.name for parameter in parameters if parameter.kind is not parameter.POSITIONAL_ONLY}
+    return {key: value for key, value in given.items() if key in by_keyword}
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _one_line(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {' '.join(str(problem).split())}"

@@ -1,0 +1,69 @@
+"""Weights from a file into a network: safetensors or a torch file, tensors only, nothing is executed."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nar_hw.errors import ModelError
+
+# Heads that torchvision trained its googlenet and inception_v3 with; the networks built here have none.
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+
+
+def load_weights(network: nn.Module, path: Path, *, name: str = "the network") -> None:
+    """Load the state dict in ``path`` (a .safetensors file, or one written by torch.save) into ``network``; all must fit.
+
+    A checkpoint that keeps the state dict under the key "state_dict" is read too. Raises ModelError in one line when the
+    file is missing or damaged, holds anything but tensors, or does not fit.
+    """
+    state = _read(path)
+    expected = network.state_dict()
+    if not any(key.startswith(AUXILIARY) for key in expected):
+        state = {key: value for key, value in state.items() if not key.startswith(AUXILIARY)}
+    shared = {value.data_ptr() for key, value in expected.items() if key in state}
+    problems = [
+        # safetensors keeps one of the names of a tensor that several modules share
+        *(f"{key} is missing from the file" for key in expected if key not in state and expected[key].data_ptr() not in shared),
+        *(f"{key} of the file is not in the network" for key in state if key not in expected),
+        *(
+            f"{key} is {_shape(state[key])} in the file and {_shape(value)} in the network"
+            for key, value in expected.items()
+            if key in state and state[key].shape != value.shape
+        ),
+    ]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ModelError(f"the weights in {path} must fit {name}, but {problems[0]}{more}")
+    network.load_state_dict(state, strict=False)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ModelError(f"weights file {path} does not exist")
+    try:
+        content = _safetensors(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ModelError(
+            f"weights file {path} must hold tensors only, but is damaged or holds other objects: save model.state_dict()"
+        ) from None
+    except Exception as problem:  # what torch raises for a damaged file depends on where the damage is
+        reason = " ".join(f"{type(problem).__name__}: {problem}".split())
+        raise ModelError(f"weights file {path} cannot be read, it is damaged: {reason}") from problem
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ModelError(f"weights file {path} must hold a state dict (names and tensors): save model.state_dict()")
+    return content
+
+
+def _safetensors(path: Path) -> Any:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a scalar"

@@ -1,0 +1,212 @@
+"""The steps between files: what `nar-hw search`, `train`, `export`, `bench` and `demo` do, from Python."""
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress
+
+from nar_hw import __version__
+from nar_hw.benchmark import measure_children
+from nar_hw.data import load_data
+from nar_hw.errors import RunError, UserError
+from nar_hw.export.bundle import export_bundle
+from nar_hw.flops import SpaceCounts
+from nar_hw.latency.device import fingerprint, same_device
+from nar_hw.latency.table import LatencyTable
+from nar_hw.runs import Child, ModelInfo, read_arch
+from nar_hw.runtimes import RuntimeConfig
+from nar_hw.search.loop import SearchConfig, SearchResult, search
+from nar_hw.space import Arch, SearchSpace
+from nar_hw.tasks import ClassificationTask
+from nar_hw.training import Recipe, set_seed, train, two_phase
+
+
+def versions() -> dict[str, str]:
+    """nar_hw, Python and torch."""
+    return {"nar_hw": __version__, "python": platform.python_version(), "torch": torch.__version__}
+
+
+def load_task(data: str, *, root: Path | None = None, device: str = "cpu") -> ClassificationTask:
+    """A data set as a task. Raises UnknownNameError or DataError."""
+    return ClassificationTask(load_data(data, root=root), device)
+
+
+def runtime_config(table: LatencyTable) -> RuntimeConfig:
+    """The conditions under which a table was measured."""
+    return RuntimeConfig(**{name: table.fingerprint[name] for name in RuntimeConfig.__dataclass_fields__})
+
+
+def device_meter(
+    space: SearchSpace, table: LatencyTable, progress: Progress | None = None
+) -> Callable[[Sequence[Arch]], list[float]] | None:
+    """What measures archs under the table's conditions, in the table's own milliseconds; None where its device is not this one.
+
+    The network itself is measured in the same rounds: dividing by its time and multiplying by the table's removes what the
+    machine has become slower or faster since.
+    """
+    config = runtime_config(table)
+    try:
+        here = fingerprint(config)
+    except UserError:
+        return None
+    if same_device(table.fingerprint, here):
+        return None
+
+    def measure(archs: Sequence[Arch]) -> list[float]:
+        measured = measure_children(space, list(archs), config, progress=progress)
+        return [ms * table.incumbent_ms / measured.incumbent_ms for ms in measured.ms]
+
+    return measure
+
+
+def search_run(
+    info: ModelInfo,
+    data: str,
+    table: LatencyTable,
+    *,
+    target_ms: float,
+    out: Path,
+    config: SearchConfig,
+    data_root: Path | None = None,
+    device: str = "cpu",
+    resume: bool = False,
+    allow_mismatch: bool = False,
+    progress: Progress | None = None,
+) -> SearchResult:
+    """Search and write ``out``/run.json. Raises TargetError, TableMismatchError and what `nar_hw.search` raises."""
+    task = load_task(data, root=data_root, device=device)
+    info = _fitted(info, task)
+    set_seed(config.seed)
+    space = info.space()
+    return search(
+        space,
+        task,
+        table,
+        target_ms=target_ms,
+        config=config,
+        out=out,
+        resume=resume,
+        progress=progress,
+        measure=device_meter(space, table, progress),
+    )
+
+
+def _fitted(info: ModelInfo, task: ClassificationTask) -> ModelInfo:
+    """``info`` with the data's number of classes. Raises UserError when the image shapes differ."""
+    if info.input_shape != task.input_shape:
+        asked, own = ("x".join(map(str, shape)) for shape in (info.input_shape, task.input_shape))
+        raise UserError(f"the model's input must be the data's image shape, but got --input {asked} for images of {own}")
+    return replace(info, num_classes=task.num_classes)
+
+
+def train_child(
+    info: ModelInfo,
+    arch: Sequence[str | int] | None,
+    data: str,
+    *,
+    out: Path,
+    recipe: Recipe,
+    seed: int = 0,
+    baseline: Path | None = None,
+    data_root: Path | None = None,
+    device: str = "cpu",
+    table: LatencyTable | None = None,
+    target_ms: float | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Child:
+    """Train one child and write it to ``out``: child.json, weights.safetensors, history.json and a checkpoint.
+
+    Args:
+        arch: operator names or codes; None for the network itself.
+        baseline: folder of a trained child whose weights are inherited where they fit; None trains from scratch.
+        table, target_ms: kept in child.json with the table's prediction.
+
+    Raises:
+        SpaceError: the arch does not fit the space.
+        RunError: ``out`` cannot be resumed, or the baseline is of another network.
+        TrainingError: the training diverged.
+    """
+    task = load_task(data, root=data_root, device=device)
+    info = _fitted(info, task)
+    set_seed(seed)
+    space = info.space()
+    codes = space.incumbent if arch is None else space.parse(arch)
+    child = space.build(codes)
+    if baseline is None:
+        train(child, task, recipe, out=out, seed=seed, resume=resume, progress=progress)
+    else:
+        trained = Child.load(baseline)
+        if replace(trained.model, manner=info.manner, operators=info.operators) != info:
+            raise RunError(f"{baseline} must hold the trained {info.name} for the same images, but holds {trained.model}")
+        fresh = space.inherit(child, trained.network(baseline))
+        two_phase(child, task, recipe, new=fresh, out=out, seed=seed, resume=resume, progress=progress)
+    counts = SpaceCounts(space).count(codes)
+    found = Child(
+        model=info,
+        arch=space.names(codes),
+        data=data,
+        recipe=recipe.to_json(),
+        seed=seed,
+        init="scratch" if baseline is None else "inherited",
+        accuracy={split: task.evaluate(child, split) for split in ("valid", "test")},
+        params=counts.params,
+        flops=counts.flops,
+        pool_ops=counts.pool_ops,
+        predicted_ms=None if table is None else table.predict(codes),
+        target_ms=target_ms,
+        mean=task.data.mean,
+        std=task.data.std,
+        classes=task.data.classes,
+        versions=versions(),
+    )
+    found.save(out, child)
+    return found
+
+
+def find_arch(text: str) -> tuple[ModelInfo | None, tuple[str, ...], dict[str, Any]]:
+    """What --arch names: a search folder (its model, arch and run.json) or codes and names (no model)."""
+    if Path(text).is_dir():
+        return read_arch(Path(text))
+    return None, tuple(text.split(",")), {}
+
+
+def export_child(
+    folder: Path,
+    out: Path,
+    *,
+    targets: Sequence[str] = ("onnx",),
+    precisions: Sequence[str] = ("fp32",),
+    batch: tuple[int, int] = (1, 64),
+    data_root: Path | None = None,
+    table: LatencyTable | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Export a trained child to a bundle, verified on its validation images. Raises RunError and ExportError."""
+    child = Child.load(folder)
+    space = child.space()
+    task = load_task(child.data, root=data_root)
+    batches = list(task.eval_batches("valid"))
+    images = np.concatenate([images.numpy() for images, _ in batches])
+    labels = np.concatenate([labels.numpy() for _, labels in batches])
+    return export_bundle(
+        child.network(folder, space),
+        out,
+        input_shape=child.model.input_shape,
+        classes=child.classes,
+        arch=child.arch,
+        codes=space.parse(child.arch),
+        model=child.model.name,
+        mean=child.mean,
+        std=child.std,
+        targets=targets,
+        precisions=precisions,
+        batch=batch,
+        images=images,
+        labels=labels,
+    )

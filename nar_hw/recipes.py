@@ -1,0 +1,131 @@
+"""How a network is trained, as data: recipes by name and the learning rate at every moment."""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from nar_hw.errors import TrainingError, unknown_name
+
+Schedule = Literal["sgdr", "one-cycle", "step"]
+Precision = Literal["fp32", "bf16", "fp16"]
+SCHEDULES: tuple[Schedule, ...] = ("sgdr", "one-cycle", "step")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One way to train with SGD. Epochs may be fractions wherever a learning rate depends on them."""
+
+    epochs: int
+    batch: int = 128
+    """Images per step, whatever ``accumulate`` is."""
+    accumulate: int = 1
+    """Pieces that a batch is cut into to save memory; their gradients are averaged."""
+    lr: float = 0.1
+    """Greatest learning rate."""
+    lr_min: float = 1e-4
+    """Least learning rate of sgdr and one-cycle."""
+    schedule: Schedule = "sgdr"
+    t_0: int = 5
+    """sgdr: epochs of the first cosine (SGDR paper, section 3)."""
+    t_mult: int = 2
+    """sgdr: each cosine is this many times as long as the one before."""
+    warmup: float = 0.25
+    """one-cycle: share of the training in which the learning rate rises in a line; it falls by a cosine."""
+    milestones: tuple[int, ...] = ()
+    """step: epochs after which the learning rate is multiplied by ``gamma``."""
+    gamma: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    decay_vectors: bool = True
+    """Whether the weight decay also holds for biases and norms (parameters with fewer than two dimensions)."""
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    """Greatest L2 norm of all gradients together; None: not clipped."""
+    ema_decay: float | None = None
+    """Score and keep a running average of the weights, renewed after every step with this decay; None: no average."""
+    precision: Precision = "fp32"
+    """Arithmetic of the forward pass; bf16 and fp16 keep weights in fp32 (autocast), fp16 scales the loss."""
+    channels_last: bool = False
+    """Store images and weights with the channels innermost, as tensor cores like them."""
+    compile: bool = False
+    """Run the network through torch.compile."""
+
+    def __post_init__(self) -> None:
+        """Raises TrainingError for a value outside its range, UnknownNameError for a schedule or precision."""
+        if self.schedule not in SCHEDULES:
+            raise unknown_name("schedule", self.schedule, SCHEDULES)
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision", self.precision, PRECISIONS)
+        _require(self, "epochs >= 1", self.epochs >= 1, "epochs")
+        _require(self, "1 <= accumulate <= batch", 1 <= self.accumulate <= self.batch, "accumulate", "batch")
+        _require(self, "0 <= lr_min <= lr and 0 < lr < inf", 0 <= self.lr_min <= self.lr and 0 < self.lr < math.inf, "lr_min", "lr")
+        _require(self, "t_0 >= 1 and t_mult >= 1", self.t_0 >= 1 and self.t_mult >= 1, "t_0", "t_mult")
+        _require(self, "0 <= warmup < 1", 0 <= self.warmup < 1, "warmup")
+        _require(self, "milestones ascend", list(self.milestones) == sorted(set(self.milestones)), "milestones")
+        _require(self, "0 < gamma <= 1", 0 < self.gamma <= 1, "gamma")
+        _require(self, "0 <= momentum < 1", 0 <= self.momentum < 1, "momentum")
+        _require(self, "momentum > 0 with nesterov", self.momentum > 0 or not self.nesterov, "momentum", "nesterov")
+        _require(self, "weight_decay >= 0", self.weight_decay >= 0, "weight_decay")
+        _require(self, "0 <= label_smoothing < 1", 0 <= self.label_smoothing < 1, "label_smoothing")
+        _require(self, "clip_norm > 0", self.clip_norm is None or self.clip_norm > 0, "clip_norm")
+        _require(self, "0 < ema_decay < 1", self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay")
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, for JSON."""
+        return {**asdict(self), "milestones": list(self.milestones)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Recipe":
+        """The recipe that :meth:`to_json` wrote. Raises UnknownNameError for a field that does not exist, TrainingError for a value."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(value.keys() - known):
+            raise unknown_name("recipe field", unknown[0], known)
+        if "epochs" not in value:
+            raise TrainingError("a recipe must say its epochs, but has no field 'epochs': add it")
+        try:
+            return cls(**{**value, "milestones": tuple(value.get("milestones", ()))})
+        except TypeError as problem:
+            raise TrainingError(f"every recipe field must have its type, but {value} has not ({problem})") from problem
+
+    def learning_rate(self, epoch: float) -> float:
+        """The learning rate after ``epoch`` epochs, in [0, epochs); the loop asks for it before every step."""
+        if self.schedule == "step":
+            return self.lr * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
+        if self.schedule == "one-cycle":
+            rise = self.warmup * self.epochs
+            if epoch < rise:
+                return self.lr_min + (self.lr - self.lr_min) * epoch / rise
+            return self._cosine((epoch - rise) / (self.epochs - rise))
+        length = self.t_0
+        while epoch >= length:
+            epoch -= length
+            length *= self.t_mult
+        return self._cosine(epoch / length)
+
+    def _cosine(self, progress: float) -> float:
+        return self.lr_min + (self.lr - self.lr_min) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _require(recipe: Recipe, rule: str, holds: bool, *names: str) -> None:
+    if not holds:
+        values = ", ".join(f"{name}={getattr(recipe, name)}" for name in names)
+        raise TrainingError(f"{rule} must hold in a recipe, but got ({values})")
+
+
+RECIPES: dict[str, Recipe] = {
+    # The NAR paper's retraining: three cosines of 5, 10 and 20 epochs. It does not print batch, momentum and weight decay.
+    "paper": Recipe(epochs=35, t_0=5, t_mult=2, lr=0.1, lr_min=1e-4),
+    "fast": Recipe(
+        epochs=30, schedule="one-cycle", batch=256, lr=0.4, nesterov=True, label_smoothing=0.1, decay_vectors=False
+    ),
+    "demo": Recipe(epochs=15, t_0=5, t_mult=2, batch=64, lr=0.1, lr_min=1e-4, nesterov=True),
+}
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe called ``name``. Raises UnknownNameError."""
+    if name not in RECIPES:
+        raise unknown_name("recipe", name, RECIPES)
+    return RECIPES[name]

@@ -1,0 +1,161 @@
+"""The report of a run as one self-contained HTML page: no script, nothing fetched."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nar_hw.files import write_text
+from nar_hw.operators import PAPER_OPERATORS
+from nar_hw.report import words
+from nar_hw.report.figures import history, pareto, smoothing, training, validation
+from nar_hw.report.reading import Run, read_run
+
+COLOURS = 8
+"""Colours for operators in the page's style; operators beyond share one more, grey."""
+
+
+def write_report(run_dir: Path, out: Path | None = None) -> Path:
+    """Write the report of ``run_dir`` to ``out`` (default: report.html inside it) and return its path.
+
+    Raises RunError when run.json is absent or a file of the run is damaged.
+    """
+    out = Path(run_dir) / "report.html" if out is None else Path(out)
+    write_text(out, render(read_run(Path(run_dir))))
+    return out
+
+
+def render(run: Run) -> str:
+    """The page as text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    rows = words.headline(run)
+    cards = ("Latency measured", "Latency predicted", "Test accuracy", "Validation accuracy", "Parameters", "FLOPs")
+    shown = {row.name: row for row in rows}
+    if "Latency measured" in shown:
+        shown.pop("Latency predicted", None)
+    if "Test accuracy" in shown:
+        shown.pop("Validation accuracy", None)
+    text = pages.get_template("page.html").render(
+        run=run,
+        shape=words.shape(run.input_shape),
+        sentence=words.sentence(run),
+        verdict=words.verdict(run),
+        rows=rows,
+        cards=[shown[name] for name in cards if name in shown],
+        bench=_bench(run),
+        bench_columns=[column for column, _, _ in _bench_columns(run)],
+        comparisons=[words.comparison(item) for item in run.comparisons],
+        charts={"pareto": pareto(run), "history": history(run), "validation": validation(run), "training": training(run)},
+        smoothing=smoothing(run),
+        finalists=_finalists(run),
+        finalists_measured=any(item.measured_ms is not None for item in run.finalists),
+        slots=_slots(run),
+        TIMES=words.TIMES,
+        **_strip(run),
+    )
+    # JSON may hold half a surrogate pair, which no encoding of a file can hold.
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def colour(operator: str, seen: Sequence[str]) -> int:
+    """The number of an operator's colour: the paper's operators have their own, others follow in the order of ``seen``."""
+    others = [name for name in dict.fromkeys(seen) if name not in PAPER_OPERATORS]
+    order = [*PAPER_OPERATORS, *others]
+    return min(order.index(operator), COLOURS)
+
+
+def _operators(run: Run) -> list[str]:
+    archs = [arch for arch in (run.baseline.arch, run.child.arch) if arch]
+    return list(dict.fromkeys(name for arch in archs for name in arch))
+
+
+def _strip(run: Run) -> dict[str, Any]:
+    arch, before = run.child.arch, run.baseline.arch
+    if not arch:
+        return {"strip": [], "operators": [], "strip_note": ""}
+    names = _operators(run)
+    known = before is not None and len(before) == len(arch)
+    cells = []
+    for position, operator in enumerate(arch):
+        was = before[position] if known and before else None
+        slot = run.slots[position].name if len(run.slots) == len(arch) else f"slot {position}"
+        changed = was is not None and was != operator
+        cells.append(
+            {
+                "operator": operator,
+                "slot": slot,
+                "changed": changed or was is None,
+                "colour": colour(operator, names),
+                "title": f"slot {position} ({slot}): {operator}" + (f", was {was}" if changed else ", kept" if was else ""),
+            }
+        )
+    uses = [{"name": name, "colour": colour(name, names), "uses": arch.count(name)} for name in names if name in arch]
+    replaced = sum(bool(cell["changed"]) for cell in cells)
+    note = f"{len(arch)} slots in the order of the forward pass."
+    if known:
+        note = f"{replaced} of {len(arch)} slots have another operator than the baseline (filled); the others keep it (outlined)."
+    return {"strip": cells, "operators": uses, "strip_note": note}
+
+
+def _finalists(run: Run) -> list[dict[str, Any]]:
+    rows = []
+    before = run.baseline.arch
+    for item in run.finalists:
+        names = item.arch or ()
+        replaced = words.ABSENT
+        if before is not None and len(before) == len(names):
+            replaced = f"{sum(a != b for a, b in zip(names, before, strict=True))} of {len(names)}"
+        rows.append(
+            {
+                "accuracy": words.percent(item.accuracy),
+                "predicted": words.ms(item.predicted_ms),
+                "measured": words.ms(item.measured_ms),
+                "replaced": replaced,
+                "title": " ".join(names),
+                "pick": item.arch is not None and item.arch == run.child.arch,
+            }
+        )
+    return rows
+
+
+def _slots(run: Run) -> list[dict[str, Any]]:
+    costs = [cost for slot in run.slots for cost in (slot.incumbent_ms, slot.chosen_ms) if cost is not None]
+    longest = max(costs, default=0.0)
+    if longest <= 0:
+        return []
+    names = _operators(run)
+    decimals = words.decimals(longest)
+    rows = []
+    for slot in run.slots:
+        before, after = (words.fixed(cost, decimals) for cost in (slot.incumbent_ms, slot.chosen_ms))
+        kept = slot.incumbent == slot.chosen
+        rows.append(
+            {
+                "name": slot.name,
+                "was": round(100 * max(slot.incumbent_ms or 0.0, 0.0) / longest, 1),
+                "now": round(100 * max(slot.chosen_ms or 0.0, 0.0) / longest, 1),
+                "colour": colour(slot.chosen, [*names, slot.chosen]),
+                "text": f"{before}{words.SPACE}ms" if kept else f"{before} \N{RIGHTWARDS ARROW} {after}{words.SPACE}ms",
+                "title": f"{slot.name}: {slot.incumbent} {before} ms" + ("" if kept else f", chosen {slot.chosen} {after} ms"),
+            }
+        )
+    return rows
+
+
+def _bench_columns(run: Run) -> list[tuple[str, str, Any]]:
+    return [(title, key, show) for title, key, show in words.BENCH_COLUMNS if any(key in row.values for row in run.bench)]
+
+
+def _bench(run: Run) -> list[dict[str, Any]]:
+    columns = _bench_columns(run)
+    return [
+        {
+            "subject": row.subject,
+            "setting": row.setting,
+            "cells": [show(row.values[key]) if key in row.values else words.ABSENT for _, key, show in columns],
+        }
+        for row in run.bench
+    ]

@@ -1,0 +1,145 @@
+"""Run folders: which network a result belongs to, and trained children on disk."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from nar_hw.errors import RunError, UserError
+from nar_hw.files import read_json, write_bytes, write_json
+from nar_hw.models import build_model
+from nar_hw.space import Arch, Manner, SearchSpace
+
+SCHEMA = 1
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """(C, H, W) from "3x224x224". Raises UserError."""
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"an input shape must be CxHxW, like 3x224x224, but got {text!r}")
+    channels, height, width = map(int, parts)
+    return channels, height, width
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What is needed to build a network and its search space again."""
+
+    name: str
+    """As given to --model."""
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    manner: Manner = "conv"
+    operators: tuple[str, ...] | None = None
+    """The operators asked for; None for all that suit."""
+
+    def build(self) -> nn.Module:
+        """The network with fresh weights."""
+        return build_model(self.name, input_shape=self.input_shape, num_classes=self.num_classes)
+
+    def space(self, model: nn.Module | None = None) -> SearchSpace:
+        """The search space of ``model`` (default: a fresh one)."""
+        return SearchSpace.from_model(
+            self.build() if model is None else model, self.input_shape, operators=self.operators, manner=self.manner
+        )
+
+    @classmethod
+    def from_json(cls, value: Any, *, path: Path) -> "ModelInfo":
+        """The inverse of `dataclasses.asdict`. Raises RunError naming ``path``."""
+        try:
+            shape = tuple(int(size) for size in value["input_shape"])
+            operators = value["operators"]
+            info = cls(
+                name=str(value["name"]),
+                input_shape=shape,  # type: ignore[arg-type]
+                num_classes=int(value["num_classes"]),
+                manner=value["manner"],
+                operators=None if operators is None else tuple(map(str, operators)),
+            )
+        except (KeyError, TypeError, ValueError) as problem:
+            raise RunError(f"{path} must describe its model (name, input_shape, num_classes, manner, operators): {problem!r}") from None
+        if len(shape) != 3 or info.manner not in ("conv", "block"):
+            raise RunError(f"{path} must give input_shape as [C, H, W] and manner as conv or block, but got {value}")
+        return info
+
+
+@dataclass(frozen=True, kw_only=True)
+class Child:
+    """A trained child on disk: child.json and weights.safetensors."""
+
+    model: ModelInfo
+    arch: tuple[str, ...]
+    """Operator names, one per slot."""
+    data: str
+    recipe: Mapping[str, Any]
+    seed: int
+    init: str
+    accuracy: Mapping[str, float]
+    """Split -> top-1 accuracy in [0, 1]."""
+    params: int
+    flops: int
+    """Multiply-adds as fvcore counts them."""
+    pool_ops: int
+    predicted_ms: float | None
+    target_ms: float | None
+    mean: Sequence[float]
+    """Normalisation per channel, for pixels in [0, 1]."""
+    std: Sequence[float]
+    classes: Sequence[str]
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def save(self, folder: Path, network: nn.Module) -> None:
+        """Write the child; the weights first, so that a child.json never stands alone."""
+        write_bytes(folder / "weights.safetensors", save({key: value.contiguous() for key, value in network.state_dict().items()}))
+        write_json(folder / "child.json", {"schema": SCHEMA, **asdict(self)})
+
+    @classmethod
+    def load(cls, folder: Path) -> "Child":
+        """Read child.json. Raises RunError in one line."""
+        path = folder / "child.json"
+        value = read_json(path, what="trained child")
+        if value.pop("schema", None) != SCHEMA:
+            raise RunError(f"{path} must have schema {SCHEMA}: it was written by another version of nar_hw")
+        try:
+            child = cls(**{**value, "model": ModelInfo.from_json(value.get("model"), path=path)})
+        except TypeError as problem:
+            raise RunError(f"{path} is not a trained child: {problem}") from None
+        return child
+
+    def space(self) -> SearchSpace:
+        """The search space that the child was taken from, with fresh weights."""
+        return self.model.space()
+
+    def network(self, folder: Path, space: SearchSpace | None = None) -> nn.Module:
+        """The child with its trained weights, in eval mode. Raises RunError when weights and arch do not match."""
+        space = space or self.space()
+        arch = space.parse(list(self.arch))
+        network = space.build(arch)
+        path = folder / "weights.safetensors"
+        try:
+            network.load_state_dict(load_file(path))
+        except FileNotFoundError:
+            raise RunError(f"{path} does not exist: train the child again") from None
+        except (SafetensorError, RuntimeError, OSError) as problem:
+            raise RunError(f"{path} does not hold the weights of this child: {str(problem).splitlines()[0]}") from None
+        return network.eval()
+
+
+def read_arch(folder: Path) -> tuple[ModelInfo, tuple[str, ...], dict[str, Any]]:
+    """The model, the found arch (names) and all of run.json of a search. Raises RunError."""
+    path = folder / "run.json"
+    value = read_json(path, what="search result")
+    arch = value.get("arch")
+    if not isinstance(arch, list) or not all(isinstance(name, str) for name in arch):
+        raise RunError(f"{path} must hold the found arch as a list of operator names: the search is not finished")
+    return ModelInfo.from_json(value.get("model"), path=path), tuple(arch), value
+
+
+def codes(space: SearchSpace, names: Sequence[str]) -> Arch:
+    """The arch of operator names."""
+    return space.parse(list(names))

@@ -1,0 +1,126 @@
+"""What every inference runtime offers: one loaded network that can be run, timed and, where possible, seen layer by layer."""
+
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from nar_hw.errors import ModelError, RuntimeUnavailableError
+from nar_hw.runtimes.config import RuntimeConfig
+from nar_hw.runtimes.inputs import Images, Shape, in_batches, preset_images
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Images", "Runtime", "RuntimeConfig", "Shape"]
+
+
+class Runtime(ABC):
+    """A network loaded as ``config`` says: close it, or use it as a context. The module it was made from stays as it was.
+
+    Raises RuntimeUnavailableError where it does not work, ModelError for a network that does not fit.
+    """
+
+    name: ClassVar[str]
+    consumes: ClassVar[str]  # "module" or "onnx"; runtimes for "onnx" files take modules too and export them
+    precisions: ClassVar[tuple[str, ...]]
+    devices: ClassVar[tuple[str, ...]]
+    memory_formats: ClassVar[tuple[str, ...]] = ("contiguous",)
+    layers: ClassVar[bool] = False  # whether it has per-layer times anywhere
+
+    def __init__(self, network: "nn.Module | Path", input_shape: Shape, config: RuntimeConfig, *, profile: bool = False) -> None:
+        if reason := self.unavailable(config):
+            raise RuntimeUnavailableError(reason)
+        if profile and not self.layers_on(config):
+            raise RuntimeUnavailableError(
+                f"{self.name} has no per-layer times on {config.device}: use method regression or isolated"
+            )
+        if isinstance(network, Path) and self.consumes == "module":
+            raise ModelError(f"{self.name} runs a torch module, but got the file {network}: use onnxruntime or openvino")
+        self.config, self.input_shape, self.profile = config, input_shape, profile
+        self.images: Images = preset_images(config.batch, input_shape)
+        try:
+            self._load(network)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def unavailable(cls, config: RuntimeConfig) -> str | None:
+        """Why ``config`` does not work here and what to do, in one line; None when it works."""
+        asked = {"device": config.device_type, "precision": config.precision, "memory_format": config.memory_format}
+        for field, known in zip(asked, (cls.devices, cls.precisions, cls.memory_formats), strict=True):
+            if asked[field] not in known:
+                return f"{cls.name} needs {field} {' or '.join(known)}, but got {asked[field]}"
+        return cls._missing(config)
+
+    @classmethod
+    def layers_on(cls, config: RuntimeConfig) -> bool:
+        """Whether it has per-layer times for ``config``: a runtime may have them on one device only."""
+        return cls.layers
+
+    @classmethod
+    @abstractmethod
+    def _missing(cls, config: RuntimeConfig) -> str | None:
+        """What this machine lacks for ``config``."""
+
+    @classmethod
+    @abstractmethod
+    def versions(cls) -> dict[str, str]:
+        """The version of the runtime itself, then of what it stands on."""
+
+    @abstractmethod
+    def _load(self, network: "nn.Module | Path") -> None:
+        """Make ready to run; `close` is called when this fails."""
+
+    @abstractmethod
+    def _infer(self, images: Images) -> Images:
+        """The outputs (batch, classes) for exactly one batch of images."""
+
+    @abstractmethod
+    def run(self) -> None:
+        """One inference on the preset random images; may return before the device is done."""
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        return
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release everything; may be called twice."""
+
+    def predict(self, images: Images) -> Images:
+        """The outputs (B, classes) float32 for images (B, C, H, W), any B. Raises ModelError for another shape."""
+        return in_batches(self._infer, images, self.config.batch, self.input_shape)
+
+    def time_ms(self, repeats: int) -> list[float]:
+        """The milliseconds of each of ``repeats`` inferences in a row."""
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            self.run()
+            self.synchronize()
+            times.append((time.perf_counter() - start) * 1e3)
+        return times
+
+    def layer_ms(self) -> list[dict[str, float]]:
+        """The milliseconds of each node, for every inference since loading with ``profile=True``. It ends the profile.
+
+        Names are `<module path>/<operation>`; nodes that the runtime inserted keep their own name.
+        """
+        if not self.profile:
+            raise RuntimeUnavailableError(f"{self.name} was loaded without profile=True: it kept no per-layer times")
+        return self._layer_ms()
+
+    def _layer_ms(self) -> list[dict[str, float]]:
+        raise AssertionError(f"{self.name} says that it has per-layer times, but gives none")
+
+    def producers(self) -> dict[str, list[str]]:
+        """The nodes that each node of `layer_ms` reads from; empty where the runtime does not tell. It ends the profile."""
+        return {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,121 @@
+"""ONNX files as runtimes see them: the precision they hold, and the graph that ONNX Runtime makes of them."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nar_hw.errors import ModelError, RuntimeUnavailableError
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def one_line(problem: BaseException) -> str:
+    """The first line of an exception's message."""
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0]
+
+
+def loaded(path: Path) -> "onnx.ModelProto":
+    """The model in ``path``, without weights that lie in other files. Raises ModelError in one line."""
+    import onnx
+
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as problem:  # protobuf's DecodeError among others; onnx documents none
+        raise ModelError(f"{path} is not an ONNX file: {one_line(problem)}") from problem
+
+
+def with_precision(path: Path, precision: str, folder: Path) -> Path:
+    """An ONNX file of ``precision``: ``path`` itself, or its conversion to fp16 in ``folder``.
+
+    Raises ModelError when the file is of another precision and RuntimeUnavailableError when the converter is missing.
+    """
+    model = loaded(path)
+    found = _precision(model)
+    if found == precision:
+        return path
+    if (found, precision) != ("fp32", "fp16"):
+        raise ModelError(
+            f"{path} computes in {found}, but {precision} is asked for: export it in {precision}, or ask for {found}"
+        )
+    import onnx
+
+    try:
+        from onnxconverter_common import float16
+    except ImportError as problem:
+        raise RuntimeUnavailableError(
+            "fp16 needs a converter that is not installed: pip install onnxconverter-common"
+        ) from problem
+    converted = folder / "fp16.onnx"
+    onnx.save(float16.convert_float_to_float16(onnx.load(path), keep_io_types=True), converted)
+    return converted
+
+
+def _precision(model: "onnx.ModelProto") -> str:
+    import onnx
+
+    if any(node.op_type in ("QuantizeLinear", "QLinearConv") for node in model.graph.node):
+        return "int8"
+    names = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
+    return next((names[tensor.data_type] for tensor in model.graph.initializer if tensor.data_type in names), "fp32")
+
+
+class OptimizedGraph:
+    """The nodes that ONNX Runtime runs, under the names of the exported nodes that they stand for.
+
+    A node in the blocked layout of the CPU (NCHWc) is called by ONNX Runtime after the tensor that it replaces,
+    "<tensor>_nchwc", or "<tensor>_bn_nchwc" for a lone BatchNormalization. With a fused activation this is the
+    activation's tensor: following the exported graph back to an operation of the node's own type gives its name.
+    Fusions elsewhere keep the name of their first node. ReorderInput and ReorderOutput stand for nothing exported.
+    """
+
+    def __init__(self, exported: Path, optimized: Path, profiled: Iterable[str]) -> None:
+        """``profiled``: the names of one inference's nodes in a profile, in the order in which they ran."""
+        self._made_by = {output: node for node in loaded(exported).graph.node for output in node.output}
+        self._nodes = list(loaded(optimized).graph.node)
+        self._names = self._named(list(profiled))
+
+    def _named(self, profiled: list[str]) -> dict[str, str]:
+        """A profile's names -> exported names, after every node of the graph has got its name in the profile.
+
+        The file leaves nodes nameless that come from inlined functions; a profile calls them "<operation>_<number>".
+        """
+        named = {node.name for node in self._nodes}
+        numbered = [name for name in profiled if name not in named]
+        for number, node in enumerate(node for node in self._nodes if not node.name):
+            match = next((name for name in numbered if name.rpartition("_")[0] == node.op_type), None)
+            if match is not None:
+                numbered.remove(match)
+            node.name = match or f"{node.op_type}_unnamed_{number}"
+        exported = {node.name for node in self._made_by.values()}
+        return {node.name: node.name if node.name in exported else self._exported_name(node) for node in self._nodes}
+
+    def _exported_name(self, node: "onnx.NodeProto") -> str:
+        if node.output[0] in self._made_by:
+            return str(self._made_by[node.output[0]].name if "nchwc" not in node.domain else node.name)
+        tensor = node.name.removesuffix("_nchwc")
+        if tensor not in self._made_by and tensor.removesuffix("_bn") in self._made_by:
+            return str(self._made_by[tensor.removesuffix("_bn")].name)
+        while tensor in self._made_by:
+            made_by = self._made_by[tensor]
+            if made_by.op_type == node.op_type:
+                return str(made_by.name)
+            tensor = made_by.input[0] if made_by.input else ""
+        return str(node.name)
+
+    def renamed(self, times: dict[str, float]) -> dict[str, float]:
+        """A profile's times (own name -> ms) under the exported names; two nodes of one name are added."""
+        named: dict[str, float] = {}
+        for own, ms in times.items():
+            name = self._names.get(own, own)
+            named[name] = named.get(name, 0.0) + ms
+        return named
+
+    def producers(self) -> dict[str, list[str]]:
+        """The names of the nodes that each node reads from, in the order of its inputs."""
+        made_by = {output: node.name for node in self._nodes for output in node.output}
+        table: dict[str, list[str]] = {}
+        for node in self._nodes:
+            sources = (self._names[made_by[tensor]] for tensor in node.input if tensor in made_by)
+            table.setdefault(self._names[node.name], []).extend(sources)
+        return table

@@ -1,0 +1,170 @@
+"""ONNX Runtime on the CPU or a CUDA device."""
+
+import json
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nar_hw.errors import ModelError, RuntimeUnavailableError
+from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
+from nar_hw.runtimes.inputs import onnx_file
+from nar_hw.runtimes.onnx_graph import OptimizedGraph, one_line, with_precision
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_KERNEL = "_kernel_time"
+
+
+class OnnxRuntime(Runtime):
+    """One inference session, its input and output in buffers that are allocated once.
+
+    Precision is a matter of the file: fp32 and int8 files must be what they are said to be; fp16 converts an fp32 file.
+    Per-layer times are whole microseconds, as ONNX Runtime's profile holds them: average many runs of small nodes.
+    """
+
+    name = "onnxruntime"
+    consumes = "onnx"
+    precisions = ("fp32", "fp16", "int8")
+    devices = ("cpu", "cuda")
+    layers = True
+
+    @classmethod
+    def layers_on(cls, config: RuntimeConfig) -> bool:
+        """On the CPU only: on CUDA its profile holds the launches, not the kernels."""
+        return config.device_type == "cpu"
+
+    @classmethod
+    def _missing(cls, config: RuntimeConfig) -> str | None:
+        try:
+            import onnxruntime
+        except ImportError:
+            return "onnxruntime is not installed: pip install onnxruntime-gpu (onnxruntime where that does not exist)"
+        if config.precision == "fp16" and config.device_type == "cpu":
+            return "onnxruntime computes fp16 on cuda only: use fp32 or int8 on the CPU"
+        if config.device_type == "cuda":
+            from nar_hw.runtimes.torch_module import no_cuda
+
+            if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+                return f"onnxruntime {onnxruntime.__version__} has no CUDA support: pip install onnxruntime-gpu"
+            return no_cuda(config)
+        return None
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        """The versions of ONNX Runtime and onnx. Raises RuntimeUnavailableError when they are not installed."""
+        try:
+            import onnx
+            import onnxruntime
+        except ImportError as problem:
+            raise RuntimeUnavailableError(f"onnxruntime cannot be imported: {problem}") from problem
+        return {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}
+
+    def _load(self, network: "nn.Module | Path") -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="nar_hw_")
+        folder = Path(self._scratch.name)
+        self._file = with_precision(
+            onnx_file(network, self.input_shape, self.config.batch, folder), self.config.precision, folder
+        )
+        self._optimized = folder / "optimized.onnx"
+        self._session = self._opened(folder)
+        self._input = self._checked_input()
+        self._output = self._session.get_outputs()[0].name
+        self._binding = self._bound()
+
+    def _opened(self, folder: Path) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.config.threads
+        options.inter_op_num_threads = 1
+        # Spinning workers starve whatever else runs on a busy machine, this session's own main thread included
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3  # says at load time that the optimized graph suits this machine only, which is meant
+        if self.profile:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(folder / "profile")
+            options.optimized_model_filepath = str(self._optimized)
+        # TF32 would be 10-bit mantissas under the name of fp32
+        cuda = ("CUDAExecutionProvider", {"device_id": self.config.device_index, "use_tf32": 0})
+        providers = [cuda, "CPUExecutionProvider"] if self.config.device_type == "cuda" else ["CPUExecutionProvider"]
+        try:
+            session = onnxruntime.InferenceSession(self._file, options, providers=providers)
+        except Exception as problem:  # its exceptions have no common base but this
+            raise ModelError(f"ONNX Runtime cannot load {self._file}: {one_line(problem)}") from problem
+        wanted = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
+        if (got := session.get_providers()[0]) != wanted:
+            raise RuntimeUnavailableError(f"onnxruntime must run on {wanted}, but fell back to {got}: check its CUDA and cuDNN")
+        return session
+
+    def _checked_input(self) -> str:
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1:
+            raise ModelError(f"{self._file} must have one input, but has {', '.join(item.name for item in inputs)}")
+        batch, *shape = inputs[0].shape
+        if any(isinstance(size, int) and size != own for size, own in zip(shape, self.input_shape, strict=False)):
+            raise ModelError(f"{self._file} takes images of shape {tuple(shape)}, but got {self.input_shape}")
+        if isinstance(batch, int) and batch != self.config.batch:
+            raise ModelError(
+                f"{self._file} is for batch {batch} only, but batch {self.config.batch} is asked for: export it again"
+            )
+        return str(inputs[0].name)
+
+    def _bound(self) -> Any:
+        """Input and output fixed once, so that a run copies nothing and costs little more than the bare call."""
+        import onnxruntime
+
+        device, index = self.config.device_type, self.config.device_index
+        binding = self._session.io_binding()
+        self._value = onnxruntime.OrtValue.ortvalue_from_numpy(self.images, device, index)
+        binding.bind_ortvalue_input(self._input, self._value)
+        binding.bind_output(self._output, device, index)
+        return binding
+
+    def _infer(self, images: Images) -> Images:
+        outputs: Images = self._session.run([self._output], {self._input: images})[0]
+        return np.asarray(outputs, dtype=np.float32)
+
+    def run(self) -> None:
+        """One inference; returns when it is done."""
+        self._session.run_with_iobinding(self._binding)
+
+    @cached_property
+    def _profile(self) -> tuple[list[dict[str, float]], OptimizedGraph]:
+        """The times of each inference, and the graph that ran. ONNX Runtime writes a profile when it ends, once."""
+        file = Path(self._session.end_profiling())
+        runs = _runs(json.loads(file.read_text(encoding="utf-8")))
+        graph = OptimizedGraph(self._file, self._optimized, runs[0] if runs else ())
+        return [graph.renamed(times) for times in runs], graph
+
+    def _layer_ms(self) -> list[dict[str, float]]:
+        return self._profile[0]
+
+    def producers(self) -> dict[str, list[str]]:
+        """The optimized graph with the names of `layer_ms`; ends the profile. Empty without ``profile=True``."""
+        return self._profile[1].producers() if self.profile else {}
+
+    def close(self) -> None:
+        """End the session and delete its files."""
+        for name in ("_binding", "_value", "_session"):
+            self.__dict__.pop(name, None)
+        if "_scratch" in self.__dict__:
+            self._scratch.cleanup()
+
+
+def _runs(events: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Milliseconds of each node, per inference, from the events of a profile: an inference's event follows its nodes'."""
+    runs: list[dict[str, float]] = []
+    times: dict[str, float] = {}
+    for event in events:
+        name = str(event["name"])
+        if name == "model_run":
+            runs.append(times)
+            times = {}
+        elif event.get("cat") == "Node" and name.endswith(_KERNEL):
+            node = name.removesuffix(_KERNEL)
+            times[node] = times.get(node, 0.0) + event["dur"] / 1e3
+    return runs

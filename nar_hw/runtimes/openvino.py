@@ -1,0 +1,116 @@
+"""OpenVINO on the CPU (optional: pip install 'nar-hw[openvino]')."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nar_hw.errors import ModelError, RuntimeUnavailableError
+from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
+from nar_hw.runtimes.inputs import onnx_file
+from nar_hw.runtimes.onnx_graph import one_line
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class OpenVino(Runtime):
+    """One stream, one request. The precision is set always: by itself OpenVINO takes bf16 where the CPU has it.
+
+    Per-layer times come from its performance counters; a fused node has the name of its first ONNX node, and one that
+    OpenVINO made itself (a BatchNorm that could not be folded becomes "Multiply_<n>") keeps its own.
+    """
+
+    name = "openvino"
+    consumes = "onnx"
+    precisions = ("fp32", "bf16")
+    devices = ("cpu",)
+    layers = True
+
+    @classmethod
+    def _missing(cls, config: RuntimeConfig) -> str | None:
+        try:
+            import openvino
+        except ImportError:
+            return "openvino is not installed: pip install 'nar-hw[openvino]'"
+        able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if config.precision == "bf16" and "BF16" not in able:
+            return f"openvino computes in bf16 only on CPUs that have it, and this one has {', '.join(able)}: use fp32"
+        return None
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        """The version of OpenVINO. Raises RuntimeUnavailableError when it is not installed."""
+        try:
+            import openvino
+        except ImportError as problem:
+            raise RuntimeUnavailableError("openvino is not installed: pip install 'nar-hw[openvino]'") from problem
+        return {"openvino": openvino.__version__.split("-")[0]}
+
+    def _load(self, network: "nn.Module | Path") -> None:
+        with tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch:
+            file = onnx_file(network, self.input_shape, self.config.batch, Path(scratch))
+            self._compiled = self._compile(file)
+        self._times: list[dict[str, float]] = []
+        self._request = self._compiled.create_infer_request()
+        self._set_input(self.images)
+
+    def _compile(self, file: Path) -> Any:
+        import openvino
+
+        core = openvino.Core()
+        hints = {
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[self.config.precision],
+            "INFERENCE_NUM_THREADS": self.config.threads,
+            "NUM_STREAMS": 1,
+            "PERF_COUNT": self.profile,
+        }
+        try:
+            model = core.read_model(file)
+            model.reshape([self.config.batch, *self.input_shape])
+            return core.compile_model(model, "CPU", hints)
+        except RuntimeError as problem:
+            shape = "x".join(map(str, (self.config.batch, *self.input_shape)))
+            raise ModelError(f"OpenVINO cannot run {file} on images of {shape}: {one_line(problem)}") from problem
+
+    def _set_input(self, images: Images) -> None:
+        import openvino
+
+        self._bound = images  # OpenVINO reads this very memory
+        self._request.set_input_tensor(openvino.Tensor(images, shared_memory=True))
+
+    def _infer(self, images: Images) -> Images:
+        self._set_input(images)
+        self.run()
+        outputs = np.array(self._request.get_output_tensor(0).data, dtype=np.float32)
+        self._set_input(self.images)
+        return outputs
+
+    def run(self) -> None:
+        """One inference; returns when it is done."""
+        self._request.infer()
+        if self.profile:
+            self._times.append(_executed(self._request.profiling_info))
+
+    def _layer_ms(self) -> list[dict[str, float]]:
+        return self._times
+
+    def producers(self) -> dict[str, list[str]]:
+        """The graph that OpenVINO runs, without constants."""
+        graph = self._compiled.get_runtime_model()
+        table: dict[str, list[str]] = {}
+        for node in graph.get_ordered_ops():
+            sources = (source.get_source_output().get_node() for source in node.inputs())
+            table[node.get_friendly_name()] = [source.get_friendly_name() for source in sources]
+        return table
+
+    def close(self) -> None:
+        """Release the request and the compiled network."""
+        for name in ("_request", "_compiled", "_bound"):
+            self.__dict__.pop(name, None)
+
+
+def _executed(counters: Any) -> dict[str, float]:
+    """Node name -> ms of the nodes that ran in the last inference (others were fused or are constant)."""
+    return {item.node_name: item.real_time.total_seconds() * 1e3 for item in counters if item.status.name == "EXECUTED"}

@@ -1,0 +1,18 @@
+"""Search: the supernet, the controller, rewards, strategies and the loop that joins them.
+
+The package can be called: ``nar_hw.search(space, task, table, target_ms=...)`` is `nar_hw.search.loop.search`.
+"""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+
+class _Search(ModuleType):
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        from nar_hw.search.loop import search
+
+        return search(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Search

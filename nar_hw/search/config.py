@@ -1,0 +1,123 @@
+"""Every setting of a search, as data."""
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from nar_hw.errors import UserError, unknown_name
+from nar_hw.recipes import Recipe
+from nar_hw.search.reward import REWARDS
+from nar_hw.search.strategies import STRATEGIES
+
+Paths = Literal["strategy", "fair", "uniform"]
+PATHS: tuple[Paths, ...] = ("strategy", "fair", "uniform")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Settings of `nar_hw.search`; the defaults are the paper's recipe where it prints one (method: 150 epochs, SGDR 10, x2)."""
+
+    strategy: str = "reinforce"
+    """Name in STRATEGIES."""
+    strategy_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the strategy."""
+    reward: str = "absolute"
+    """Name in REWARDS."""
+    reward_options: Mapping[str, float] = field(default_factory=dict)
+    """Keyword arguments of the reward."""
+    seed: int = 0
+    warmup_epochs: int = 10
+    """PreTrain: epochs in which only the shared weights learn, before the strategy scores anything."""
+    warmup_paths: Paths = "fair"
+    """Which child each of these steps trains: "fair" deals the operators of a slot without replacement, "uniform" draws them."""
+    epochs: int = 140
+    """Epochs of shared weights and strategy in turn."""
+    paths: Paths = "strategy"
+    """Which child each of these steps trains: "strategy" draws from the strategy's policy, where it has one (ENAS)."""
+    batch: int = 128
+    """Training images per step."""
+    lr: float = 0.1
+    """Greatest learning rate of the shared weights."""
+    lr_min: float = 1e-4
+    t_0: int = 10
+    """Epochs of the first cosine (SGDR)."""
+    t_mult: int = 2
+    """Each cosine is this many times as long as the one before."""
+    momentum: float = 0.9
+    """Of Nesterov's kind where it is not 0."""
+    weight_decay: float = 5e-4
+    updates: int = 10
+    """Times per epoch that the strategy asks for archs and is told their rewards."""
+    samples: int = 10
+    """Archs per update."""
+    valid_batch: int = 128
+    """Validation images per update: the reward's accuracy is of one minibatch, the same for all archs of an update."""
+    recalibration_batches: int = 2
+    """Training batches from which the BatchNorm statistics of an arch are estimated before it is scored."""
+    rescored: int = 32
+    """Archs that are scored on the whole validation split at the end."""
+    finalists: int = 8
+    """The best of these, which are measured on the device."""
+    channels_last: bool = False
+    """Store images and weights with the channels innermost."""
+
+    def __post_init__(self) -> None:
+        """Raises UnknownNameError for a name, UserError for a value outside its range."""
+        if self.strategy not in STRATEGIES:
+            raise unknown_name("strategy", self.strategy, STRATEGIES)
+        if self.reward not in REWARDS:
+            raise unknown_name("reward", self.reward, REWARDS)
+        strategy, reward = STRATEGIES[self.strategy], REWARDS[self.reward]
+        _known_options(f"option of strategy {self.strategy}", self.strategy_options, strategy, but=("feasible", "seed"))
+        _known_options(f"option of reward {self.reward}", self.reward_options, reward, but=("q", "latency_ms", "target_ms"))
+        for paths in (self.warmup_paths, self.paths):
+            if paths not in PATHS:
+                raise unknown_name("paths", paths, PATHS)
+        _require(self, "warmup_paths is fair or uniform", self.warmup_paths != "strategy", "warmup_paths")
+        _require(self, "warmup_epochs >= 0", self.warmup_epochs >= 0, "warmup_epochs")
+        for name in ("epochs", "updates", "samples", "valid_batch", "recalibration_batches"):
+            _require(self, f"{name} >= 1", getattr(self, name) >= 1, name)
+        _require(self, "1 <= finalists <= rescored", 1 <= self.finalists <= self.rescored, "finalists", "rescored")
+        _ = self.recipe
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the shared weights are trained. Raises TrainingError for a value outside its range."""
+        return Recipe(
+            epochs=self.warmup_epochs + self.epochs,
+            batch=self.batch,
+            lr=self.lr,
+            lr_min=self.lr_min,
+            t_0=self.t_0,
+            t_mult=self.t_mult,
+            momentum=self.momentum,
+            nesterov=self.momentum > 0,
+            weight_decay=self.weight_decay,
+            channels_last=self.channels_last,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "SearchConfig":
+        """The config that `to_json` wrote. Raises UnknownNameError for a field that does not exist, UserError for a value."""
+        _known("search setting", value, [item.name for item in fields(cls)])
+        return cls(**value)
+
+
+def _known(kind: str, given: Collection[str], known: Collection[str]) -> None:
+    if unknown := sorted(set(given) - set(known)):
+        raise unknown_name(kind, unknown[0], known)
+
+
+def _known_options(kind: str, given: Mapping[str, Any], maker: Callable[..., Any], *, but: tuple[str, ...]) -> None:
+    _known(kind, given, [name for name in inspect.signature(maker).parameters if name not in but])
+
+
+def _require(config: SearchConfig, rule: str, holds: bool, *names: str) -> None:
+    if not holds:
+        values = ", ".join(f"{name}={getattr(config, name)}" for name in names)
+        raise UserError(f"{rule} must hold in a search, but got ({values})")

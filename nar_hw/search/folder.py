@@ -1,0 +1,175 @@
+"""A search on disk: run.json once it is finished, and until then a checkpoint after every epoch."""
+
+import json
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+import nar_hw
+from nar_hw.checkpoints import load_state, save_state, save_weights
+from nar_hw.errors import RunError
+from nar_hw.files import read_json, write_json
+from nar_hw.runs import ModelInfo
+from nar_hw.search.config import SearchConfig
+from nar_hw.search.result import Scored, SearchResult
+from nar_hw.search.supernet import Supernet
+from nar_hw.space import SearchSpace
+from nar_hw.tasks import Task
+
+if TYPE_CHECKING:
+    from nar_hw.latency.table import LatencyTable
+
+RESULT, STATE, WEIGHTS, TABLE = "run.json", "state.pt", "supernet.safetensors", "table.json"
+SCHEMA = 1
+
+
+class SearchFolder:
+    """The folder of one search; it refuses the checkpoint or result of another."""
+
+    def __init__(
+        self,
+        path: Path,
+        space: SearchSpace,
+        task: Task,
+        table: "LatencyTable",
+        *,
+        target_ms: float,
+        config: SearchConfig,
+        model: ModelInfo | None,
+    ) -> None:
+        self.path = Path(path)
+        self.space, self.table = space, table
+        identity = {
+            "model": None if model is None else asdict(model),
+            "manner": space.manner,
+            "slots": [[slot.name, [space.operators[code] for code in slot.candidates]] for slot in space.slots],
+            "data": task.record,
+            "target_ms": target_ms,
+            "table_hash": table.hash,
+            "config": config.to_json(),
+        }
+        self.identity: dict[str, Any] = json.loads(json.dumps(identity))
+        """What must be equal for a search to be resumed, as it is in run.json."""
+
+    def refuse_to_overwrite(self) -> None:
+        """Raises RunError when there is a search in the folder, whichever it is."""
+        if found := [name for name in (RESULT, STATE) if (self.path / name).exists()]:
+            raise RunError(f"{self.path} holds a search already ({found[0]}): resume it, or choose another folder")
+
+    def finished(self) -> SearchResult | None:
+        """The result of this very search, if it is there. Raises RunError for one with other settings or a damaged one."""
+        path = self.path / RESULT
+        if not path.exists():
+            return None
+        value = read_json(path, what="search result")
+        self._same(value.get("identity"), path)
+        try:
+            everything = [self._scored(item) for item in value["scored"]]
+            return SearchResult(
+                pick=self._scored(value["pick"]),
+                target_ms=float(value["target_ms"]),
+                finalists=tuple(map(self._scored, value["finalists"])),
+                pareto=tuple(map(self._scored, value["pareto"])),
+                scored=tuple(everything),
+                history=tuple(value["history"]),
+            )
+        except (KeyError, TypeError, ValueError) as problem:
+            raise RunError(f"{path} must hold a search's result, but does not ({problem!r}): choose another folder") from None
+
+    def checkpoint(self) -> dict[str, Any] | None:
+        """The state after the last whole epoch, if there is one. Raises RunError when it is of another search or damaged."""
+        path = self.path / STATE
+        if not path.exists():
+            return None
+        state = load_state(path)
+        self._same(state.get("identity"), path)
+        return state
+
+    def restore(self, load: Callable[[dict[str, Any]], None], state: dict[str, Any]) -> None:
+        """Hand a checkpoint to ``load``. Raises RunError when it does not fit."""
+        try:
+            load(state["run"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as problem:
+            reason = " ".join(str(problem).split())[:200]
+            raise RunError(f"{self.path / STATE} does not fit this search ({reason}): choose another folder") from problem
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the checkpoint; a program killed here leaves the old or the new one, whole."""
+        save_state(self.path / STATE, {"identity": self.identity, "run": state})
+
+    def finish(self, result: SearchResult, supernet: Supernet) -> None:
+        """Write the table, the shared weights and, last, run.json; the checkpoint is then no longer needed."""
+        self.table.save(self.path / TABLE)
+        save_weights(self.path / WEIGHTS, supernet)
+        write_json(self.path / RESULT, self._record(result))
+        (self.path / STATE).unlink(missing_ok=True)
+
+    def _record(self, result: SearchResult) -> dict[str, Any]:
+        identity, config = self.identity, self.identity["config"]
+        pick = result.pick
+        return {
+            "schema": SCHEMA,
+            "model": identity["model"],
+            "manner": self.space.manner,
+            "operators": sorted({name for _, names in identity["slots"] for name in names}, key=self.space.operators.index),
+            "data": identity["data"].get("name"),
+            "target_ms": result.target_ms,
+            "reward": config["reward"],
+            "strategy": config["strategy"],
+            "seed": config["seed"],
+            "table": str(self.path / TABLE),
+            "table_hash": identity["table_hash"],
+            "versions": {
+                "nar_hw": nar_hw.__version__,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+            },
+            "arch": list(self.space.names(pick.arch)),
+            "predicted_ms": pick.predicted_ms,
+            "measured_ms": pick.measured_ms,
+            "accuracy": pick.accuracy,
+            "met": result.met,
+            "note": result.note,
+            "pick": self._plain(pick),
+            "finalists": [self._plain(item) for item in result.finalists],
+            "pareto": [self._plain(item) for item in result.pareto],
+            "history": [dict(log) for log in result.history],
+            "scored": [self._plain(item) for item in result.scored],
+            "identity": identity,
+        }
+
+    def _plain(self, item: Scored) -> dict[str, Any]:
+        return {
+            "arch": list(self.space.names(item.arch)),
+            "accuracy": item.accuracy,
+            "predicted_ms": item.predicted_ms,
+            "measured_ms": item.measured_ms,
+        }
+
+    def _scored(self, value: Mapping[str, Any]) -> Scored:
+        return Scored(**{**value, "arch": self.space.parse(list(value["arch"]))})
+
+    def _same(self, identity: object, path: Path) -> None:
+        """Raises RunError naming the first setting in which a search on disk differs from this one."""
+        mine, theirs = dict(_leaves(self.identity)), dict(_leaves(identity))
+        for name in dict.fromkeys([*mine, *theirs]):
+            if mine.get(name) != theirs.get(name):
+                raise RunError(
+                    f"{path} must be of the same search to be resumed, but {name} is {theirs.get(name)!r} there and "
+                    f"{mine.get(name)!r} now: use the same settings, or choose another folder"
+                )
+
+
+def _leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """(dotted name, value) of everything in nested dicts that is no dict."""
+    if not isinstance(value, dict):
+        yield name, value
+        return
+    for key, item in value.items():
+        yield from _leaves(item, f"{name}.{key}" if name else str(key))

@@ -1,0 +1,317 @@
+"""The search: shared weights and strategy learn in turn, and the best archs under the target are measured."""
+
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich.progress import Progress
+
+from nar_hw.errors import MeasurementError, TrainingError
+from nar_hw.search.config import SearchConfig
+from nar_hw.search.feasible import Feasible
+from nar_hw.search.folder import SearchFolder
+from nar_hw.search.randomness import generator_states, restore_generators, seeded
+from nar_hw.search.result import Scored, SearchResult, choose, front
+from nar_hw.search.reward import REWARDS
+from nar_hw.search.scoring import Scorer
+from nar_hw.search.strategies import STRATEGIES
+from nar_hw.search.supernet import FairPaths, Supernet
+from nar_hw.space import Arch, SearchSpace
+from nar_hw.tasks import Task
+
+if TYPE_CHECKING:
+    from nar_hw.latency.table import LatencyTable
+    from nar_hw.runs import ModelInfo
+
+Measure = Callable[[list[Arch]], Sequence[float]]
+RECENT = 0.25
+"""Share of the epochs whose scores count when archs are chosen for the final scoring: older weights scored otherwise."""
+
+
+def search(
+    space: SearchSpace,
+    task: Task,
+    table: "LatencyTable",
+    *,
+    target_ms: float,
+    config: SearchConfig | None = None,
+    model: "ModelInfo | None" = None,
+    out: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    measure: Measure | None = None,
+) -> SearchResult:
+    """The most accurate arch of ``space`` whose latency is at most ``target_ms``.
+
+    In each epoch the shared weights of all archs are trained, one arch per step; after the warm-up, the strategy then
+    proposes archs, which are scored by the accuracy on one validation minibatch and the latency by ``table``. At the end
+    the best archs are scored on the whole validation split and, with ``measure``, timed on the device. On a CPU the same
+    arguments give the same result to the last bit.
+
+    Args:
+        space: its network's weights are where the incumbent operators start.
+        task: batches, loss and score, on the device to search on.
+        table: latencies of the device to deploy on; a search needs no such device.
+        target_ms: the latency not to be exceeded.
+        config: all other settings.
+        model: how to build the space again, for run.json.
+        out: folder for run.json and, after every epoch, a checkpoint; None: nothing is written.
+        resume: go on from the last whole epoch in ``out`` (from the start if there is none); a finished search is read
+            and not repeated.
+        progress: is given a bar.
+        measure: returns the latencies in ms of archs on the device.
+
+    Raises:
+        TargetError: the target is outside what the space reaches by the table; names the range.
+        TableError: the table is of another space, or is not additive.
+        RunError: ``out`` holds a search already and ``resume`` is not set, or one with other settings.
+        TrainingError: the shared weights diverged.
+        MeasurementError: ``measure`` did not return a positive time for each arch.
+    """
+    config = config or SearchConfig()
+    table.check(space)
+    feasible = Feasible.from_table(space, table, target_ms)
+    folder = None if out is None else SearchFolder(out, space, task, table, target_ms=target_ms, config=config, model=model)
+    if folder is not None and not resume:
+        folder.refuse_to_overwrite()
+    if folder is not None and (result := folder.finished()) is not None:
+        return result
+    with seeded(config.seed):
+        run = SearchRun(space, task, feasible, config)
+        if folder is not None and (state := folder.checkpoint()) is not None:
+            folder.restore(run.load_state_dict, state)
+        bar = _Bar(progress, run)
+        while run.epoch < run.epochs:
+            run.advance()
+            bar.advance()
+            if folder is not None:
+                folder.save(run.state_dict())
+        result = run.finish(measure)
+    if folder is not None:
+        folder.finish(result, run.supernet)
+    return result
+
+
+class SearchRun:
+    """Everything that changes in a search. Usually made by `search`."""
+
+    def __init__(self, space: SearchSpace, task: Task, feasible: Feasible, config: SearchConfig) -> None:
+        self.space, self.task, self.feasible, self.config = space, task, feasible, config
+        self.epochs = config.recipe.epochs
+        self.steps = task.train_size // config.batch
+        if self.steps == 0:
+            raise TrainingError(
+                f"batch <= training images must hold, but got (batch={config.batch}, images={task.train_size}): "
+                "use a smaller batch"
+            )
+        self.supernet = Supernet(space).to(task.device)
+        if config.channels_last:
+            self.supernet = self.supernet.to(memory_format=torch.channels_last)
+        self.optimizer = _optimizer(self.supernet, config)
+        self.strategy = STRATEGIES[config.strategy](feasible, seed=config.seed, **config.strategy_options)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.rng = random.Random(config.seed)
+        self.fair = FairPaths(space)
+        self.scorer = Scorer(self.supernet, task, config, self.generator)
+        self.scores: dict[Arch, tuple[float, float, int]] = {}
+        """Arch -> its last reward and accuracy, and the epoch."""
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are done."""
+        return len(self.history)
+
+    def advance(self) -> None:
+        """One epoch: of shared weights, and after the warm-up of the strategy. Raises TrainingError when the weights diverged."""
+        start = time.perf_counter()
+        warmup = self.epoch < self.config.warmup_epochs
+        log: dict[str, float] = {"epoch": self.epoch + 1, "warmup": int(warmup), **self._train_weights()}
+        trained = time.perf_counter()
+        if not warmup:
+            log |= self._train_strategy()
+        self.history.append({**log, "train_s": trained - start, "strategy_s": time.perf_counter() - trained})
+
+    def _train_weights(self) -> dict[str, float]:
+        recipe = self.config.recipe
+        total = torch.zeros((), device=self.task.device)
+        rate = 0.0
+        self.supernet.train()
+        batches = self.task.train_batches(self.config.batch, self.generator)
+        for step, (arch, (images, targets)) in enumerate(zip(self._paths(), batches, strict=True)):
+            rate = recipe.learning_rate(self.epoch + step / self.steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.supernet.activate(arch)
+            self.optimizer.zero_grad(set_to_none=True)  # what does not run is not moved
+            loss = self.task.loss(self.supernet(self.scorer.laid_out(images)), targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            total += loss.detach()
+        mean = float(total) / self.steps
+        if not math.isfinite(mean):
+            raise TrainingError(
+                f"the loss of the shared weights must be finite, but was {mean} in epoch {self.epoch + 1}: "
+                f"lower the learning rate, now {self.config.lr:g}"
+            )
+        return {"loss": mean, "lr": rate}
+
+    def _paths(self) -> list[Arch]:
+        """One arch for each step of an epoch."""
+        config = self.config
+        kind = config.warmup_paths if self.epoch < config.warmup_epochs else config.paths
+        if kind == "fair":
+            return [self.fair.draw(self.rng) for _ in range(self.steps)]
+        if kind == "uniform":
+            return [self.space.sample(self.rng) for _ in range(self.steps)]
+        return self.strategy.paths(self.steps)
+
+    def _train_strategy(self) -> dict[str, float]:
+        """Updates of the strategy at fixed weights; returns means over the archs of the epoch."""
+        config, target = self.config, self.feasible.target_ms
+        rewards, accuracies, latencies = (np.empty((config.updates, config.samples)) for _ in range(3))
+        self.scorer.renew()
+        for update in range(config.updates):
+            archs = self.strategy.ask(config.samples)
+            accuracies[update] = self.scorer.on_minibatch(archs)
+            latencies[update] = self.feasible.latency_ms(archs)
+            rewards[update] = REWARDS[config.reward](accuracies[update], latencies[update], target, **config.reward_options)
+            self.strategy.tell(archs, rewards[update].tolist(), accuracies[update].tolist())
+            for arch, reward, accuracy in zip(archs, rewards[update].tolist(), accuracies[update].tolist(), strict=True):
+                if math.isfinite(reward):
+                    self.scores[arch] = (reward, accuracy, self.epoch + 1)
+        told = np.isfinite(rewards)  # at least one is in each update, else the strategy has raised
+        return {
+            "reward": float(rewards[told].mean()),
+            "accuracy": float(accuracies[told].mean()),
+            "latency_ms": float(latencies.mean()),
+            "best_reward": float(rewards[told].max()),
+            "dropped": int((~told).sum()),
+            **self.strategy.scalars(),
+        }
+
+    def finish(self, measure: Measure | None) -> SearchResult:
+        """Score the best archs on the whole validation split, measure the best of these, and choose."""
+        self.scorer.renew()
+        rescored = [self._scored(arch, self.scorer.on_all(arch)) for arch in self._hopefuls()]
+        rescored.sort(key=lambda item: (-item.accuracy, item.predicted_ms))
+        finalists = rescored[: self.config.finalists]
+        if measure is not None:
+            finalists = _measured(finalists, measure)
+        known = {item.arch: item for item in (*rescored, *finalists)}
+        earlier = [self._scored(arch, accuracy) for arch, (_, accuracy, _) in self.scores.items() if arch not in known]
+        everything = (*known.values(), *earlier)
+        return SearchResult(
+            pick=choose(finalists, self.feasible.target_ms),
+            target_ms=self.feasible.target_ms,
+            finalists=tuple(finalists),
+            pareto=front(everything),
+            scored=everything,
+            history=tuple(self.history),
+        )
+
+    def _hopefuls(self) -> list[Arch]:
+        """Distinct archs under the target: the strategy's own choice, then those with the best recent rewards, then others."""
+        recent = self.epochs - max(1, RECENT * self.config.epochs)
+        scored = [(reward, arch) for arch, (reward, _, epoch) in self.scores.items() if epoch > recent]
+        scored.sort(key=lambda item: -item[0])
+        best = self.strategy.best()
+        wanted = min(self.config.rescored, int(self.feasible.count))
+        archs = dict.fromkeys([*([] if best is None else [best]), *(arch for _, arch in scored)])
+        for _ in range(20):  # a space with few archs under the target may have fewer than its count by bins
+            if len(archs) >= wanted:
+                break
+            archs |= dict.fromkeys(self.strategy.paths(wanted))
+        met = self.feasible.meets(list(archs))
+        return [arch for arch, good in zip(archs, met, strict=True) if good][:wanted]
+
+    def _scored(self, arch: Arch, accuracy: float) -> Scored:
+        return Scored(arch=arch, accuracy=accuracy, predicted_ms=float(self.feasible.latency_ms([arch])[0]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next epoch depends on; tensors, numbers, strings and containers of them."""
+        archs = list(self.scores)
+        return {
+            "supernet": self.supernet.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "strategy": self.strategy.state_dict(),
+            "generator": self.generator.get_state(),
+            "rng": self.rng.getstate(),
+            "fair": self.fair.state_dict(),
+            "global": generator_states(),
+            "archs": torch.tensor(archs, dtype=torch.int16).reshape(len(archs), len(self.space.slots)),
+            "scores": torch.tensor([score[:2] for score in self.scores.values()], dtype=torch.float64).reshape(-1, 2),
+            "epochs": torch.tensor([score[2] for score in self.scores.values()], dtype=torch.int64),
+            "history": list(self.history),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`, for a run made with the same arguments."""
+        self.supernet.load_state_dict(state["supernet"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.strategy.load_state_dict(state["strategy"])
+        self.generator.set_state(state["generator"])
+        version, numbers, gauss = state["rng"]
+        self.rng.setstate((version, tuple(numbers), gauss))
+        self.fair.load_state_dict(state["fair"])
+        restore_generators(state["global"])
+        archs = map(tuple, state["archs"].tolist())
+        scores = zip(state["scores"].tolist(), state["epochs"].tolist(), strict=True)
+        self.scores = {arch: (reward, accuracy, epoch) for arch, ((reward, accuracy), epoch) in zip(archs, scores, strict=True)}
+        self.history = list(state["history"])
+
+
+def _optimizer(supernet: Supernet, config: SearchConfig) -> torch.optim.SGD:
+    optimizer = torch.optim.SGD(
+        supernet.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    if config.momentum:
+        for parameter in supernet.parameters():
+            # The fused step cannot begin the momentum of one operator beside that of others; zero begins it all the same.
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def _measured(finalists: Sequence[Scored], measure: Measure) -> list[Scored]:
+    times = [float(ms) for ms in measure([item.arch for item in finalists])]
+    if len(times) != len(finalists) or not all(math.isfinite(ms) and ms > 0 for ms in times):
+        raise MeasurementError(
+            f"measure must return one positive time in ms for each of {len(finalists)} archs, but returned {times}"
+        )
+    return [replace(item, measured_ms=ms) for item, ms in zip(finalists, times, strict=True)]
+
+
+class _Bar:
+    """The progress of the epochs, with what the last one showed."""
+
+    def __init__(self, progress: Progress | None, run: SearchRun) -> None:
+        self._progress, self._run = progress, run
+        self._task = None if progress is None else progress.add_task(self._text(), total=run.epochs, completed=run.epoch)
+
+    def advance(self) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=self._text(), completed=self._run.epoch)
+
+    def _text(self) -> str:
+        run = self._run
+        if not run.history:
+            return "search"
+        log = run.history[-1]
+        if log["warmup"]:
+            return f"search: warm-up, loss {log['loss']:.3f}"
+        entropy = f", entropy {log['entropy']:.1f}" if "entropy" in log else ""
+        return (
+            f"search: reward {log['reward']:.3f}, accuracy {100 * log['accuracy']:.1f} %, "
+            f"{log['latency_ms']:.4g} of {run.feasible.target_ms:.4g} ms{entropy}"
+        )

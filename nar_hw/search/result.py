@@ -1,0 +1,81 @@
+"""What a search comes to."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from nar_hw.search.feasible import ROUNDING
+from nar_hw.search.pareto import pareto_front
+from nar_hw.space import Arch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """An arch with what is known of it."""
+
+    arch: Arch
+    accuracy: float
+    """In [0, 1], with shared weights: of the whole validation split for a finalist, else of the last minibatch."""
+    predicted_ms: float
+    measured_ms: float | None = None
+    """On the device; None where it was not measured."""
+
+    @property
+    def ms(self) -> float:
+        """Measured where it was measured, else predicted."""
+        return self.predicted_ms if self.measured_ms is None else self.measured_ms
+
+    def meets(self, target_ms: float) -> bool:
+        """Whether the prediction and, where there is one, the measurement are at or under the target."""
+        return self.predicted_ms <= target_ms * (1 + ROUNDING) and self.ms <= target_ms * (1 + ROUNDING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """The outcome of `nar_hw.search`."""
+
+    pick: Scored
+    """The most accurate finalist that meets the target; where none does, the one that comes nearest."""
+    target_ms: float
+    finalists: tuple[Scored, ...]
+    """By falling accuracy."""
+    pareto: tuple[Scored, ...]
+    """Of everything scored, the archs that no other beats in accuracy and predicted latency, by rising latency."""
+    scored: tuple[Scored, ...]
+    """Everything scored, each arch once."""
+    history: tuple[Mapping[str, float], ...]
+    """One item per epoch."""
+
+    @property
+    def arch(self) -> Arch:
+        """The arch to be trained."""
+        return self.pick.arch
+
+    @property
+    def met(self) -> bool:
+        """Whether the pick meets the target."""
+        return self.pick.meets(self.target_ms)
+
+    @property
+    def note(self) -> str:
+        """The outcome in one line."""
+        pick, how = self.pick, "predicted" if self.pick.measured_ms is None else "measured"
+        if self.met:
+            return f"the pick takes {pick.ms:.4g} ms ({how}) of the {self.target_ms:.4g} ms asked for"
+        return (
+            f"none of the {len(self.finalists)} finalists meets {self.target_ms:.4g} ms on the device: the nearest takes "
+            f"{pick.ms:.4g} ms (predicted {pick.predicted_ms:.4g}): profile again or ask for {self.target_ms**2 / pick.ms:.4g} ms"
+        )
+
+
+def choose(finalists: Sequence[Scored], target_ms: float) -> Scored:
+    """The most accurate finalist that meets the target, of equals the faster; where none does, the fastest."""
+    meeting = [item for item in finalists if item.meets(target_ms)]
+    if meeting:
+        return max(meeting, key=lambda item: (item.accuracy, -item.ms))
+    return min(finalists, key=lambda item: item.ms)
+
+
+def front(scored: Sequence[Scored]) -> tuple[Scored, ...]:
+    """The Pareto front by predicted latency and accuracy."""
+    indices = pareto_front([item.predicted_ms for item in scored], [item.accuracy for item in scored])
+    return tuple(scored[index] for index in indices)

@@ -1,0 +1,19 @@
+"""Random search with the latency table as filter: the baseline that every other strategy has to beat."""
+
+from typing import Any
+
+import numpy as np
+
+from nar_hw.search.strategies.base import Strategy
+from nar_hw.space import Arch
+
+
+class RandomStrategy(Strategy):
+    """Uniformly random archs among those that meet the target; nothing is learned."""
+
+    def ask(self, n: int) -> list[Arch]:
+        """``n`` archs, independent of each other."""
+        return self.feasible.sample(n, self.rng)
+
+    def learn(self, archs: list[Arch], rewards: np.ndarray[Any, Any], accuracies: np.ndarray[Any, Any]) -> None:
+        """Nothing."""

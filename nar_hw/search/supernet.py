@@ -1,0 +1,161 @@
+"""One network that holds every operator of every slot and runs one of them per slot.
+
+Shape legend: B images, K candidates of a slot.
+"""
+
+import math
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from nar_hw.space import Arch, SearchSpace, Slot
+
+
+class Switch(nn.Module):
+    """The candidates of one slot at one convolution or norm, of which one is active."""
+
+    def __init__(self, choices: dict[int, nn.Module], active: int) -> None:
+        super().__init__()
+        self.choices = nn.ModuleDict({str(code): module for code, module in choices.items()})
+        self.active = str(active)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the active module returns."""
+        return self.choices[self.active](*args, **kwargs)
+
+    def current(self) -> nn.Module:
+        """The active module."""
+        return self.choices[self.active]
+
+
+class Supernet(nn.Module):
+    """Shared weights for all children of a space; the space's network gives everything outside the slots.
+
+    Each candidate has its own copy of the BatchNorm behind its slot, since convolutions and pools have different statistics. The
+    incumbents start from the network's own weights, the others are initialised. Operators that do not run get no gradient:
+    with ``zero_grad(set_to_none=True)``, which is torch's default, neither momentum nor weight decay moves them.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__()
+        self.space = space
+        self.network = space.build(space.incumbent)
+        self.arch = space.incumbent
+        self._switches = tuple(tuple(self._install(slot)) for slot in space.slots)
+
+    def _install(self, slot: Slot) -> Iterator[Switch]:
+        for site in slot.sites:
+            operators = {code: self.space.module_for(site, code) for code in slot.candidates}
+            switch = Switch(operators, slot.incumbent)
+            for path in (site.conv, *site.aliases):
+                self.network.set_submodule(path, switch)
+            yield switch
+            if site.norm is not None:
+                norms = {code: norm for code in slot.candidates if (norm := self.space.norm_for(site, code)) is not None}
+                switch = Switch(norms, slot.incumbent)
+                self.network.set_submodule(site.norm, switch)
+                yield switch
+
+    def forward(self, images: Tensor) -> Any:
+        """What the active child returns for (B, C, H, W) images."""
+        return self.network(images)
+
+    def activate(self, arch: Sequence[int]) -> None:
+        """Let ``arch`` be the path that runs. Raises SpaceError when it is not of the space."""
+        self.arch = self.space.validate(arch)
+        for code, switches in zip(self.arch, self._switches, strict=True):
+            for switch in switches:
+                switch.active = str(code)
+
+    def path(self) -> Iterator[nn.Module]:
+        """Every module of the active child, without the operators that do not run."""
+        yield from _path(self.network)
+
+    @torch.no_grad()
+    def recalibrate(self, batches: Iterable[Tensor]) -> None:
+        """Estimate the BatchNorm statistics of the active path anew: the averages over ``batches`` of (B, C, H, W) images.
+
+        Use training images: statistics of random paths rank children at random, and validation images would leak. Only the
+        norms are in training mode meanwhile; weights, the norms' momentum and the modes of all modules stay as they are.
+        """
+        modes = [(module, module.training) for module in self.path()]
+        norms = [module for module, _ in modes if isinstance(module, _BatchNorm) and module.track_running_stats]
+        momenta = [norm.momentum for norm in norms]
+        try:
+            for module, _ in modes:
+                module.training = False
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.training = True
+            for count, images in enumerate(batches, start=1):
+                for norm in norms:
+                    norm.momentum = 1 / count  # an average of all batches; momentum=None would wait for the device
+                self(images)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+            for module, training in modes:
+                module.training = training
+
+    def child(self, arch: Sequence[int]) -> nn.Module:
+        """A standalone network of ``arch`` with the shared weights and statistics: its outputs are the active path's."""
+        child = self.space.build(arch)
+        inside: list[str] = []
+        for code, slot in zip(self.space.validate(arch), self.space.slots, strict=True):
+            for site in slot.sites:
+                for path in filter(None, (site.conv, *site.aliases, site.norm)):
+                    switch = cast(Switch, self.network.get_submodule(path))
+                    child.get_submodule(path).load_state_dict(switch.choices[str(code)].state_dict())
+                    inside.append(f"{path}.")
+        prefixes = tuple(inside)
+        shared = {key: value for key, value in self.network.state_dict().items() if not key.startswith(prefixes)}
+        left_out = child.load_state_dict(shared, strict=False)
+        assert all(key.startswith(prefixes) for key in left_out.missing_keys)
+        assert not left_out.unexpected_keys
+        reference = next(self.network.parameters())
+        return child.to(reference.device).train(self.training)
+
+
+def _path(module: nn.Module) -> Iterator[nn.Module]:
+    if isinstance(module, Switch):
+        module = module.current()
+    yield module
+    for child in module.children():
+        yield from _path(child)
+
+
+class FairPaths:
+    """Archs without replacement per slot, so that no operator gets ahead (strict fairness, FairNAS section 3.2).
+
+    Each slot deals its candidates from a shuffled deck of its own. Whatever the numbers of candidates, after m archs each
+    operator of a slot with K candidates has run m // K or m // K + 1 times.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._candidates = [slot.candidates for slot in space.slots]
+        self._decks: list[list[int]] = [[] for _ in space.slots]
+
+    def draw(self, rng: random.Random) -> Arch:
+        """The next arch."""
+        for deck, candidates in zip(self._decks, self._candidates, strict=True):
+            if not deck:
+                deck += rng.sample(candidates, len(candidates))
+        return tuple(deck.pop() for deck in self._decks)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The undealt codes of each slot."""
+        return {"decks": [list(deck) for deck in self._decks]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._decks = [list(deck) for deck in state["decks"]]
+
+
+def fair_archs(space: SearchSpace, rng: random.Random) -> list[Arch]:
+    """The fewest archs in which each slot's operators appear equally often: as many as the least common multiple of the K."""
+    paths = FairPaths(space)
+    return [paths.draw(rng) for _ in range(math.lcm(*(len(slot.candidates) for slot in space.slots)))]

@@ -1,0 +1,77 @@
+"""What a network is trained and scored for."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nar_hw.data import SplitName
+from nar_hw.data.loader import Batch
+
+
+class Task(ABC):
+    """Batches, a loss and a score. One file in nar_hw/tasks per kind of task.
+
+    Shape legend: B images of a batch, C channels, H height, W width.
+    """
+
+    device: torch.device
+    """Where the batches lie; a model must be there too."""
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """How many outputs the network needs."""
+
+    @property
+    @abstractmethod
+    def record(self) -> dict[str, Any]:
+        """What identifies the data and its augmentation, for JSON; a training is resumed with an equal record only."""
+
+    @abstractmethod
+    def loss(self, output: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+        """The mean loss of a batch: a scalar."""
+
+    @abstractmethod
+    def correct(self, output: Tensor, target: Tensor) -> Tensor:
+        """How many of a batch are right: an int64 scalar on the device, so that counting need not wait for it."""
+
+    @property
+    @abstractmethod
+    def train_size(self) -> int:
+        """How many images an epoch of training has."""
+
+    @abstractmethod
+    def train_batches(
+        self, batch: int, generator: torch.Generator, *, augment: bool = True, drop_last: bool = True
+    ) -> Iterator[Batch]:
+        """One epoch of (images (B, C, H, W) float32, targets (B,)), shuffled and augmented by ``generator`` (on the CPU)."""
+
+    @abstractmethod
+    def eval_batches(self, split: SplitName, batch: int = 1000, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """The split in its order, or shuffled by ``generator``; never augmented; the last batch may be smaller."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, split: SplitName, *, batch: int = 1000) -> float:
+        """The score in [0, 1] of ``model`` on a split, in eval mode; the model's modes are as before afterwards."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """``model`` in eval mode without gradients; afterwards every module is in the mode it had (some may have been frozen)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

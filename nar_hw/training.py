@@ -1,0 +1,459 @@
+"""Training a network on a task: the loop, its checkpoints and resuming, and fine-tuning inherited weights in two phases."""
+
+import math
+import random
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress, TaskID
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from nar_hw.checkpoints import load_state, save_state, save_weights
+from nar_hw.errors import ModelError, RunError, TrainingError
+from nar_hw.files import write_json
+from nar_hw.recipes import RECIPES, Recipe, recipe_named
+from nar_hw.tasks import Task
+
+__all__ = ["RECIPES", "EpochLog", "Recipe", "TrainResult", "recipe_named", "set_seed", "train", "two_phase"]
+
+STATE, LAST, BEST, HISTORY = "state.pt", "last.safetensors", "best.safetensors", "history.json"
+SCHEMA = 1
+STEPS_BETWEEN_CHECKS = 50
+"""Looking at the loss makes the program wait for the device: not after every step there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochLog:
+    """What one epoch did."""
+
+    epoch: int
+    """From 1."""
+    loss: float
+    """Mean over the training batches."""
+    train_accuracy: float
+    """In [0, 1], over the augmented training batches while they were learned."""
+    valid_accuracy: float
+    """In [0, 1], after the epoch."""
+    lr: float
+    """Learning rate of the last step."""
+    images_per_s: float
+    """Training images per second, validation and checkpoint not counted."""
+    pieces: int
+    """Pieces that each batch was cut into at the end of the epoch."""
+    phase: int = 1
+    """2 in the second phase of :func:`two_phase`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a training came to. The model holds the weights of the last epoch (their average where the recipe asks for it)."""
+
+    history: tuple[EpochLog, ...]
+    valid_accuracy: float
+    """Of the last epoch, in [0, 1]."""
+    best_epoch: int
+    """The latest epoch with the best validation accuracy; its weights are in ``best.safetensors``."""
+    best_valid_accuracy: float
+
+
+def set_seed(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and PyTorch, for code that draws from them."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def train(
+    model: nn.Module,
+    task: Task,
+    recipe: Recipe,
+    *,
+    out: Path | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    progress: Progress | None = None,
+    earlier: Sequence[EpochLog] = (),
+) -> TrainResult:
+    """Train the parameters of ``model`` that require a gradient; the model ends on the task's device, in eval mode.
+
+    After every epoch ``out`` holds ``state.pt`` (to resume), ``last.safetensors``, ``best.safetensors`` and ``history.json``, each
+    written atomically, so that a training that was stopped anywhere goes on from its last whole epoch, on a CPU to the
+    same bits. The global generators of PyTorch are left as they were; all randomness comes from ``seed``.
+
+    Args:
+        model: changed in place.
+        task: batches, loss and score, on the device to train on.
+        recipe: how.
+        out: folder for checkpoints; None: nothing is written.
+        seed: decides the order and augmentation of the images, and dropout.
+        resume: go on from the state in ``out`` (from the start if it has none). More epochs than before may be asked for,
+            except of the one-cycle schedule, whose learning rates depend on their number.
+        progress: is given a bar.
+        earlier: epochs of a first phase, with which the history begins; the best epoch is one of the second.
+
+    Raises:
+        TrainingError: the loss or a weight is no longer finite, the batch is larger than the training set, or one image does not
+            fit in memory.
+        RunError: ``out`` has a training already and ``resume`` is not set, or one that cannot be resumed as asked.
+    """
+    devices = [task.device] if task.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        run = _Run(model, task, recipe, seed, earlier)
+        if out is not None and (out / STATE).exists():
+            if not resume:
+                raise RunError(f"{out} holds a training already: resume it, or choose another folder")
+            run.restore(load_state(out / STATE), out)
+            run.publish(out)
+        bar = _Bar(progress, run)
+        while len(run.history) < recipe.epochs:
+            run.epoch(bar)
+            if out is not None:
+                run.save(out)
+    return run.result()
+
+
+class _Run:
+    """Everything that changes from step to step."""
+
+    def __init__(self, model: nn.Module, task: Task, recipe: Recipe, seed: int, earlier: Sequence[EpochLog]) -> None:
+        self.steps = task.train_size // recipe.batch
+        if self.steps == 0:
+            raise TrainingError(
+                f"batch <= training images must hold, but got (batch={recipe.batch}, images={task.train_size}): use a smaller batch"
+            )
+        self.model = model.to(task.device)
+        if recipe.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.task, self.recipe, self.seed = task, recipe, seed
+        self.forward = torch.compile(self.model) if recipe.compile else self.model
+        self.optimizer = _optimizer(self.model, recipe)
+        self.scaler = torch.amp.GradScaler(task.device.type, enabled=recipe.precision == "fp16")
+        self.average = None
+        if recipe.ema_decay is not None:
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.pieces = recipe.accumulate
+        self.earlier = tuple(earlier)
+        self.history: list[EpochLog] = []
+        self.model.eval()
+
+    @property
+    def scored(self) -> nn.Module:
+        """The network that is validated and kept."""
+        return self.model if self.average is None else self.average.module
+
+    def epoch(self, bar: "_Bar") -> None:
+        """One pass over the training images and a validation."""
+        done, device, recipe = len(self.history), self.task.device, self.recipe
+        losses = torch.zeros(self.steps, device=device)
+        right = torch.zeros((), dtype=torch.int64, device=device)
+        interval = 1 if device.type == "cpu" else STEPS_BETWEEN_CHECKS
+        rate = 0.0
+        _training_mode(self.model)
+        start = time.perf_counter()
+        for step, (images, targets) in enumerate(self.task.train_batches(recipe.batch, self.generator)):
+            rate = recipe.learning_rate(done + step / self.steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            loss, count = self._gradients(images, targets)
+            self._update()
+            losses[step] = loss
+            right += count
+            if (step + 1) % interval == 0 or step + 1 == self.steps:
+                self._check(losses[: step + 1], done)
+            bar.step()
+        seconds = time.perf_counter() - start  # the last check has waited for the device
+        self.model.eval()
+        self._check_weights(done, rate)
+        images_seen = self.steps * recipe.batch
+        with self._autocast():
+            valid_accuracy = self.task.evaluate(self.scored, "valid")
+        log = EpochLog(
+            epoch=len(self.earlier) + done + 1,
+            loss=float(losses.mean()),
+            train_accuracy=int(right) / images_seen,
+            valid_accuracy=valid_accuracy,
+            lr=rate,
+            images_per_s=images_seen / seconds,
+            pieces=self.pieces,
+            phase=2 if self.earlier else 1,
+        )
+        self.history.append(log)
+        bar.epoch(log)
+
+    def _gradients(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and number of right answers of a batch, whose gradient is then in the parameters."""
+        while True:
+            try:
+                return self._accumulate(images, targets)
+            except torch.OutOfMemoryError as problem:
+                if 2 * self.pieces > len(images):
+                    raise TrainingError("a single image must fit in the device's memory, but does not: use a smaller network or input") from problem
+            # Outside the handler: the exception holds the frames that hold the memory.
+            self.pieces *= 2
+            self.optimizer.zero_grad()
+            torch.cuda.empty_cache()
+            warnings.warn(
+                f"out of memory: batches of {len(images)} are now computed in {self.pieces} pieces (norms see one piece at a time)",
+                stacklevel=2,
+            )
+
+    def _accumulate(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        losses, counts = [], []
+        if self.recipe.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        for some, their in zip(images.chunk(self.pieces), targets.chunk(self.pieces), strict=True):
+            with self._autocast():
+                output = self.forward(some)
+            loss = self.task.loss(output.float(), their, label_smoothing=self.recipe.label_smoothing)
+            if len(some) < len(images):
+                loss = loss * (len(some) / len(images))
+            self.scaler.scale(loss).backward()
+            losses.append(loss.detach())
+            counts.append(self.task.correct(output.detach(), their))
+        return (losses[0], counts[0]) if len(losses) == 1 else (torch.stack(losses).sum(), torch.stack(counts).sum())
+
+    def _update(self) -> None:
+        if self.recipe.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            learned = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(learned, self.recipe.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = torch.float16 if self.recipe.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.task.device.type, dtype, enabled=self.recipe.precision != "fp32")
+
+    def _check(self, losses: Tensor, done: int) -> None:
+        wrong = (~losses.isfinite()).nonzero()
+        if len(wrong):
+            step = int(wrong[0])
+            self._diverged(f"the loss is {float(losses[step])}", done, step)
+
+    def _check_weights(self, done: int, rate: float) -> None:
+        if not all(math.isfinite(norm) for norm in torch.stack([p.detach().sum() for p in self.model.parameters()]).tolist()):
+            self._diverged("a weight is not finite", done, self.steps - 1)
+
+    def _diverged(self, what: str, done: int, step: int) -> None:
+        rate = self.recipe.learning_rate(done + step / self.steps)
+        fp16 = ", precision='bf16'" if self.recipe.precision == "fp16" else ""
+        raise TrainingError(
+            f"a training must stay finite, but {what} at step {done * self.steps + step} (epoch {done + 1}, learning rate {rate:.3g}): "
+            f"try lr={self.recipe.lr / 10:.3g}, clip_norm=1{fp16}"
+        )
+
+    def result(self) -> TrainResult:
+        """The result, after the average, if any, has been put into the model."""
+        if self.average is not None:
+            self.model.load_state_dict(self.average.module.state_dict())
+        best = self._best()
+        return TrainResult(
+            history=(*self.earlier, *self.history),
+            valid_accuracy=self.history[-1].valid_accuracy,
+            best_epoch=best.epoch,
+            best_valid_accuracy=best.valid_accuracy,
+        )
+
+    def _best(self) -> EpochLog:
+        return max(self.history, key=lambda log: (log.valid_accuracy, log.epoch))
+
+    def save(self, out: Path) -> None:
+        """Write the checkpoint of the last epoch."""
+        # The state is what counts: the best weights are there before it, so that it never speaks of older ones.
+        if self._best() is self.history[-1]:
+            save_weights(out / BEST, self.scored)
+        save_state(
+            out / STATE,
+            {
+                "schema": SCHEMA,
+                "seed": self.seed,
+                "recipe": self.recipe.to_json(),
+                "task": self.task.record,
+                "history": [asdict(log) for log in self.history],
+                "pieces": self.pieces,
+                "model": self.model.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "generator": self.generator.get_state(),
+                "rng": torch.get_rng_state(),
+                "device_rng": torch.cuda.get_rng_state(self.task.device) if self.task.device.type == "cuda" else None,
+            },
+        )
+        self.publish(out)
+
+    def publish(self, out: Path) -> None:
+        """Write what others read of the last epoch."""
+        save_weights(out / LAST, self.scored)
+        write_json(out / HISTORY, {"schema": SCHEMA, "epochs": [asdict(log) for log in (*self.earlier, *self.history)]})
+
+    def restore(self, state: dict[str, Any], out: Path) -> None:
+        """Go on from ``state``. Raises RunError when it is of another training."""
+        _check_resumable(state, self, out)
+        try:
+            self.model.load_state_dict(state["model"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as problem:
+            reason = " ".join(str(problem).split())[:200]
+            raise RunError(f"{out} must hold a training of the same network, but it does not fit ({reason}): choose another folder") from problem
+        self.scaler.load_state_dict(state["scaler"])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["rng"])
+        if self.task.device.type == "cuda" and state["device_rng"] is not None:
+            torch.cuda.set_rng_state(state["device_rng"], self.task.device)
+        self.pieces = state["pieces"]
+        self.history = [EpochLog(**log) for log in state["history"]]
+
+
+class _Bar:
+    """One row of a progress display, or nothing."""
+
+    def __init__(self, progress: Progress | None, run: _Run) -> None:
+        self._progress, self._run = progress, run
+        self._row = TaskID(0)
+        if progress is not None:
+            total = run.steps * run.recipe.epochs
+            self._row = progress.add_task("training", total=total, completed=run.steps * len(run.history))
+
+    def step(self) -> None:
+        if self._progress is not None:
+            self._progress.advance(self._row)
+
+    def epoch(self, log: EpochLog) -> None:
+        if self._progress is not None:
+            text = f"training: loss {log.loss:.3f}, valid {log.valid_accuracy:.2%}, {log.images_per_s:,.0f} images/s"
+            self._progress.update(self._row, description=text)
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not learned:
+        raise TrainingError("a network must have parameters that require a gradient, but all are frozen: unfreeze some")
+    spared = [] if recipe.decay_vectors else [parameter for parameter in learned if parameter.ndim < 2]
+    decayed = learned if recipe.decay_vectors else [parameter for parameter in learned if parameter.ndim >= 2]
+    groups = [
+        {"params": parameters, "weight_decay": decay}
+        for parameters, decay in ((decayed, recipe.weight_decay), (spared, 0.0))
+        if parameters
+    ]
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+
+
+def _training_mode(model: nn.Module) -> None:
+    model.train()
+
+
+def _check_resumable(state: dict[str, Any], run: _Run, out: Path) -> None:
+    def refuse(what: str, there: object, asked: object) -> RunError:
+        return RunError(f"{out} can be resumed with the same {what} only, but has {there} and {asked} was asked for: choose another folder")
+
+    if state.get("schema") != SCHEMA:
+        raise refuse("schema", state.get("schema"), SCHEMA)
+    if state["seed"] != run.seed:
+        raise refuse("seed", state["seed"], run.seed)
+    if state["task"] != run.task.record:
+        key = next(key for key, value in run.task.record.items() if state["task"].get(key) != value)
+        raise refuse(key, state["task"].get(key), run.task.record[key])
+    old, new, done = Recipe.from_json(state["recipe"]), run.recipe, len(state["history"])
+    if new.epochs < done:
+        raise RunError(f"{out} has trained for {done} epochs already, but {new.epochs} were asked for: ask for {done} or more")
+    if new.epochs != old.epochs and new.schedule == "one-cycle":
+        raise RunError(
+            f"a one-cycle training cannot change its number of epochs, but {out} has {old.epochs} and {new.epochs} were asked for: "
+            "ask for the same, or train anew"
+        )
+    same = replace(old, epochs=new.epochs)
+    for key, value in new.to_json().items():
+        if same.to_json()[key] != value:
+            raise refuse(key, same.to_json()[key], value)
+
+
+def fine_tuning(recipe: Recipe) -> tuple[Recipe, Recipe]:
+    """The recipes of the two phases that take together as many epochs as ``recipe``: a fifth, then the rest at a lower rate.
+
+    Each phase is one cosine. Raises TrainingError for a recipe of one epoch.
+    """
+    if recipe.epochs < 2:
+        raise TrainingError(f"epochs >= 2 must hold for training in two phases, but got (epochs={recipe.epochs})")
+    first = max(1, round(recipe.epochs / 5))
+    rest = recipe.epochs - first
+    return (
+        replace(recipe, schedule="sgdr", epochs=first, t_0=first),
+        replace(recipe, schedule="sgdr", epochs=rest, t_0=rest, lr=recipe.lr / 10),
+    )
+
+
+def two_phase(
+    model: nn.Module,
+    task: Task,
+    recipe: Recipe,
+    *,
+    new: Sequence[str],
+    head: str | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Fine-tune a network that inherited weights: first what is new and the head with the rest frozen, then everything.
+
+    The recipes of the phases are those of :func:`fine_tuning`. The first phase keeps its checkpoints in ``out/first``. The number
+    of epochs cannot be changed on resume, for both phases depend on it.
+
+    Args:
+        new: parameters or modules that start from scratch, such as :meth:`nar_hw.space.SearchSpace.inherit` returns.
+        head: path of the classifier; by default the last linear layer, or the last convolution where there is none.
+
+    Raises:
+        ModelError: a name of ``new`` or ``head`` is not in the network.
+        TrainingError, RunError: as :func:`train`.
+    """
+    first, then = fine_tuning(recipe)
+    learned = _below(model, (*new, _head(model) if head is None else head))
+    if out is not None and (out / STATE).exists() and not resume:
+        raise RunError(f"{out} holds a training already: resume it, or choose another folder")
+    frozen = [parameter for name, parameter in model.named_parameters() if parameter.requires_grad and name not in learned]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        warm = train(
+            model, task, first, out=None if out is None else out / "first", seed=seed, resume=resume, progress=progress
+        )
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+    return train(model, task, then, out=out, seed=seed, resume=resume, progress=progress, earlier=warm.history)
+
+
+def _below(model: nn.Module, names: Sequence[str]) -> set[str]:
+    """The parameters that ``names`` (of parameters, buffers or modules) mean or contain."""
+    known = {*model.state_dict(), *dict(model.named_modules())}
+    if missing := [name for name in names if name not in known]:
+        raise ModelError(f"what is trained first must be in the network, but {missing[0]!r} is not: name parameters or modules of it")
+    return {
+        parameter
+        for parameter, _ in model.named_parameters()
+        if any(parameter == name or parameter.startswith(f"{name}.") for name in names)
+    }
+
+
+def _head(model: nn.Module) -> str:
+    for kind in (nn.Linear, nn.Conv2d):
+        paths = [path for path, module in model.named_modules() if isinstance(module, kind)]
+        if paths:
+            return paths[-1]
+    raise ModelError("a network must have a linear layer or a convolution as its head, but has neither: name the head")

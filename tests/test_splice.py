@@ -1,0 +1,228 @@
+"""Spliced children against direct exports of the built children: same nodes, same names, same numbers."""
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from nar_hw.errors import ExportError, SpaceError
+from nar_hw.export.leaves import LAYERS, emit
+from nar_hw.export.onnx import export_onnx, open_session, run_session, run_torch
+from nar_hw.export.splice import ChildExporter
+from nar_hw.operators import OpSpec
+from nar_hw.space import SearchSpace
+
+Node = tuple[str, str, tuple[tuple[str, str], ...]]
+
+
+class Block(nn.Module):
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        self.relu = nn.ReLU(inplace=True)
+        plain = stride == 1 and c_in == c_out
+        self.skip = nn.Identity() if plain else nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride), nn.BatchNorm2d(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(y)) + self.skip(x))
+
+
+def resnet() -> nn.Module:
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.ReLU(), Block(8, 8, 1), Block(8, 16, 2), head)
+
+
+def unsettle(network: nn.Module) -> None:
+    """Norms as training leaves them: an identity norm would hide a fold that goes wrong."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2.0)
+            if module.affine:
+                nn.init.normal_(module.weight)  # negative scales too
+                nn.init.normal_(module.bias)
+
+
+def nodes(proto: onnx.ModelProto) -> list[Node]:
+    return [
+        (node.name, node.op_type, tuple(sorted((item.name, str(onnx.helper.get_attribute_value(item))) for item in node.attribute)))
+        for node in proto.graph.node
+    ]
+
+
+def assert_same_as_direct(space: SearchSpace, exporter: ChildExporter, arch: tuple[int, ...], folder: Path) -> onnx.ModelProto:
+    child = space.build(arch).eval()
+    unsettle_slots(space, child)
+    export_onnx(child, folder / "direct.onnx", input_shape=space.input_shape)
+    direct, spliced = onnx.load(folder / "direct.onnx"), exporter.model(arch, child)
+    assert nodes(spliced) == nodes(direct)
+    onnx.checker.check_model(spliced, full_check=True)
+    (folder / "spliced.onnx").write_bytes(spliced.SerializeToString())
+    images = np.random.default_rng(0).standard_normal((3, *space.input_shape)).astype(np.float32)
+    reference = run_torch(child, images)
+    np.testing.assert_allclose(run_session(open_session(folder / "spliced.onnx"), images), reference, atol=1e-5 * abs(reference).max())
+    return spliced
+
+
+def unsettle_slots(space: SearchSpace, child: nn.Module) -> None:
+    for slot in space.slots:
+        for site in slot.sites:
+            for path in (site.conv, site.norm):
+                if path is not None:
+                    unsettle(child.get_submodule(path))
+
+
+@pytest.fixture(scope="module", params=["conv", "block"])
+def small(request: pytest.FixtureRequest) -> tuple[SearchSpace, ChildExporter]:
+    torch.manual_seed(0)
+    network = resnet()
+    unsettle(network)
+    space = SearchSpace.from_model(network, (3, 16, 16), manner=request.param, limit_params=False)
+    return space, ChildExporter(space)
+
+
+def test_children_equal_their_direct_export(small: tuple[SearchSpace, ChildExporter], tmp_path: Path) -> None:
+    space, exporter = small
+    width = max(len(slot.candidates) for slot in space.slots)
+    for turn in range(width):  # every operator once in every slot
+        arch = tuple(slot.candidates[(turn + position) % len(slot.candidates)] for position, slot in enumerate(space.slots))
+        assert_same_as_direct(space, exporter, arch, tmp_path)
+
+
+def test_the_incumbent_keeps_the_networks_weights(small: tuple[SearchSpace, ChildExporter], tmp_path: Path) -> None:
+    space, exporter = small
+    exporter.export(space.incumbent, tmp_path / "spliced.onnx")
+    images = np.random.default_rng(1).standard_normal((2, 3, 16, 16)).astype(np.float32)
+    reference = run_torch(space.model, images)
+    np.testing.assert_allclose(run_session(open_session(tmp_path / "spliced.onnx"), images), reference, atol=1e-5 * abs(reference).max())
+
+
+def test_every_node_of_a_site_is_called_after_it(small: tuple[SearchSpace, ChildExporter]) -> None:
+    space, exporter = small
+    arch = tuple(slot.candidates[2 % len(slot.candidates)] for slot in space.slots)
+    assert space.operators[arch[0]] == "max3x3"
+    names = [node.name for node in exporter.model(arch).graph.node]
+    assert len(set(names)) == len(names)
+    for slot in space.slots:
+        for site in slot.sites:
+            first = names.index(f"{site.conv}.0/Conv")
+            assert names[first + 1 : first + 3] == [f"{site.conv}.1/MaxPool", f"{site.norm}/BatchNormalization"]
+
+
+def test_one_child_twice_is_the_same_file(small: tuple[SearchSpace, ChildExporter], tmp_path: Path) -> None:
+    space, exporter = small
+    arch = space.sample(random.Random(3))
+    before = torch.random.get_rng_state()
+    exporter.export(arch, tmp_path / "first.onnx")
+    ChildExporter(space).export(arch, tmp_path / "second.onnx")
+    assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_child_costs_milliseconds(small: tuple[SearchSpace, ChildExporter], tmp_path: Path) -> None:
+    space, exporter = small
+    rng = random.Random(0)
+    archs = [space.sample(rng) for _ in range(20)]
+    for arch in archs:
+        exporter.export(arch, tmp_path / "child.onnx")
+    start = time.perf_counter()
+    for arch in archs:
+        exporter.export(arch, tmp_path / "child.onnx")
+    assert (time.perf_counter() - start) / len(archs) < 0.1  # a direct export takes longer than 0.5 s
+    assert exporter.model(space.incumbent).graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_a_depthwise_network(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = torchvision.models.MobileNetV2(7, width_mult=0.25, inverted_residual_setting=[[1, 16, 1, 1], [6, 24, 2, 2]])
+    unsettle(network)
+    space = SearchSpace.from_model(network, (3, 32, 32))
+    operators = {space.operators[code] for slot in space.slots for code in slot.candidates}
+    assert {"depthwise3x3", "plainmax3x3", "plainavg3x3"} <= operators
+    exporter = ChildExporter(space)
+    proto = assert_same_as_direct(space, exporter, space.sample(random.Random(0)), tmp_path)
+    assert {"Conv", "MaxPool", "AveragePool", "BatchNormalization", "Clip"} <= {node.op_type for node in proto.graph.node}
+    assert_same_as_direct(space, exporter, space.incumbent, tmp_path)
+
+
+class Odd(nn.Module):
+    """Sites with a bias, without a norm, of other classes than nn.Conv2d, called twice, with a norm that does not track."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 1, 1)
+        self.biased = nn.Conv2d(8, 8, 3, 1, 1)
+        self.bare = nn.Conv2d(8, 8, 3, 2, 1, bias=False)
+        self.twice = nn.Conv2d(8, 8, 3, 1, 1, bias=False)
+        self.alias = self.twice
+        self.shared_norm = nn.BatchNorm2d(8)
+        self.two_norms = nn.Conv2d(8, 8, 3, 1, 1, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(8), nn.BatchNorm2d(8)])
+        self.circular = nn.Conv2d(8, 8, 3, 1, 1, padding_mode="circular")
+        self.standardized = Standardized(8, 8, 3, 1, 1)
+        self.batch_statistics = nn.BatchNorm2d(8, track_running_stats=False)
+        self.plain_norm = nn.BatchNorm2d(8, affine=False)
+        self.last = nn.Conv2d(8, 4, 3, padding="same")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.biased(self.stem(x)))
+        x = torch.relu(self.bare(x))
+        x = torch.relu(self.shared_norm(self.twice(x)))
+        x = torch.relu(self.shared_norm(self.alias(x)))
+        x = torch.relu(self.norms[0](self.two_norms(x)))
+        x = torch.relu(self.norms[1](self.two_norms(x)))
+        x = self.batch_statistics(self.circular(x))
+        x = self.plain_norm(self.standardized(x))
+        return self.last(torch.relu(x)).flatten(2).mean(2)
+
+
+class Standardized(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight, self.bias)
+
+
+def gated(spec: OpSpec) -> nn.Module:
+    return Gated(spec.c_in, spec.c_out, spec.stride)
+
+
+class Gated(nn.Module):
+    def __init__(self, c_in: int, c_out: int, stride: tuple[int, int]) -> None:
+        super().__init__()
+        self.value = nn.Conv2d(c_in, c_out, 1, stride)
+        self.gate = nn.Conv2d(c_in, c_out, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.value(x) * torch.sigmoid(self.gate(x))
+
+
+def pass_through(spec: OpSpec) -> nn.Module:
+    return nn.Identity() if spec.stride == (1, 1) and spec.c_in == spec.c_out else nn.Conv2d(spec.c_in, spec.c_out, 1, spec.stride)
+
+
+def test_odd_sites_and_operators_of_ones_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Odd()
+    unsettle(network)
+    space = SearchSpace.from_model(
+        network, (3, 12, 12), operators=["conv3x3", "max3x3", gated, pass_through], limit_params=False, slots="[!s]*"
+    )
+    assert {site.conv for slot in space.slots for site in slot.sites} >= {"biased", "bare", "twice", "two_norms", "circular", "last"}
+    exporter = ChildExporter(space)
+    for name in ("max3x3", "gated", "pass_through"):
+        code = space.operators.index(name)
+        arch = tuple(code if code in slot.candidates else slot.incumbent for slot in space.slots)
+        assert code in arch
+        assert_same_as_direct(space, exporter, arch, tmp_path)
+    assert_same_as_direct(space, exporter, space.incumbent, tmp_path)
