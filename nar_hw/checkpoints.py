@@ -1,15 +1,20 @@
 """Weights and training states on disk: safetensors for networks, a tensors-only file for what a training needs to go on."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nar_hw.errors import RunError
 from nar_hw.files import atomic_path
+from nar_hw.recipes import Recipe
+
+SCHEMA = 1
+"""Of the training state."""
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
@@ -61,6 +66,39 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def copy_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU."""
-    return {key: value.detach().to("cpu", copy=True) for key, value in tensors.items()}
+def check_resumable(state: dict[str, Any], out: Path, *, recipe: Recipe, seed: int, task: dict[str, Any]) -> None:
+    """Whether the training whose ``state`` lies in ``out`` can go on with ``recipe``, ``seed`` and the task's record.
+
+    Only the number of epochs may be another: not less than are done, and not in a one-cycle schedule.
+
+    Raises:
+        RunError: naming what differs.
+    """
+    if state.get("schema") != SCHEMA:
+        raise RunError(
+            f"{out} must have a training state of schema {SCHEMA}: it was written by another version of nar_hw, train anew"
+        )
+    old, done = Recipe.from_json(state["recipe"]), len(state["history"])
+    if recipe.epochs < done:
+        raise RunError(f"{out} has trained for {done} epochs already, but {recipe.epochs} were asked for: ask for {done} or more")
+    if recipe.epochs != old.epochs and recipe.schedule == old.schedule == "one-cycle":
+        raise RunError(
+            f"a one-cycle training cannot change its number of epochs, but {out} was started for {old.epochs} and "
+            f"{recipe.epochs} were asked for: ask for the same, or train anew"
+        )
+    there = {"training seed": state["seed"], **_flat(state["task"]), **replace(old, epochs=recipe.epochs).to_json()}
+    for key, asked in {"training seed": seed, **_flat(task), **recipe.to_json()}.items():
+        if there.get(key) != asked:
+            raise RunError(
+                f"{out} can be resumed with the same {key} only, but was trained with {there.get(key)} and "
+                f"{asked} was asked for: choose another folder"
+            )
+
+
+def _flat(record: dict[str, Any], prefix: str = "data") -> dict[str, Any]:
+    """Nested dicts as one, so that an error can name the one value that differs."""
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        name = f"{prefix} {key}"
+        flat.update(_flat(value, name) if isinstance(value, dict) else {name: value})
+    return flat

@@ -8,9 +8,10 @@ Shape legend: archs is (N, slots), one operator code per slot.
 
 import copy
 import math
+import operator
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import nn
 
 from nar_hw.errors import ModelError, SpaceError
 from nar_hw.operators import INCUMBENT, OpSpec, Pair, build_operator
-from nar_hw.space import SearchSpace, Site
+from nar_hw.space import SearchSpace, Site, Slot
 
 Integers = NDArray[np.int64]
 ArchBatch = Integers | Sequence[Sequence[int]]
@@ -113,8 +114,17 @@ def _shape(value: Any) -> list[int]:
     return sizes
 
 
+# What networks do with sizes before they pool over them.
+ARITHMETIC: dict[str, Callable[[int, int], int]] = {
+    "aten::add": operator.add,
+    "aten::sub": operator.sub,
+    "aten::mul": operator.mul,
+    "aten::floor_divide": operator.floordiv,
+}
+
+
 def _static(value: Any) -> int:
-    """An integer of the traced graph: a constant, or the size of a tensor's dimension."""
+    """An integer of the traced graph: a constant, the size of a tensor's dimension, or computed from these."""
     constant = value.toIValue()
     if constant is not None:
         return int(constant)
@@ -124,6 +134,9 @@ def _static(value: Any) -> int:
     if node.kind() == "aten::size":
         tensor, dimension = node.inputs()
         return _shape(tensor)[_static(dimension)]
+    if node.kind() in ARITHMETIC:
+        first, second, *_ = node.inputs()
+        return ARITHMETIC[node.kind()](_static(first), _static(second))
     raise ValueError(f"the window of a pool is computed by {node.kind()}, so its cost is unknown")
 
 
@@ -228,23 +241,17 @@ class SpaceCounts:
         self._rows = np.arange(shape[0]) * shape[1]
         self._admitted = np.zeros(shape, bool)
         self._params, self._flops, self._pool_ops = (np.zeros(shape, np.int64) for _ in range(3))
-        self._known: dict[OpSpec, Counts] = {}
+        self._known: dict[tuple[OpSpec, OpSpec], Counts] = {}
         owners = _owners(space)
-        tied: dict[int, tuple[int, NDArray[np.bool_]]] = {}
         for position, slot in enumerate(space.slots):
             for code in slot.candidates:
                 counts = sum((self._count(site, code) for site in slot.sites), Counts())
-                kept = {id(item): item for site in slot.sites for item in _kept(space, site, code)}
-                own = sum(item.numel() for key, item in kept.items() if owners[key] == {position})
+                own = sum(item.numel() for item in _kept(space, slot, code) if owners[id(item)] == {position})
                 self._admitted[position, code] = True
                 self._params[position, code] = counts.params + own
                 self._flops[position, code] = counts.flops
                 self._pool_ops[position, code] = counts.pool_ops
-                for key, item in kept.items():
-                    if len(owners[key]) > 1 and OUTSIDE not in owners[key]:
-                        tied.setdefault(key, (item.numel(), np.zeros(shape, bool)))[1][position, code] = True
-        self._tied = tuple(tied.values())
-        """(size, slots and codes that keep it) of each parameter that convolutions in several slots share."""
+        self._tied = _tied(space, owners)
         total = count_module(space.model, space.input_shape)
         incumbents = [self.candidate(position, slot.incumbent) for position, slot in enumerate(space.slots)]
         self.fixed = Counts(
@@ -257,21 +264,23 @@ class SpaceCounts:
     def _count(self, site: Site, code: int) -> Counts:
         """The operator's counts over all calls; parameters that the network already has are left out."""
         specs = self.space.site_specs(site, code)
-        calls = [self._count_call(site, code, spec) for spec in specs]
+        calls = [self._count_call(site, code, specs[0], spec) for spec in specs]
         return Counts(
             params=0 if _keeps(site, specs[0]) else calls[0].params,
             flops=sum(call.flops for call in calls),
             pool_ops=sum(call.pool_ops for call in calls),
         )
 
-    def _count_call(self, site: Site, code: int, spec: OpSpec) -> Counts:
+    def _count_call(self, site: Site, code: int, first: OpSpec, spec: OpSpec) -> Counts:
         if has_formula(spec):
             return count_spec(spec)
-        if spec.module is not None:  # a convolution of a class of its own: its spec does not tell its cost
-            return count_module(self.space.module_for(site, code), (spec.c_in, spec.h, spec.w))
-        if spec not in self._known:
-            self._known[spec] = count_module(self.space.module_for(site, code), (spec.c_in, spec.h, spec.w))
-        return self._known[spec]
+        key = (first, spec)  # an operator is built for its first call
+        if key in self._known:
+            return self._known[key]
+        counts = count_module(self.space.module_for(site, code), (spec.c_in, spec.h, spec.w))
+        if spec.module is None:  # of a convolution of a class of its own, the spec does not tell the cost
+            self._known[key] = counts
+        return counts
 
     def candidate(self, position: int, code: int) -> Counts:
         """The counts of operator ``code`` in slot ``position`` (its norms and weights tied to other slots not included)."""
@@ -311,11 +320,12 @@ class SpaceCounts:
     def _cells(self, archs: ArchBatch) -> Integers:
         """(N, slots) -> (N, slots): where each choice stands in the flattened tables."""
         codes = np.asarray(archs)
-        slots, operators = self._admitted.shape
+        slots, vocabulary = self._admitted.shape
         if codes.ndim != 2 or codes.shape[1] != slots or codes.dtype.kind not in "iu":
             raise SpaceError(f"archs must be integer codes of shape (N, {slots}), but got {codes.dtype} of shape {codes.shape}")
-        cells: Integers = codes.clip(0, operators - 1) + self._rows
-        admitted = self._admitted.take(cells) & (codes >= 0) & (codes < operators)
+        codes = codes.astype(np.int64, copy=False)
+        cells: Integers = codes.clip(0, vocabulary - 1) + self._rows
+        admitted = self._admitted.take(cells) & (codes >= 0) & (codes < vocabulary)
         if not admitted.all():
             self.space.validate(codes[~admitted.all(axis=1)][0])  # raises: it names the slot and its codes
         return cells
@@ -340,10 +350,23 @@ def _owners(space: SearchSpace) -> dict[int, set[int]]:
     return owners
 
 
-def _kept(space: SearchSpace, site: Site, code: int) -> Iterator[nn.Parameter]:
-    """The network's own parameters that operator ``code`` keeps at ``site``."""
-    if _keeps(site, space.site_specs(site, code)[0]):
-        yield from space.model.get_submodule(site.conv).parameters()
+def _tied(space: SearchSpace, owners: dict[int, set[int]]) -> list[tuple[int, NDArray[np.bool_]]]:
+    """(size, slots and codes that keep it) of each parameter that convolutions in several slots share."""
+    tied: dict[int, tuple[int, NDArray[np.bool_]]] = {}
+    for position, slot in enumerate(space.slots):
+        for code in slot.candidates:
+            for item in _kept(space, slot, code):
+                if len(owners[id(item)]) > 1 and OUTSIDE not in owners[id(item)]:
+                    nowhere = np.zeros((len(space.slots), len(space.operators)), bool)
+                    tied.setdefault(id(item), (item.numel(), nowhere))[1][position, code] = True
+    return list(tied.values())
+
+
+def _kept(space: SearchSpace, slot: Slot, code: int) -> list[nn.Parameter]:
+    """The network's own parameters that operator ``code`` keeps in ``slot``, each once."""
+    sites = [site for site in slot.sites if _keeps(site, space.site_specs(site, code)[0])]
+    parameters = (item for site in sites for item in space.model.get_submodule(site.conv).parameters())
+    return list({id(item): item for item in parameters}.values())
 
 
 def _keeps(site: Site, spec: OpSpec) -> bool:

@@ -1,7 +1,7 @@
 """The steps between files: what `nar-hw search`, `train`, `export`, `bench` and `demo` do, from Python."""
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,19 @@ import torch
 from rich.progress import Progress
 
 from nar_hw import __version__
-from nar_hw.benchmark import measure_children
+from nar_hw.benchmark import bench, compare, measure_children, to_json
 from nar_hw.data import load_data
-from nar_hw.errors import RunError, UserError
-from nar_hw.export.bundle import export_bundle
+from nar_hw.errors import RunError, RuntimeUnavailableError, UserError
+from nar_hw.export.bundle import export_bundle, load_bundle
 from nar_hw.flops import SpaceCounts
 from nar_hw.latency.device import fingerprint, same_device
 from nar_hw.latency.table import LatencyTable
+from nar_hw.latency.validate import config_of, validate, with_validation
+from nar_hw.operators import INCUMBENT
 from nar_hw.runs import Child, ModelInfo, read_arch
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.loop import SearchConfig, SearchResult, search
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space import Arch, Manner, SearchSpace
 from nar_hw.tasks import ClassificationTask
 from nar_hw.training import Recipe, set_seed, train, two_phase
 
@@ -36,9 +38,31 @@ def load_task(data: str, *, root: Path | None = None, device: str = "cpu") -> Cl
     return ClassificationTask(load_data(data, root=root), device)
 
 
-def runtime_config(table: LatencyTable) -> RuntimeConfig:
-    """The conditions under which a table was measured."""
-    return RuntimeConfig(**{name: table.fingerprint[name] for name in RuntimeConfig.__dataclass_fields__})
+def table_info(table: LatencyTable) -> ModelInfo:
+    """The network and the candidates that a table was measured on."""
+    names = {name for slot in table.slots for name in slot.candidates}
+    return ModelInfo(
+        name=table.model,
+        input_shape=table.input_shape,
+        num_classes=table.num_classes,
+        manner=table.manner,
+        operators=tuple(name for name in table.operators if name in names and name != INCUMBENT),
+    )
+
+
+def revalidate(table: LatencyTable, *, children: int, seed: int, progress: Progress | None = None) -> LatencyTable:
+    """``table`` with errors measured now. Raises TableMismatchError on another device."""
+    space = table_info(table).space()
+    table.check(space, fingerprint(config_of(table)))
+    return with_validation(table, validate(table, space, children=children, seed=seed, progress=progress))
+
+
+def _here(table: LatencyTable) -> dict[str, Any] | None:
+    """This device's fingerprint under the table's conditions; None where its runtime is not installed."""
+    try:
+        return fingerprint(config_of(table))
+    except RuntimeUnavailableError:
+        return None
 
 
 def device_meter(
@@ -49,12 +73,8 @@ def device_meter(
     The network itself is measured in the same rounds: dividing by its time and multiplying by the table's removes what the
     machine has become slower or faster since.
     """
-    config = runtime_config(table)
-    try:
-        here = fingerprint(config)
-    except UserError:
-        return None
-    if same_device(table.fingerprint, here):
+    config, here = config_of(table), _here(table)
+    if here is None or same_device(table.fingerprint, here):
         return None
 
     def measure(archs: Sequence[Arch]) -> list[float]:
@@ -65,7 +85,7 @@ def device_meter(
 
 
 def search_run(
-    info: ModelInfo,
+    model: str,
     data: str,
     table: LatencyTable,
     *,
@@ -78,17 +98,22 @@ def search_run(
     allow_mismatch: bool = False,
     progress: Progress | None = None,
 ) -> SearchResult:
-    """Search and write ``out``/run.json. Raises TargetError, TableMismatchError and what `nar_hw.search` raises."""
+    """Search the space of ``table`` and write ``out``/run.json.
+
+    Raises TargetError, TableMismatchError (another model, or another device unless allowed) and what `nar_hw.search` raises.
+    """
     task = load_task(data, root=data_root, device=device)
-    info = _fitted(info, task)
+    info = _fitted(table_info(table), task)
     set_seed(config.seed)
     space = info.space()
+    table.check(space, _here(table), model=model, allow_mismatch=allow_mismatch)
     return search(
         space,
         task,
         table,
         target_ms=target_ms,
         config=config,
+        model=info,
         out=out,
         resume=resume,
         progress=progress,
@@ -169,11 +194,29 @@ def train_child(
     return found
 
 
-def find_arch(text: str) -> tuple[ModelInfo | None, tuple[str, ...], dict[str, Any]]:
-    """What --arch names: a search folder (its model, arch and run.json) or codes and names (no model)."""
+def find_arch(
+    text: str,
+    *,
+    model: str | None,
+    data: str,
+    manner: Manner = "conv",
+    operators: tuple[str, ...] | None = None,
+    data_root: Path | None = None,
+) -> tuple[ModelInfo, tuple[str, ...] | None]:
+    """What --arch names, with its network: a search folder, "incumbent", or codes and names separated by commas.
+
+    Raises UserError when the network is not told, RunError for a folder without a finished search.
+    """
     if Path(text).is_dir():
-        return read_arch(Path(text))
-    return None, tuple(text.split(",")), {}
+        info, arch, _ = read_arch(Path(text))
+        if model not in (None, info.name):
+            raise UserError(f"--model must be the searched network {info.name} or left out, but got {model}")
+        return info, arch
+    if model is None:
+        raise UserError(f"--model must name the network unless --arch is a search folder, but {text!r} is no folder")
+    task = load_task(data, root=data_root)
+    info = ModelInfo(name=model, input_shape=task.input_shape, num_classes=task.num_classes, manner=manner, operators=operators)
+    return info, None if text == INCUMBENT else tuple(item.strip() for item in text.split(","))
 
 
 def export_child(
@@ -210,3 +253,19 @@ def export_child(
         images=images,
         labels=labels,
     )
+
+
+def bench_bundles(
+    bundles: Mapping[str, Path], configs: Sequence[RuntimeConfig], *, rounds: int = 30, progress: Progress | None = None
+) -> dict[str, Any]:
+    """The content of a bench.json: every bundle under every config, and the last bundle against the first.
+
+    Raises RunError for a folder that is no bundle, MeasurementError and RuntimeUnavailableError as `nar_hw.benchmark.bench`.
+    """
+    shapes = {name: load_bundle(path).input_shape for name, path in bundles.items()}
+    if len(set(shapes.values())) > 1:
+        raise RunError(f"bundles must have the same input shape to be compared, but have {shapes}")
+    rows = bench(bundles, input_shape=next(iter(shapes.values())), configs=configs, rounds=rounds, progress=progress)
+    first, *_, last = [*bundles, *bundles]
+    pairs = [] if first == last else compare(*([row for row in rows if row.subject == name] for name in (last, first)))
+    return to_json(rows, pairs)

@@ -62,7 +62,9 @@ class ModelInfo:
                 operators=None if operators is None else tuple(map(str, operators)),
             )
         except (KeyError, TypeError, ValueError) as problem:
-            raise RunError(f"{path} must describe its model (name, input_shape, num_classes, manner, operators): {problem!r}") from None
+            raise RunError(
+                f"{path} must describe its model (name, input_shape, num_classes, manner, operators): {problem!r}"
+            ) from None
         if len(shape) != 3 or info.manner not in ("conv", "block"):
             raise RunError(f"{path} must give input_shape as [C, H, W] and manner as conv or block, but got {value}")
         return info
@@ -95,7 +97,9 @@ class Child:
 
     def save(self, folder: Path, network: nn.Module) -> None:
         """Write the child; the weights first, so that a child.json never stands alone."""
-        write_bytes(folder / "weights.safetensors", save({key: value.contiguous() for key, value in network.state_dict().items()}))
+        write_bytes(
+            folder / "weights.safetensors", save({key: value.contiguous() for key, value in network.state_dict().items()})
+        )
         write_json(folder / "child.json", {"schema": SCHEMA, **asdict(self)})
 
     @classmethod

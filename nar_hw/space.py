@@ -73,6 +73,7 @@ class SearchSpace:
         self,
         model: nn.Module,
         input_shape: tuple[int, int, int],
+        num_classes: int,
         manner: Manner,
         slots: tuple[Slot, ...],
         operators: tuple[str, ...],
@@ -80,6 +81,8 @@ class SearchSpace:
     ) -> None:
         self.model = model
         self.input_shape = input_shape
+        self.num_classes = num_classes
+        """Outputs of the network."""
         self.manner = manner
         self.slots = slots
         self.operators = operators
@@ -125,8 +128,9 @@ class SearchSpace:
         if asked is not None and (unknown := sorted(asked - OPERATORS.keys() - own.keys())):
             raise unknown_name("operator", unknown[0], OPERATORS)
         vocabulary = (*FAMILIES["dense"], *own, *FAMILIES["depthwise"], *FAMILIES["grouped"], INCUMBENT)
-        space = cls(copy.deepcopy(model), input_shape, manner, (), vocabulary, own)
-        traced = trace(space.model, input_shape)
+        model = copy.deepcopy(model)
+        traced = trace(model, input_shape)
+        space = cls(model, input_shape, traced.num_classes, manner, (), vocabulary, own)
         convs = _choose(traced, slots)
         groups: dict[str, list[Site]] = {}
         for conv in convs:

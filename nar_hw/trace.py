@@ -40,6 +40,8 @@ class Trace:
     convs: tuple[TracedConv, ...]
     residual: frozenset[str]
     """Paths of modules that add two feature maps themselves: residual blocks."""
+    num_classes: int
+    """Size of the output's last dimension."""
 
     def stem(self) -> set[str]:
         """The first convolution and, in a deep stem, the others in the outermost module around it.
@@ -135,7 +137,7 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
         hooks += [module.register_forward_pre_hook(enter(path)), module.register_forward_hook(leave(path))]
     try:
         with _evaluating(model), torch.no_grad(), recorder:
-            model(images)
+            output = model(images)
     except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as problem:
         shape = "x".join(map(str, input_shape))
         reason = str(problem).strip().split("\n")[0] or type(problem).__name__
@@ -159,7 +161,9 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
                 calls=tuple(shapes),
             )
         )
-    return Trace(convs=tuple(convs), residual=frozenset(recorder.residual))
+    if not isinstance(output, Tensor):
+        raise ModelError(f"the model must return one tensor, but returns a {type(output).__name__}: wrap it so that it does")
+    return Trace(convs=tuple(convs), residual=frozenset(recorder.residual), num_classes=int(output.shape[-1]))
 
 
 def _owned_norm(

@@ -5,9 +5,9 @@ import random
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
@@ -15,18 +15,15 @@ from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from nar_hw.checkpoints import load_state, save_state, save_weights
+from nar_hw.checkpoints import SCHEMA, check_resumable, load_state, save_state, save_weights
 from nar_hw.errors import ModelError, RunError, TrainingError
 from nar_hw.files import write_json
-from nar_hw.recipes import RECIPES, Recipe, recipe_named
+from nar_hw.recipes import RECIPES, Recipe, fine_tuning, recipe_named
 from nar_hw.tasks import Task
 
 __all__ = ["RECIPES", "EpochLog", "Recipe", "TrainResult", "recipe_named", "set_seed", "train", "two_phase"]
 
 STATE, LAST, BEST, HISTORY = "state.pt", "last.safetensors", "best.safetensors", "history.json"
-SCHEMA = 1
-STEPS_BETWEEN_CHECKS = 50
-"""Looking at the loss makes the program wait for the device: not after every step there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +80,9 @@ def train(
 ) -> TrainResult:
     """Train the parameters of ``model`` that require a gradient; the model ends on the task's device, in eval mode.
 
-    After every epoch ``out`` holds ``state.pt`` (to resume), ``last.safetensors``, ``best.safetensors`` and ``history.json``, each
-    written atomically, so that a training that was stopped anywhere goes on from its last whole epoch, on a CPU to the
-    same bits. The global generators of PyTorch are left as they were; all randomness comes from ``seed``.
+    After every epoch ``out`` holds ``state.pt`` (to resume), ``last.safetensors``, ``best.safetensors`` and ``history.json``,
+    each written atomically: a training that was stopped anywhere goes on from its last whole epoch, on a CPU to the same bits,
+    and Ctrl-C needs no care. The global generators of PyTorch are left as they were; all randomness comes from ``seed``.
 
     Args:
         model: changed in place.
@@ -127,18 +124,19 @@ class _Run:
         self.steps = task.train_size // recipe.batch
         if self.steps == 0:
             raise TrainingError(
-                f"batch <= training images must hold, but got (batch={recipe.batch}, images={task.train_size}): use a smaller batch"
+                f"batch <= training images must hold, but got (batch={recipe.batch}, images={task.train_size}): lower the batch"
             )
         self.model = model.to(task.device)
         if recipe.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model = self.model.to(memory_format=torch.channels_last)
         self.task, self.recipe, self.seed = task, recipe, seed
         self.forward = torch.compile(self.model) if recipe.compile else self.model
         self.optimizer = _optimizer(self.model, recipe)
         self.scaler = torch.amp.GradScaler(task.device.type, enabled=recipe.precision == "fp16")
         self.average = None
         if recipe.ema_decay is not None:
-            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True)
+            renew = cast(Any, get_ema_multi_avg_fn)(recipe.ema_decay)  # untyped in torch
+            self.average = AveragedModel(self.model, multi_avg_fn=renew, use_buffers=True)
         self.generator = torch.Generator().manual_seed(seed)
         self.pieces = recipe.accumulate
         self.earlier = tuple(earlier)
@@ -155,9 +153,9 @@ class _Run:
         done, device, recipe = len(self.history), self.task.device, self.recipe
         losses = torch.zeros(self.steps, device=device)
         right = torch.zeros((), dtype=torch.int64, device=device)
-        interval = 1 if device.type == "cpu" else STEPS_BETWEEN_CHECKS
-        rate = 0.0
-        _training_mode(self.model)
+        interval = _steps_between_checks(device)
+        rate, checked = 0.0, 0
+        self.model.train()
         start = time.perf_counter()
         for step, (images, targets) in enumerate(self.task.train_batches(recipe.batch, self.generator)):
             rate = recipe.learning_rate(done + step / self.steps)
@@ -167,12 +165,13 @@ class _Run:
             self._update()
             losses[step] = loss
             right += count
-            if (step + 1) % interval == 0 or step + 1 == self.steps:
-                self._check(losses[: step + 1], done)
+            if step + 1 - checked >= interval or step + 1 == self.steps:
+                self._check_losses(losses[checked : step + 1], done, checked)
+                checked = step + 1
             bar.step()
         seconds = time.perf_counter() - start  # the last check has waited for the device
         self.model.eval()
-        self._check_weights(done, rate)
+        self._check_weights(done)
         images_seen = self.steps * recipe.batch
         with self._autocast():
             valid_accuracy = self.task.evaluate(self.scored, "valid")
@@ -196,13 +195,15 @@ class _Run:
                 return self._accumulate(images, targets)
             except torch.OutOfMemoryError as problem:
                 if 2 * self.pieces > len(images):
-                    raise TrainingError("a single image must fit in the device's memory, but does not: use a smaller network or input") from problem
+                    raise TrainingError(
+                        "a single image must fit in the device's memory, but does not: use a smaller network or input"
+                    ) from problem
             # Outside the handler: the exception holds the frames that hold the memory.
             self.pieces *= 2
             self.optimizer.zero_grad()
             torch.cuda.empty_cache()
             warnings.warn(
-                f"out of memory: batches of {len(images)} are now computed in {self.pieces} pieces (norms see one piece at a time)",
+                f"out of memory: batches of {len(images)} are now computed in {self.pieces} pieces (norms see one at a time)",
                 stacklevel=2,
             )
 
@@ -216,7 +217,7 @@ class _Run:
             loss = self.task.loss(output.float(), their, label_smoothing=self.recipe.label_smoothing)
             if len(some) < len(images):
                 loss = loss * (len(some) / len(images))
-            self.scaler.scale(loss).backward()
+            torch.autograd.backward(self.scaler.scale(loss))
             losses.append(loss.detach())
             counts.append(self.task.correct(output.detach(), their))
         return (losses[0], counts[0]) if len(losses) == 1 else (torch.stack(losses).sum(), torch.stack(counts).sum())
@@ -236,22 +237,22 @@ class _Run:
         dtype = torch.float16 if self.recipe.precision == "fp16" else torch.bfloat16
         return torch.autocast(self.task.device.type, dtype, enabled=self.recipe.precision != "fp32")
 
-    def _check(self, losses: Tensor, done: int) -> None:
-        wrong = (~losses.isfinite()).nonzero()
-        if len(wrong):
-            step = int(wrong[0])
-            self._diverged(f"the loss is {float(losses[step])}", done, step)
+    def _check_losses(self, losses: Tensor, done: int, first: int) -> None:
+        for step, loss in enumerate(losses.tolist(), first):
+            if not math.isfinite(loss):
+                self._diverged(f"the loss is {loss}", done, step)
 
-    def _check_weights(self, done: int, rate: float) -> None:
-        if not all(math.isfinite(norm) for norm in torch.stack([p.detach().sum() for p in self.model.parameters()]).tolist()):
+    def _check_weights(self, done: int) -> None:
+        sums = torch.stack([parameter.detach().sum() for parameter in self.model.parameters()])
+        if not bool(sums.isfinite().all()):
             self._diverged("a weight is not finite", done, self.steps - 1)
 
-    def _diverged(self, what: str, done: int, step: int) -> None:
+    def _diverged(self, what: str, done: int, step: int) -> NoReturn:
         rate = self.recipe.learning_rate(done + step / self.steps)
-        fp16 = ", precision='bf16'" if self.recipe.precision == "fp16" else ""
+        where = f"step {done * self.steps + step} (epoch {done + 1}, learning rate {rate:.3g})"
+        more = ", precision='bf16'" if self.recipe.precision == "fp16" else ""
         raise TrainingError(
-            f"a training must stay finite, but {what} at step {done * self.steps + step} (epoch {done + 1}, learning rate {rate:.3g}): "
-            f"try lr={self.recipe.lr / 10:.3g}, clip_norm=1{fp16}"
+            f"a training must stay finite, but {what} at {where}: try lr={self.recipe.lr / 10:.3g}, clip_norm=1{more}"
         )
 
     def result(self) -> TrainResult:
@@ -301,7 +302,7 @@ class _Run:
 
     def restore(self, state: dict[str, Any], out: Path) -> None:
         """Go on from ``state``. Raises RunError when it is of another training."""
-        _check_resumable(state, self, out)
+        check_resumable(state, out, recipe=self.recipe, seed=self.seed, task=self.task.record)
         try:
             self.model.load_state_dict(state["model"])
             if self.average is not None:
@@ -309,7 +310,9 @@ class _Run:
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as problem:
             reason = " ".join(str(problem).split())[:200]
-            raise RunError(f"{out} must hold a training of the same network, but it does not fit ({reason}): choose another folder") from problem
+            raise RunError(
+                f"{out} must hold a training of the same network, but it does not fit ({reason}): choose another folder"
+            ) from problem
         self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["rng"])
@@ -339,6 +342,11 @@ class _Bar:
             self._progress.update(self._row, description=text)
 
 
+def _steps_between_checks(device: torch.device) -> int:
+    """How often the losses are looked at: rarely where that makes the program wait for the device."""
+    return 1 if device.type == "cpu" else 50
+
+
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not learned:
@@ -351,50 +359,6 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
         if parameters
     ]
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
-
-
-def _training_mode(model: nn.Module) -> None:
-    model.train()
-
-
-def _check_resumable(state: dict[str, Any], run: _Run, out: Path) -> None:
-    def refuse(what: str, there: object, asked: object) -> RunError:
-        return RunError(f"{out} can be resumed with the same {what} only, but has {there} and {asked} was asked for: choose another folder")
-
-    if state.get("schema") != SCHEMA:
-        raise refuse("schema", state.get("schema"), SCHEMA)
-    if state["seed"] != run.seed:
-        raise refuse("seed", state["seed"], run.seed)
-    if state["task"] != run.task.record:
-        key = next(key for key, value in run.task.record.items() if state["task"].get(key) != value)
-        raise refuse(key, state["task"].get(key), run.task.record[key])
-    old, new, done = Recipe.from_json(state["recipe"]), run.recipe, len(state["history"])
-    if new.epochs < done:
-        raise RunError(f"{out} has trained for {done} epochs already, but {new.epochs} were asked for: ask for {done} or more")
-    if new.epochs != old.epochs and new.schedule == "one-cycle":
-        raise RunError(
-            f"a one-cycle training cannot change its number of epochs, but {out} has {old.epochs} and {new.epochs} were asked for: "
-            "ask for the same, or train anew"
-        )
-    same = replace(old, epochs=new.epochs)
-    for key, value in new.to_json().items():
-        if same.to_json()[key] != value:
-            raise refuse(key, same.to_json()[key], value)
-
-
-def fine_tuning(recipe: Recipe) -> tuple[Recipe, Recipe]:
-    """The recipes of the two phases that take together as many epochs as ``recipe``: a fifth, then the rest at a lower rate.
-
-    Each phase is one cosine. Raises TrainingError for a recipe of one epoch.
-    """
-    if recipe.epochs < 2:
-        raise TrainingError(f"epochs >= 2 must hold for training in two phases, but got (epochs={recipe.epochs})")
-    first = max(1, round(recipe.epochs / 5))
-    rest = recipe.epochs - first
-    return (
-        replace(recipe, schedule="sgdr", epochs=first, t_0=first),
-        replace(recipe, schedule="sgdr", epochs=rest, t_0=rest, lr=recipe.lr / 10),
-    )
 
 
 def two_phase(
@@ -430,9 +394,7 @@ def two_phase(
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:
-        warm = train(
-            model, task, first, out=None if out is None else out / "first", seed=seed, resume=resume, progress=progress
-        )
+        warm = train(model, task, first, out=None if out is None else out / "first", seed=seed, resume=resume, progress=progress)
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
@@ -443,7 +405,9 @@ def _below(model: nn.Module, names: Sequence[str]) -> set[str]:
     """The parameters that ``names`` (of parameters, buffers or modules) mean or contain."""
     known = {*model.state_dict(), *dict(model.named_modules())}
     if missing := [name for name in names if name not in known]:
-        raise ModelError(f"what is trained first must be in the network, but {missing[0]!r} is not: name parameters or modules of it")
+        raise ModelError(
+            f"what is trained first must be in the network, but {missing[0]!r} is not: name parameters or modules of it"
+        )
     return {
         parameter
         for parameter, _ in model.named_parameters()
@@ -455,5 +419,5 @@ def _head(model: nn.Module) -> str:
     for kind in (nn.Linear, nn.Conv2d):
         paths = [path for path, module in model.named_modules() if isinstance(module, kind)]
         if paths:
-            return paths[-1]
+            return str(paths[-1])
     raise ModelError("a network must have a linear layer or a convolution as its head, but has neither: name the head")

@@ -23,6 +23,7 @@ ORDER = [
     ["search"],
     ["benchmark"],
     ["report"],
+    ["pipeline"],
     ["demo"],
     ["cli"],
 ]

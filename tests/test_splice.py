@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 import torchvision
+from hypothesis import given, settings, strategies as st
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from nar_hw.errors import ExportError, SpaceError
@@ -18,29 +21,9 @@ from nar_hw.export.onnx import export_onnx, open_session, run_session, run_torch
 from nar_hw.export.splice import ChildExporter
 from nar_hw.operators import OpSpec
 from nar_hw.space import SearchSpace
+from tests.networks import TinyResNet
 
 Node = tuple[str, str, tuple[tuple[str, str], ...]]
-
-
-class Block(nn.Module):
-    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(c_out)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(c_out)
-        self.relu = nn.ReLU(inplace=True)
-        plain = stride == 1 and c_in == c_out
-        self.skip = nn.Identity() if plain else nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride), nn.BatchNorm2d(c_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(y)) + self.skip(x))
-
-
-def resnet() -> nn.Module:
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
-    return nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.ReLU(), Block(8, 8, 1), Block(8, 16, 2), head)
 
 
 def unsettle(network: nn.Module) -> None:
@@ -56,7 +39,11 @@ def unsettle(network: nn.Module) -> None:
 
 def nodes(proto: onnx.ModelProto) -> list[Node]:
     return [
-        (node.name, node.op_type, tuple(sorted((item.name, str(onnx.helper.get_attribute_value(item))) for item in node.attribute)))
+        (
+            node.name,
+            node.op_type,
+            tuple(sorted((item.name, str(onnx.helper.get_attribute_value(item))) for item in node.attribute)),
+        )
         for node in proto.graph.node
     ]
 
@@ -71,7 +58,9 @@ def assert_same_as_direct(space: SearchSpace, exporter: ChildExporter, arch: tup
     (folder / "spliced.onnx").write_bytes(spliced.SerializeToString())
     images = np.random.default_rng(0).standard_normal((3, *space.input_shape)).astype(np.float32)
     reference = run_torch(child, images)
-    np.testing.assert_allclose(run_session(open_session(folder / "spliced.onnx"), images), reference, atol=1e-5 * abs(reference).max())
+    np.testing.assert_allclose(
+        run_session(open_session(folder / "spliced.onnx"), images), reference, atol=1e-5 * abs(reference).max()
+    )
     return spliced
 
 
@@ -86,7 +75,7 @@ def unsettle_slots(space: SearchSpace, child: nn.Module) -> None:
 @pytest.fixture(scope="module", params=["conv", "block"])
 def small(request: pytest.FixtureRequest) -> tuple[SearchSpace, ChildExporter]:
     torch.manual_seed(0)
-    network = resnet()
+    network = TinyResNet()
     unsettle(network)
     space = SearchSpace.from_model(network, (3, 16, 16), manner=request.param, limit_params=False)
     return space, ChildExporter(space)
@@ -94,8 +83,8 @@ def small(request: pytest.FixtureRequest) -> tuple[SearchSpace, ChildExporter]:
 
 def test_children_equal_their_direct_export(small: tuple[SearchSpace, ChildExporter], tmp_path: Path) -> None:
     space, exporter = small
-    width = max(len(slot.candidates) for slot in space.slots)
-    for turn in range(width):  # every operator once in every slot
+    turns = range(len(space.slots[0].candidates)) if space.manner == "conv" else (1, 3)
+    for turn in turns:  # manner conv: every operator once in every slot
         arch = tuple(slot.candidates[(turn + position) % len(slot.candidates)] for position, slot in enumerate(space.slots))
         assert_same_as_direct(space, exporter, arch, tmp_path)
 
@@ -105,7 +94,9 @@ def test_the_incumbent_keeps_the_networks_weights(small: tuple[SearchSpace, Chil
     exporter.export(space.incumbent, tmp_path / "spliced.onnx")
     images = np.random.default_rng(1).standard_normal((2, 3, 16, 16)).astype(np.float32)
     reference = run_torch(space.model, images)
-    np.testing.assert_allclose(run_session(open_session(tmp_path / "spliced.onnx"), images), reference, atol=1e-5 * abs(reference).max())
+    np.testing.assert_allclose(
+        run_session(open_session(tmp_path / "spliced.onnx"), images), reference, atol=1e-5 * abs(reference).max()
+    )
 
 
 def test_every_node_of_a_site_is_called_after_it(small: tuple[SearchSpace, ChildExporter]) -> None:
@@ -151,9 +142,9 @@ def test_a_depthwise_network(tmp_path: Path) -> None:
     operators = {space.operators[code] for slot in space.slots for code in slot.candidates}
     assert {"depthwise3x3", "plainmax3x3", "plainavg3x3"} <= operators
     exporter = ChildExporter(space)
-    proto = assert_same_as_direct(space, exporter, space.sample(random.Random(0)), tmp_path)
+    arch = tuple(space.operators.index(name) for name in ("plainmax3x3", "plainavg3x3", "depthwise3x3"))
+    proto = assert_same_as_direct(space, exporter, arch, tmp_path)
     assert {"Conv", "MaxPool", "AveragePool", "BatchNormalization", "Clip"} <= {node.op_type for node in proto.graph.node}
-    assert_same_as_direct(space, exporter, space.incumbent, tmp_path)
 
 
 class Odd(nn.Module):
@@ -207,22 +198,102 @@ class Gated(nn.Module):
         return self.value(x) * torch.sigmoid(self.gate(x))
 
 
+def hooked() -> nn.Module:
+    layer = nn.Conv2d(4, 4, 1)
+    layer.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return layer
+
+
 def pass_through(spec: OpSpec) -> nn.Module:
-    return nn.Identity() if spec.stride == (1, 1) and spec.c_in == spec.c_out else nn.Conv2d(spec.c_in, spec.c_out, 1, spec.stride)
+    return (
+        nn.Identity() if spec.stride == (1, 1) and spec.c_in == spec.c_out else nn.Conv2d(spec.c_in, spec.c_out, 1, spec.stride)
+    )
 
 
 def test_odd_sites_and_operators_of_ones_own(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = Odd()
     unsettle(network)
+    operators = ["conv3x3", "max3x3", gated, pass_through]
     space = SearchSpace.from_model(
-        network, (3, 12, 12), operators=["conv3x3", "max3x3", gated, pass_through], limit_params=False, slots="[!s]*"
+        network, (3, 12, 12), operators=operators, limit_params=False, slots=lambda path, _: path != "stem"
     )
-    assert {site.conv for slot in space.slots for site in slot.sites} >= {"biased", "bare", "twice", "two_norms", "circular", "last"}
+    sites = [slot.sites[0] for slot in space.slots]
+    assert [site.conv for site in sites] == ["biased", "bare", "twice", "two_norms", "circular", "standardized", "last"]
+    assert [len(site.calls) for site in sites] == [1, 1, 2, 2, 1, 1, 1]
     exporter = ChildExporter(space)
-    for name in ("max3x3", "gated", "pass_through"):
-        code = space.operators.index(name)
-        arch = tuple(code if code in slot.candidates else slot.incumbent for slot in space.slots)
-        assert code in arch
+    names = ("max3x3", "gated", "pass_through")
+    for turn in range(2):
+        arch = tuple(space.operators.index(names[(turn + position) % 3]) for position in range(len(sites)))
         assert_same_as_direct(space, exporter, arch, tmp_path)
     assert_same_as_direct(space, exporter, space.incumbent, tmp_path)
+
+
+class Cropping(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[..., 1:, 1:]
+
+
+def test_a_convolution_that_sizes_its_output_on_its_own_is_refused() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), Cropping(4, 4, 3, padding=1))
+    space = SearchSpace.from_model(network, (3, 8, 8))
+    with pytest.raises(ExportError, match="2 must change the image size as a strided convolution does"):
+        ChildExporter(space)
+
+
+def test_an_arch_of_another_space_is_refused(small: tuple[SearchSpace, ChildExporter], tmp_path: Path) -> None:
+    with pytest.raises(SpaceError, match="one code per slot"):
+        small[1].export((0,), tmp_path / "child.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 4, 3, padding="same"),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+        nn.AvgPool2d(3, 2, 1, divisor_override=4),
+        nn.BatchNorm2d(4, affine=False),
+        nn.Sigmoid(),
+        torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3, padding=1)),
+        hooked(),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_that_need_the_exporter_are_left_to_it(layer: nn.Module) -> None:
+    assert emit(nn.Sequential(nn.Conv2d(4, 4, 1), layer)) is None
+    assert emit(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())) is not None
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    kind=st.sampled_from(["conv", "valid", "max", "average", "norm", "relu"]),
+    kernel=st.integers(1, 4),
+    stride=st.integers(1, 3),
+    dilation=st.integers(1, 2),
+    seed=st.integers(0, 2**16),
+)
+def test_plain_layers_are_written_as_torch_computes_them(kind: str, kernel: int, stride: int, dilation: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    layers: dict[str, Callable[[], nn.Module]] = {
+        "conv": lambda: nn.Conv2d(4, 6, (kernel, 1), stride, (kernel // 2, 1), (dilation, 1), groups=2),
+        "valid": lambda: nn.Conv2d(4, 6, kernel, stride, "valid", bias=False),
+        "max": lambda: nn.MaxPool2d(kernel, stride, kernel // 2, dilation),
+        "average": lambda: nn.AvgPool2d((kernel, 3), stride, (kernel // 2, 1), count_include_pad=kernel % 2 == 0),
+        "norm": lambda: nn.BatchNorm2d(4),
+        "relu": nn.ReLU,
+    }
+    layer = layers[kind]()
+    assert type(layer) in LAYERS
+    unsettle(layer)
+    x = torch.randn(2, 4, 11, 9)
+    with torch.no_grad():
+        expected = layer.eval()(x).numpy()
+    graph = emit(layer)
+    assert graph is not None
+    graph.opset_imports[""] = 18
+    graph.inputs[0].type = graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    proto = ir.to_proto(ir.Model(graph, ir_version=10))
+    (outputs,) = ReferenceEvaluator(proto).run(None, {"input": x.numpy()})
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)

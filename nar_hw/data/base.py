@@ -211,7 +211,9 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tu
         total, first, second = (int(item) for item in (counts.sum(), counts @ values, counts @ values**2))
         variance = (total * second - first**2) / (total * 255) ** 2
         if variance == 0:
-            raise DataError(f"the training images must vary in every channel, but channel {channel} is {first / total:g} everywhere")
+            raise DataError(
+                f"the training images must vary in every channel, but channel {channel} is {first / total:g} everywhere"
+            )
         means.append(first / (total * 255))
         deviations.append(variance**0.5)
     return tuple(means), tuple(deviations)

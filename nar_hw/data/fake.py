@@ -23,7 +23,9 @@ def load(name: str, detail: str, *, root: Path, seed: int, download: bool) -> Im
     match = re.fullmatch(r"(\d+)x(\d+)x(\d+)x(\d+)", detail)
     numbers = [int(number) for number in match.groups()] if match else [0]
     if 0 in numbers or numbers[-1] < 2:
-        raise DataError(f"a fake data set must be named fake:CxHxWxclasses with two or more classes, but got {name!r}: try fake:3x32x32x10")
+        raise DataError(
+            f"a fake data set must be named fake:CxHxWxclasses with two or more classes, but got {name!r}: try fake:3x32x32x10"
+        )
     channels, height, width, classes = numbers
     require_memory(name, classes * IMAGES_PER_CLASS, (channels, height, width), "make the images smaller or the classes fewer")
     rng = np.random.RandomState(seed)

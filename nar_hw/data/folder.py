@@ -39,15 +39,17 @@ def load(name: str, detail: str, *, root: Path, seed: int, download: bool) -> Im
     train = path / "train"
     held = [path / part for part in ("test", next((part for part in VALID_NAMES if (path / part).is_dir()), "val"))]
     held = [folder for folder in held if folder.is_dir()]
-    classes = _classes(train if train.is_dir() else path)
-    if not train.is_dir():
-        if held:
-            raise DataError(f"a folder with {held[0].name}/ must also have train/, but {path} has none: add it or rename {held[0].name}/")
-        pool, held_pools = _pool("all", path, classes, size), []
-    else:
-        if not held:
-            raise DataError(f"a folder with train/ must also have val/ or test/, but {path} has neither: use folder:{train} to split train/")
-        pool, *held_pools = (_pool(folder.name, folder, classes, size) for folder in (train, *held))
+    if train.is_dir() and not held:
+        raise DataError(
+            f"a folder with train/ must also have val/ or test/, but {path} has neither: use folder:{train} to split it"
+        )
+    if held and not train.is_dir():
+        raise DataError(
+            f"a folder with {held[0].name}/ must also have train/, but {path} has none: add it or rename {held[0].name}/"
+        )
+    parts = [("train", train), *((folder.name, folder) for folder in held)] if held else [("all", path)]
+    classes = _classes(parts[0][1])
+    pool, *held_pools = (_pool(source, folder, classes, size) for source, folder in parts)
     shapes = {item.images.shape[1:] for item in (pool, *held_pools)}
     if len(shapes) > 1:
         raise DataError(f"all images must have one size, but the parts of {path} have {_sizes(shapes)}: use {name}@SIZE")
@@ -75,7 +77,9 @@ def _parsed(detail: str) -> tuple[str, int | None]:
 def _classes(folder: Path) -> list[str]:
     names = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
     if len(names) < 2:
-        raise DataError(f"a data set must have two or more class folders, but {folder} has {len(names)}: make one folder per class")
+        raise DataError(
+            f"a data set must have two or more class folders, but {folder} has {len(names)}: make one folder per class"
+        )
     return names
 
 

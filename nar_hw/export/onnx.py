@@ -7,8 +7,11 @@ Shape legend: B images, C channels, H height, W width.
 """
 
 import copy
+import io
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,8 +89,7 @@ def traced(model: nn.Module, input_shape: tuple[int, int, int], batch: Batch) ->
     shapes = ({0: torch.export.Dim("batch", min=lowest, max=highest)},) if dynamic else None
     network = copy.deepcopy(model).cpu().float().eval()
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 network,
                 (images,),
@@ -107,6 +109,19 @@ def traced(model: nn.Module, input_shape: tuple[int, int, int], batch: Batch) ->
         raise ExportError(f"a network must give one tensor to be exported, but gives {len(program.model.graph.outputs)}")
     optimizer.fold_constants(program.model)
     return program.model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's warnings, logs and prints off; what matters of them is in its exceptions."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def _first_line(problem: BaseException) -> str:

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +88,10 @@ class ChildTimes:
 
     whole: Floats
     """(rounds,) ms end to end, the median of each visit."""
+    profiled: Floats
+    """(rounds,) ms end to end with the runtime's profiler on; empty unless profiled."""
     layers: dict[str, Floats]
-    """Node -> (rounds * repeats,) ms of each profiled run; empty unless profiled."""
+    """Node -> (runs,) ms of each profiled run; empty unless profiled."""
     producers: dict[str, list[str]]
     """Node -> the nodes that it reads from; empty where the runtime does not tell."""
 
@@ -143,17 +145,21 @@ def measure(
     repeats = _repeats(clock, reference)
     batches = [distinct[start : start + at_once] for start in range(0, len(distinct), at_once)]
     found = []
-    for left, batch in zip(range(len(batches), 0, -1), batches, strict=True):
+    for left, group in zip(range(len(batches), 0, -1), batches, strict=True):
         now = time.monotonic()
-        found.append(_measure_batch(load, batch, reference, clock, rounds, repeats, profile, now + (deadline - now) / left, tick))
+        found.append(_measure_batch(load, group, reference, clock, rounds, repeats, profile, now + (deadline - now) / left, tick))
     every = np.concatenate([batch.reference for batch in found])
     speed = float(np.median(every))
     children: dict[Arch, ChildTimes] = {}
     for batch in found:
         factor = speed / float(np.median(batch.reference))
         for arch, times in batch.children.items():
-            layers = {name: values * factor for name, values in times.layers.items()}
-            children[arch] = ChildTimes(whole=times.whole * factor, layers=layers, producers=times.producers)
+            children[arch] = ChildTimes(
+                whole=times.whole * factor,
+                profiled=times.profiled * factor,
+                layers={name: values * factor for name, values in times.layers.items()},
+                producers=times.producers,
+            )
     return Measured(
         children=children,
         reference=every,
@@ -197,8 +203,9 @@ def _in_calling_thread(runtime: Runtime) -> bool:
 def _repeats(clock: Clock, reference: Runtime) -> int:
     """Runs of one visit: about 12 ms, at least 5."""
     clock.time_ms(reference, 3)
-    ms = summarize(clock.time_ms(reference, 3)).ms
-    return max(5, min(20, math.ceil(12 / ms)))
+    times = np.array(clock.time_ms(reference, 3))
+    _positive(f"{reference.name}, the network itself", times)
+    return max(5, min(20, math.ceil(12 / float(np.median(times)))))
 
 
 def _measure_batch(
@@ -232,15 +239,17 @@ def _measure_batch(
                 break
         raw = np.array(visits[1:])  # (rounds, items, repeats)
         for item, runtime in enumerate(runtimes):
-            _positive(runtime, archs[item // (1 + profile)], raw[:, item])
+            _positive(f"{runtime.name}, child {','.join(map(str, archs[item // (1 + profile)]))}", raw[:, item])
         kept = typical(np.array(ends[1:]))  # (rounds, 2)
         factors = normalise(np.ones(raw.shape[:2]), kept)  # (rounds, items)
         whole = typical(raw) * factors
-        layers = [_layers(runtime, factors[:, item], repeats) if runtime.profile else {} for item, runtime in enumerate(runtimes)]
-        step = 1 + profile
+        step = 1 + profile  # items of one child: as it is, profiled
         children = {
             arch: ChildTimes(
-                whole=whole[:, item], layers=layers[item + profile], producers=runtimes[item + 1].producers() if profile else {}
+                whole=whole[:, item],
+                profiled=whole[:, item + 1] if profile else np.empty(0),
+                layers=_layers(runtimes[item + 1], factors[:, item + 1], repeats) if profile else {},
+                producers=runtimes[item + 1].producers() if profile else {},
             )
             for arch, item in zip(archs, itertools.count(0, step), strict=False)
         }
@@ -261,11 +270,11 @@ def _undisturbed(runs: Floats) -> npt.NDArray[np.bool_]:
     return np.asarray(runs <= 1.3 * runs.min(axis=-1, keepdims=True))
 
 
-def _positive(runtime: Runtime, arch: Arch, runs: Floats) -> None:
+def _positive(name: str, runs: Floats) -> None:
     try:
         summarize(runs.ravel())
     except MeasurementError as problem:
-        raise MeasurementError(f"{runtime.name}, child {','.join(map(str, arch))}: {problem}") from None
+        raise MeasurementError(f"{name}: {str(problem).removeprefix('times: ')}") from None
 
 
 def _doubts(runtime: str, reference: Floats, whole: Floats, raw: Floats) -> tuple[str, ...]:

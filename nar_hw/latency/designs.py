@@ -8,7 +8,8 @@ held_out     random children that no profile has seen (validation)
 import itertools
 import math
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +84,13 @@ def held_out(space: SearchSpace, children: int, *, exclude: Collection[Arch] = (
         if (arch := space.sample(rng)) not in excluded:
             chosen[arch] = None
     return list(chosen)
+
+
+def profiled(space: SearchSpace, method: Mapping[str, Any]) -> list[Arch]:
+    """The children on which a table stands, from what its "method" says."""
+    if method["name"] == "in-context":
+        return latin(space, replicates=method["replicates"], seed=method["seed"])
+    return []
 
 
 def orthogonal_array(levels: int, columns: int) -> Ints:

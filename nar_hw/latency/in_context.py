@@ -1,7 +1,9 @@
 """In-context profiles: the time of every operator inside real networks, from the runtime's per-layer times.
 
-Nodes are joined to slots by module path. Profiling slows each node down by about the same amount and whole runs by a few
-percent more, so the entries are calibrated on the same children run without it:
+Nodes are joined to slots by module path. A node of no slot that is not in every child (an activation or addition that could
+not be fused, a change of layout) is there because of the operator before it, and is charged to that one. Profiling slows each
+node down by about the same amount and whole runs by a few percent more, so the entries are calibrated on the same children run
+without it:
 
     whole run = fixed + scale * (sum of node times - overhead * number of nodes)
 
@@ -51,7 +53,7 @@ def estimate(space: SearchSpace, measured: Measured) -> Estimate:
 
     Raises MeasurementError when an operator has no node in the profile: its names do not join to module paths.
     """
-    join = Join(space)
+    join = Join(space, measured.children.values())
     contexts: dict[OpSpec, list[_Context]] = defaultdict(list)
     for arch, times in measured.children.items():
         for spec, context in _contexts(space, arch, join.nodes(times)):
@@ -63,32 +65,34 @@ def estimate(space: SearchSpace, measured: Measured) -> Estimate:
         )
     raw = {spec: mean_of_middle([context.ms for context in found]) for spec, found in contexts.items()}
     nodes = {spec: float(np.mean([context.nodes for context in found])) for spec, found in contexts.items()}
-    whole = np.array([np.median(times.whole) for times in measured.children.values()])
     used = [[spec for _, _, spec in space.specs(arch)] for arch in measured.children]
-    smallest = min(raw[spec] / nodes[spec] for spec in raw)
-    smallest = min([smallest, *(mean_of_middle(runs) for times in measured.children.values() for runs in times.layers.values())])
     fixed, scale, overhead = calibrate(
-        whole,
+        np.array([np.median(times.whole) for times in measured.children.values()]),
         np.array([sum(raw[spec] for spec in specs) for specs in used]),
         np.array([sum(nodes[spec] for spec in specs) for specs in used]),
-        smallest,
+        slowdown=_slowdown(measured.children.values()),
+        smallest=min(raw[spec] / nodes[spec] for spec in raw),
     )
-    entries = {
-        spec: _entry(spec, scale * raw[spec] - overhead * nodes[spec], found, scale, overhead * nodes[spec])
-        for spec, found in contexts.items()
-    }
+    entries = {spec: _entry(spec, raw[spec], found, scale, overhead * nodes[spec]) for spec, found in contexts.items()}
     return Estimate(entries=entries, fixed_ms=fixed, details={"scale": scale, "overhead_ms": overhead})
+
+
+def _slowdown(children: Iterable[ChildTimes]) -> float:
+    """By how many ms the profiler slows a run down, per node."""
+    return float(np.median([(np.median(times.profiled) - np.median(times.whole)) / len(times.layers) for times in children]))
 
 
 class Join:
     """Which site a node of a profile belongs to."""
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: SearchSpace, children: Iterable[ChildTimes]) -> None:
         self._owners: dict[str, str] = {}
         for slot in space.slots:
             for site in slot.sites:
                 for path in (site.conv, *site.aliases, *([site.norm] if site.norm else [])):
                     self._owners[path] = site.conv
+        names = [set(times.layers) for times in children]
+        self._everywhere = set.intersection(*names) if names else set()
 
     def site(self, node: str) -> str | None:
         """The site (its conv's path) whose operator or norm the node "<module path>/<operation>" is part of."""
@@ -100,12 +104,26 @@ class Join:
         return None
 
     def nodes(self, times: ChildTimes) -> dict[str, list[Floats]]:
-        """Site -> times (runs,) of each of its nodes."""
+        """Site -> times (runs,) of each of its nodes in one child."""
         found: dict[str, list[Floats]] = defaultdict(list)
         for node, runs in times.layers.items():
-            if (site := self.site(node)) is not None:
+            site = self.site(node)
+            if site is None and node not in self._everywhere:
+                site = self._before(node, times.producers)
+            if site is not None:
                 found[site].append(runs)
         return found
+
+    def _before(self, node: str, producers: Mapping[str, Sequence[str]]) -> str | None:
+        """The nearest site whose output reaches ``node``."""
+        seen, front = {node}, [node]
+        while front:
+            front = list(dict.fromkeys(source for name in front for source in producers.get(name, ()) if source not in seen))
+            seen.update(front)
+            for name in front:
+                if (site := self.site(name)) is not None:
+                    return site
+        return None
 
 
 def _contexts(space: SearchSpace, arch: Arch, nodes: Mapping[str, Sequence[Floats]]) -> Iterable[tuple[OpSpec, _Context]]:
@@ -125,11 +143,11 @@ def _contexts(space: SearchSpace, arch: Arch, nodes: Mapping[str, Sequence[Float
             yield spec, _Context(ms=ms * share, runs=runs * share, nodes=len(found) / len(specs))
 
 
-def _entry(spec: OpSpec, ms: float, found: Sequence[_Context], scale: float, off: float) -> Entry:
+def _entry(spec: OpSpec, raw: float, found: Sequence[_Context], scale: float, off: float) -> Entry:
+    ms = scale * raw - off
     every = np.concatenate([context.runs for context in found]) * scale - off
     p10, p90 = (max(float(value), ms / 10) for value in np.quantile(every, (0.1, 0.9)))
-    means = [context.ms * scale for context in found]
-    return Entry(spec=spec, ms=ms, p10=p10, p90=p90, n=len(every), rel=half_width(means, ms))
+    return Entry(spec=spec, ms=ms, p10=p10, p90=p90, n=len(every), rel=half_width([scale * context.ms for context in found], ms))
 
 
 def half_width(values: Sequence[float], ms: float) -> float | None:
@@ -148,29 +166,24 @@ def mean_of_middle(values: Sequence[float] | Floats) -> float:
     return float(ordered[cut : len(ordered) - cut].mean())
 
 
-def calibrate(whole: Floats, nodes_ms: Floats, nodes: Floats, smallest_ms: float) -> tuple[float, float, float]:
+def calibrate(whole: Floats, nodes_ms: Floats, nodes: Floats, *, slowdown: float, smallest: float) -> tuple[float, float, float]:
     """(fixed, scale, overhead) with whole = fixed + scale * nodes_ms - overhead * nodes, over children (children,).
 
-    Least squares at an assumed noise of 1 % with the prior scale = 1 +- 0.1, so that few children do not run away with
-    it; the overhead lies between 0 and 0.9 x the smallest node, which keeps every entry positive.
+    Least squares at an assumed noise of 1 %. Few children must not run away with it, so scale is 1 +- 0.1 beforehand and
+    overhead half +- half of the ``slowdown`` per node that the profiler causes; the overhead stays between 0 and 0.9 x
+    the ``smallest`` node time of an operator, which keeps every entry positive.
     """
     noise = 0.01 * float(whole.mean())
-    ones = np.ones_like(whole)
-    # The unknown is scale - 1, so that its prior is 0.
-    columns = {"fixed": ones, "scale": nodes_ms, "overhead": -nodes}
-
-    def solve(overhead: float | None) -> tuple[float, float, float]:
-        names = ["fixed", "scale"] + (["overhead"] if overhead is None else [])
-        left = np.stack([columns[name] for name in names], axis=1) / noise
-        right = (whole - nodes_ms + (overhead or 0.0) * nodes) / noise
-        prior = np.zeros((1, len(names)))
-        prior[0, 1] = 1 / 0.1
-        found = np.linalg.lstsq(np.concatenate([left, prior]), np.append(right, 0.0), rcond=None)[0]
-        return float(found[0]), 1 + float(found[1]), float(found[2]) if overhead is None else overhead
-
-    fixed, scale, overhead = solve(None)
-    most = 0.9 * smallest_ms * min(scale, 1.0)
-    if not 0 <= overhead <= most:
-        fixed, scale, overhead = solve(min(max(overhead, 0.0), most))
-        overhead = min(overhead, 0.9 * smallest_ms * scale)
-    return fixed, scale, overhead
+    guess = max(slowdown, 1e-3 * smallest) / 2
+    # The unknowns are fixed, scale - 1 and overhead - guess, so that what is known beforehand of the last two is 0.
+    left = np.stack([np.ones_like(whole), nodes_ms, -nodes], axis=1) / noise
+    right = (whole - nodes_ms + guess * nodes) / noise
+    prior = np.diag([0.0, 1 / 0.1, 1 / guess])[1:]
+    fixed, scale, overhead = np.linalg.lstsq(np.concatenate([left, prior]), np.append(right, [0.0, 0.0]), rcond=None)[0]
+    most = 0.9 * smallest * min(1.0 + scale, 1.0)
+    bounded = float(np.clip(guess + overhead, 0.0, most))
+    if bounded != guess + overhead:
+        right = (whole - nodes_ms + bounded * nodes) / noise
+        fixed, scale = np.linalg.lstsq(np.concatenate([left, prior])[:-1, :2], np.append(right, 0.0), rcond=None)[0]
+        bounded = min(bounded, 0.9 * smallest * (1.0 + float(scale)))
+    return float(fixed), 1.0 + float(scale), bounded

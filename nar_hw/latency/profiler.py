@@ -1,23 +1,23 @@
 """From a search space and a runtime to a latency table."""
 
+import dataclasses
 import math
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nar_hw.errors import RuntimeUnavailableError, unknown_name
+from nar_hw.errors import MeasurementError, RuntimeUnavailableError, UserError, unknown_name
 from nar_hw.latency import in_context
 from nar_hw.latency.children import ChildLoader, Measured, Steps, child_loader, children_at_once, measure
 from nar_hw.latency.designs import latin
 from nar_hw.latency.device import fingerprint
-from nar_hw.latency.schema import TableSlot
+from nar_hw.latency.schema import Entry, TableSlot
 from nar_hw.latency.table import LatencyTable
-from nar_hw.latency.validate import validate as validated
+from nar_hw.latency.validate import validate as validated, with_validation
 from nar_hw.operators import OpSpec
 from nar_hw.runtimes import RuntimeConfig, runtime_class
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space import SearchSpace
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -25,3 +25,137 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "ChildLoader", "child_loader", "profile"]
 
 METHODS = ("in-context",)
+ROUNDS = 10
+
+
+def profile(
+    space: SearchSpace,
+    *,
+    config: RuntimeConfig,
+    model_name: str,
+    method: str = "in-context",
+    rounds: int = ROUNDS,
+    seed: int = 0,
+    validate: int = 40,
+    budget_s: float | None = None,
+    progress: "Progress | None" = None,
+) -> LatencyTable:
+    """Measure a latency table for ``space`` on the device and runtime of ``config``.
+
+    Args:
+        space: the search space.
+        config: runtime, device and conditions.
+        model_name: what the table says its network is: the --model that builds it again.
+        method: one of METHODS. in-context: per-layer times inside 3 K children for K operators.
+        rounds: visits of each child; the first ones, which come on top, are dropped.
+        seed: of the design.
+        validate: how many held-out children to measure end to end; 0 for none.
+        budget_s: seconds to spend; rounds, then children are left out to keep it as well as can be.
+        progress: shows bars.
+
+    Raises:
+        UnknownNameError: a method or runtime that does not exist.
+        RuntimeUnavailableError: the runtime does not work here, or has no per-layer times for in-context.
+        MeasurementError: times that cannot be trusted.
+    """
+    start = time.monotonic()
+    if method not in METHODS:
+        raise unknown_name("profiling method", method, METHODS)
+    if rounds < 2:
+        raise UserError(f"rounds must be at least 2, but got {rounds}")
+    runtime = runtime_class(config.runtime)
+    if reason := runtime.unavailable(config):
+        raise RuntimeUnavailableError(reason)
+    if not runtime.layers_on(config):
+        raise RuntimeUnavailableError(f"{runtime.name} has no per-layer times on {config.device}, which method in-context needs")
+    share = math.inf if budget_s is None else budget_s * (0.5 if validate else 1.0)
+    replicates = 2 if share < 15 else 3
+    archs = latin(space, replicates=replicates, seed=seed)
+    with child_loader(space, config) as load, load(space.incumbent) as reference:
+        tick = Steps(progress, "profiling", (rounds + 1) * 2 * len(set(archs)))
+        measured = measure(
+            load,
+            archs,
+            reference,
+            at_once=children_at_once(space, 2),
+            rounds=rounds,
+            profile=True,
+            deadline=start + share,
+            tick=tick,
+        )
+    found = in_context.estimate(space, measured)
+    details = {
+        "name": method,
+        "children": len(measured.children),
+        "rounds": measured.rounds,
+        "seconds": round(time.monotonic() - start, 1),
+        "seed": seed,
+        "replicates": replicates,
+        "clock": measured.clock,
+        **{name: _short(value) for name, value in found.details.items()},
+    }
+    table = make_table(space, config, model_name, found, measured, details)
+    _agree(table, space)
+    if not validate:
+        return table
+    if space.size < len(set(archs)) + 3:
+        return dataclasses.replace(table, notes=(*table.notes, "not validated: the profile has seen every child of this small space"))
+    left = None if budget_s is None else budget_s - (time.monotonic() - start)
+    validation = validated(
+        table, space, config=config, children=validate, seed=seed + 1, rounds=rounds, budget_s=left, progress=progress
+    )
+    return with_validation(table, validation)
+
+
+def _agree(table: LatencyTable, space: SearchSpace) -> None:
+    """Refuse a table that does not even describe the network itself, which was measured beside the children."""
+    predicted = table.predict(space.incumbent)
+    if not 0.75 < predicted / table.incumbent_ms < 1.33:
+        raise MeasurementError(
+            f"the sum of the network's entries must be near its measured time, but is {predicted:.4g} ms against "
+            f"{table.incumbent_ms:.4g} ms: the runtime's times drift or its per-layer times are wrong; measure again, or "
+            "use method regression"
+        )
+
+
+def make_table(
+    space: SearchSpace,
+    config: RuntimeConfig,
+    model_name: str,
+    found: in_context.Estimate,
+    measured: Measured,
+    method: dict[str, Any],
+) -> LatencyTable:
+    """The table of an estimate: entries in the order in which the slots' candidates first use them."""
+    numbers: dict[OpSpec, int] = {}
+    slots = []
+    for slot in space.slots:
+        candidates = {}
+        for code in slot.candidates:
+            specs = [spec for site in slot.sites for spec in space.site_specs(site, code)]
+            candidates[space.operators[code]] = tuple(numbers.setdefault(spec, len(numbers)) for spec in specs)
+        slots.append(TableSlot(name=slot.name, incumbent=space.operators[slot.incumbent], candidates=candidates))
+    return LatencyTable(
+        model=model_name,
+        input_shape=space.input_shape,
+        num_classes=space.num_classes,
+        manner=space.manner,
+        operators=space.operators,
+        slots=tuple(slots),
+        entries=tuple(_rounded(found.entries[spec]) for spec in numbers),
+        fixed_ms=_short(found.fixed_ms),
+        incumbent_ms=_short(float(np.median(measured.reference))),
+        fingerprint=fingerprint(config),
+        method=method,
+        notes=measured.doubts,
+    )
+
+
+def _rounded(entry: Entry) -> Entry:
+    rel = None if entry.rel is None else _short(entry.rel)
+    return dataclasses.replace(entry, ms=_short(entry.ms), p10=_short(entry.p10), p90=_short(entry.p90), rel=rel)
+
+
+def _short(value: float) -> float:
+    """Six significant digits: more would be noise in a file that people read."""
+    return float(f"{value:.6g}")

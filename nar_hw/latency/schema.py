@@ -51,6 +51,7 @@ FIELDS = (
     "nar_hw",
     "model",
     "input_shape",
+    "num_classes",
     "manner",
     "operators",
     "fingerprint",
@@ -135,6 +136,7 @@ class Reader:
             "nar_hw": self._text("nar_hw", content["nar_hw"]),
             "model": self._text("model", content["model"]),
             "input_shape": tuple(shape),
+            "num_classes": int(self._positive("num_classes", content["num_classes"])),
             "manner": content["manner"],
             "operators": operators,
             "fingerprint": self._object("fingerprint", content["fingerprint"]),
@@ -154,9 +156,7 @@ class Reader:
         if schema > SCHEMA:
             writer = content.get("nar_hw")
             needed = f"nar-hw>={writer}" if isinstance(writer, str) else "the latest nar-hw"
-            raise self._error(
-                f"schema {schema} is newer than {SCHEMA}, the newest nar-hw {__version__} reads: install {needed}"
-            )
+            raise self._error(f"schema {schema} is newer than {SCHEMA}, the newest nar-hw {__version__} reads: install {needed}")
 
     def _keys(self, field: str, value: Mapping[str, Any], known: tuple[str, ...]) -> None:
         missing, unknown = [key for key in known if key not in value], [key for key in value if key not in known]
@@ -272,6 +272,7 @@ VALIDATION = (
     "within_10",
     "spearman",
     "kendall",
+    "speed",
 )
 """The numbers of a validation: errors in percent, shares (within_5, within_10) and correlations between 0 and 1."""
 

@@ -10,7 +10,6 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from nar_hw import __version__
 from itertools import combinations
 from pathlib import Path
 from typing import Any, overload
@@ -20,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from nar_hw import __version__
 from nar_hw.errors import MissingEntryError, SpaceError, TableError, TableMismatchError
 from nar_hw.files import read_json, write_text
 from nar_hw.latency.schema import SCHEMA, Entry, Reader, TableSlot, entry_to_json, to_text
@@ -39,6 +39,8 @@ class LatencyTable:
     """What was given as --model."""
     input_shape: tuple[int, int, int]
     """(C, H, W) of one image."""
+    num_classes: int
+    """Outputs of the network: its head is part of ``fixed_ms``."""
     manner: Manner
     operators: tuple[str, ...]
     """Code -> name, as in the space that was profiled."""
@@ -88,6 +90,7 @@ class LatencyTable:
             "nar_hw": self.nar_hw,
             "model": self.model,
             "input_shape": list(self.input_shape),
+            "num_classes": self.num_classes,
             "manner": self.manner,
             "operators": list(self.operators),
             "fingerprint": self.fingerprint,
@@ -197,6 +200,7 @@ class LatencyTable:
     def profile_command(self, operators: Iterable[str]) -> str:
         """The command that measures this table anew with ``operators`` as candidates."""
         words = ["nar-hw", "profile", "--model", self.model, "--input", "x".join(map(str, self.input_shape))]
+        words += ["--classes", str(self.num_classes)]
         words += ["--manner", self.manner, "--operators", ",".join(name for name in operators if name != "incumbent")]
         for name in ("runtime", "precision", "batch", "threads"):
             if name in self.fingerprint:
@@ -305,6 +309,7 @@ class LatencyTable:
             f"{name} is {mine} in the table, {theirs} here"
             for name, mine, theirs in (
                 ("input", "x".join(map(str, self.input_shape)), "x".join(map(str, space.input_shape))),
+                ("number of classes", self.num_classes, space.num_classes),
                 ("manner", self.manner, space.manner),
                 ("number of slots", len(self.slots), len(space.slots)),
             )

@@ -116,7 +116,7 @@ def check_samples(name: str, samples: Sequence[float] | Floats) -> None:
 
     Raises MeasurementError for NaN, zero or negative times, for a drift (the last third of at least 6 takes over 1.5
     times as long as the first or the reverse, and most later samples exceed most earlier ones) and for two modes (at
-    least 8 samples fall into two groups, of a fifth of them or more each, over 1.3 times apart and narrow beside that).
+    least 8 samples fall into two groups, of a quarter of them or more each, over 1.3 times apart and narrow beside that).
     """
     values = _positive(name, samples)
     ratio = _drift(values)
@@ -161,7 +161,7 @@ def _modes(values: Floats) -> tuple[float, float] | None:
     """The medians of the two groups into which ``values`` fall, or None when they do not."""
     ordered = np.sort(values)
     n = len(ordered)
-    fewest = max(2, math.ceil(n / 5))
+    fewest = math.ceil(n / 4)
     if n < 8:
         return None
     gaps = np.diff(ordered)[fewest - 1 : n - fewest]

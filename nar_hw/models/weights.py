@@ -42,7 +42,7 @@ def load_weights(network: nn.Module, path: Path, *, name: str = "the network") -
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise ModelError(f"weights file {path} does not exist")
+        raise ModelError(f"weights file {path} does not exist or is no file")
     try:
         content = _safetensors(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

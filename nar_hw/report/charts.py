@@ -31,7 +31,7 @@ class Series:
     kind: str
     """CSS class of its colour."""
     shape: str | None = "circle"
-    """Of the marks: circle, diamond, square, ring, star; None draws no marks."""
+    """Of the marks: dot, circle, diamond, star; cloud for many points in one path, without titles; None for no marks."""
     line: bool = False
     legend: bool = True
 
@@ -44,6 +44,7 @@ class Guide:
     end: tuple[float, float]
     kind: str
     label: str = ""
+    """Written at the end, outside the plotted area where the end is its upper edge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,7 @@ class Chart:
     y_ticks: tuple[Tick, ...]
     guides: tuple[Line, ...]
     lines: tuple[Line, ...]
+    clouds: tuple[Line, ...]
     marks: tuple[Mark, ...]
     legend: tuple[Series, ...]
     note: str = ""
@@ -184,16 +186,21 @@ def chart(
     def path(points: Iterable[tuple[float, float]]) -> str:
         return " ".join(f"{place_x(x):g},{place_y(y):g}" for x, y in points)
 
+    def cloud(points: Iterable[Point]) -> str:
+        # Half pixels: points that nobody can tell apart are drawn once.
+        places = dict.fromkeys((round(2 * place_x(point.x)) / 2, round(2 * place_y(point.y)) / 2) for point in points)
+        return "".join(f"M{x:g} {y:g}h0" for x, y in places)
+
     def guide_line(guide: Guide) -> Line:
-        (x, y) = (place_x(guide.end[0]), place_y(guide.end[1]))
-        late = x > WIDTH * 0.6
+        x, y = place_x(guide.end[0]), place_y(guide.end[1])
+        left = x > LEFT + 110  # where there is room for the label
         return Line(
             points=path((guide.start, guide.end)),
             kind=guide.kind,
             label=guide.label,
-            x=x - 5 if late else x + 5,
-            y=y + 12 if y < TOP + 12 else y - 5,
-            anchor="end" if late else "start",
+            x=x - 5 if left else x + 5,
+            y=y - 7,
+            anchor="end" if left else "start",
         )
 
     return Chart(
@@ -209,10 +216,11 @@ def chart(
         lines=tuple(
             Line(points=path((point.x, point.y) for point in item.points), kind=item.kind) for item in series if item.line
         ),
+        clouds=tuple(Line(points=cloud(item.points), kind=item.kind) for item in series if item.shape == "cloud"),
         marks=tuple(
-            Mark(x=place_x(point.x), y=place_y(point.y), shape=item.shape, kind=item.kind, title=point.title)
+            Mark(x=place_x(point.x), y=place_y(point.y), shape=str(item.shape), kind=item.kind, title=point.title)
             for item in series
-            if item.shape
+            if item.shape not in (None, "cloud")
             for point in item.points
         ),
         legend=tuple(item for item in series if item.legend),

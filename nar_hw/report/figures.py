@@ -1,8 +1,10 @@
 """The charts of a run."""
 
+import math
+
 from nar_hw.report import words
 from nar_hw.report.charts import Chart, Guide, Point, Series, chart, smoothed
-from nar_hw.report.reading import Run, Scored
+from nar_hw.report.run import Run, Scored
 
 
 def pareto(run: Run) -> list[Chart]:
@@ -19,7 +21,7 @@ def pareto(run: Run) -> list[Chart]:
     if not any(points.values()):
         return []
     series = [
-        Series(label=f"scored ({len(points['scored'])})", points=points["scored"], kind="scored"),
+        Series(label=f"scored ({len(points['scored'])})", points=points["scored"], kind="scored", shape="cloud"),
         Series(label="front", points=tuple(sorted(points["front"])), kind="front", shape="diamond", line=True),
     ]
     if pick is not None and pick.predicted_ms is not None:
@@ -27,9 +29,11 @@ def pareto(run: Run) -> list[Chart]:
         series.append(Series(label="pick", points=(star,), kind="pick-mark", shape="star"))
     guides = []
     if run.baseline.predicted_ms is not None:
-        guides.append(_vertical(run.baseline.predicted_ms, "before", "baseline"))
+        at = run.baseline.predicted_ms
+        guides.append(Guide(start=(at, math.inf), end=(at, -math.inf), kind="before", label="baseline"))
     if run.target_ms is not None:
-        guides.append(_vertical(run.target_ms, "target", f"target {words.ms(run.target_ms)}"))
+        at = run.target_ms
+        guides.append(Guide(start=(at, -math.inf), end=(at, math.inf), kind="target", label=f"target {words.ms(at)}"))
     summary = (
         f"Accuracy against predicted latency of {len(points['scored'])} scored children; the front has {len(points['front'])}."
     )
@@ -174,10 +178,6 @@ def training(run: Run) -> list[Chart]:
                 )
             )
     return charts
-
-
-def _vertical(at: float, kind: str, label: str) -> Guide:
-    return Guide(start=(at, float("-inf")), end=(at, float("inf")), kind=kind, label=label)
 
 
 def _scored_title(item: Scored) -> str:

@@ -8,7 +8,8 @@ from nar_hw.files import write_text
 from nar_hw.operators import PAPER_OPERATORS
 from nar_hw.report import words
 from nar_hw.report.figures import history, pareto, smoothing, training, validation
-from nar_hw.report.reading import Run, read_run
+from nar_hw.report.reading import read_run
+from nar_hw.report.run import Run
 
 COLOURS = 8
 """Colours for operators in the page's style; operators beyond share one more, grey."""
@@ -17,7 +18,7 @@ COLOURS = 8
 def write_report(run_dir: Path, out: Path | None = None) -> Path:
     """Write the report of ``run_dir`` to ``out`` (default: report.html inside it) and return its path.
 
-    Raises RunError when run.json is absent or a file of the run is damaged.
+    Raises RunError when run.json is absent or a file of the run is damaged, TableError for a damaged table.
     """
     out = Path(run_dir) / "report.html" if out is None else Path(out)
     write_text(out, render(read_run(Path(run_dir))))
@@ -54,6 +55,7 @@ def render(run: Run) -> str:
         finalists_measured=any(item.measured_ms is not None for item in run.finalists),
         slots=_slots(run),
         TIMES=words.TIMES,
+        ABSENT=words.ABSENT,
         **_strip(run),
     )
     # JSON may hold half a surrogate pair, which no encoding of a file can hold.
@@ -149,13 +151,11 @@ def _bench_columns(run: Run) -> list[tuple[str, str, Any]]:
     return [(title, key, show) for title, key, show in words.BENCH_COLUMNS if any(key in row.values for row in run.bench)]
 
 
-def _bench(run: Run) -> list[dict[str, Any]]:
+def _bench(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Setting -> its rows."""
     columns = _bench_columns(run)
-    return [
-        {
-            "subject": row.subject,
-            "setting": row.setting,
-            "cells": [show(row.values[key]) if key in row.values else words.ABSENT for _, key, show in columns],
-        }
-        for row in run.bench
-    ]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in run.bench:
+        cells = [show(row.values[key]) if key in row.values else words.ABSENT for _, key, show in columns]
+        groups.setdefault(row.setting, []).append({"subject": row.subject, "cells": cells})
+    return groups

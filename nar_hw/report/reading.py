@@ -5,124 +5,26 @@ An absent field stays None, never zero. A field of the wrong type is a RunError 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from nar_hw.errors import RunError, TableError
+from nar_hw.errors import RunError
 from nar_hw.files import read_json
 from nar_hw.latency.table import LatencyTable
+from nar_hw.recipes import RECIPES
 from nar_hw.report.commands import Commands
 from nar_hw.report.fields import Fields
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """The baseline or the child; accuracies in [0, 1], FLOPs = multiply-adds of one image."""
-
-    arch: tuple[str, ...] | None = None
-    valid_accuracy: float | None = None
-    test_accuracy: float | None = None
-    params: float | None = None
-    flops: float | None = None
-    pool_ops: float | None = None
-    predicted_ms: float | None = None
-    measured_ms: float | None = None
-    curve: tuple[dict[str, float], ...] = ()
-    """One item per epoch of its training."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """A child that the search scored."""
-
-    arch: tuple[str, ...] | None
-    accuracy: float
-    predicted_ms: float | None
-    measured_ms: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlotCost:
-    """What the operators of one slot cost in the latency table, in ms; None where the table has no entry."""
-
-    name: str
-    incumbent: str
-    chosen: str
-    incumbent_ms: float | None
-    chosen_ms: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Validation:
-    """Held-out children of the table; the noise floor is the mean error in % of measuring the same children twice."""
-
-    predicted_ms: tuple[float, ...] = ()
-    measured_ms: tuple[float, ...] = ()
-    floor_percent: float | None = None
-    mape_percent: float | None = None
-    spearman: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """One row of a benchmark."""
-
-    subject: str
-    setting: str
-    """Runtime, precision, batch and threads, in words."""
-    values: Mapping[str, float]
-    """By the names of the fields of `nar_hw.benchmark.BenchRow`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Two subjects of one benchmark: the ratio of their latencies with its 95 % interval."""
-
-    subject: str
-    against: str
-    setting: str
-    ratio: float
-    low: float
-    high: float
-    rounds: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """All that the files of one run folder say."""
-
-    folder: Path
-    model: str
-    input_shape: tuple[int, ...]
-    child: Network
-    baseline: Network
-    target_ms: float | None
-    scored: tuple[Scored, ...] = ()
-    finalists: tuple[Scored, ...] = ()
-    front: tuple[Scored, ...] = ()
-    history: tuple[dict[str, float], ...] = ()
-    slots: tuple[SlotCost, ...] = ()
-    validation: Validation | None = None
-    bench: tuple[Bench, ...] = ()
-    comparisons: tuple[Comparison, ...] = ()
-    measured_by: str | None = None
-    """Where the measured latencies come from."""
-    facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Heading -> name -> value: device, versions, settings, bundle."""
-    commands: tuple[str, ...] = ()
-    """How to make this run again."""
-    missing: Mapping[str, str] = field(default_factory=dict)
-    """Part of the report -> why it is left out and the command that makes it."""
+from nar_hw.report.run import Bench, Comparison, Network, Run, Scored, SlotCost, Validation
 
 
 def read_run(folder: Path) -> Run:
     """Read the folder of a search, with whatever training, export and benchmark have put into it since.
 
     Files: run.json (required), the table that it names, child/ and baseline/ with child.json and history.json,
-    bundle/manifest.json, and bench.json with the subjects "baseline" and "child".
+    bundle/manifest.json, bench.json (subjects: "baseline" and "child", or folders of bundles), demo.json.
 
-    Raises RunError when run.json is absent or a file is damaged.
+    Raises RunError when run.json is absent or a file is damaged, TableError for a damaged table.
     """
     path = folder / "run.json"
     if not path.is_file():
@@ -136,19 +38,19 @@ def read_run(folder: Path) -> Run:
 
     incumbent = None if table is None else tuple(slot.incumbent for slot in table.slots)
     arch = run.names("arch") or child_file.names("arch")
-    timed = _timed(bench)
+    measured = _measured(run, table, bench)
     child = replace(
         _network(child_file, folder / "child"),
         arch=arch,
         predicted_ms=_first(run.number("predicted_ms"), child_file.number("predicted_ms")),
-        measured_ms=_first(timed.get("child"), run.number("measured_ms")),
+        measured_ms=measured.child,
     )
     baseline = _network(baseline_file, folder / "baseline")
     baseline = replace(
         baseline,
         arch=_first(incumbent, baseline.arch),
         predicted_ms=_first(baseline.predicted_ms, _predicted(table, incumbent)),
-        measured_ms=timed.get("baseline"),
+        measured_ms=measured.baseline,
     )
     found = Run(
         folder=folder,
@@ -165,7 +67,7 @@ def read_run(folder: Path) -> Run:
         validation=_validation(table),
         bench=bench,
         comparisons=comparisons,
-        measured_by=_measured_by(timed, run),
+        measured_by=measured.how,
         facts=_facts(run, child_file, table, manifest),
         commands=commands.everything,
     )
@@ -181,7 +83,7 @@ def read_run(folder: Path) -> Run:
         "bench": (bench, "the benchmark", commands.bench),
         "bundle": (manifest.value, "the exported bundle", commands.export),
     }
-    missing = {part: f"Left out: {what}. Make it with: {command}" for part, (there, what, command) in absent.items() if not there}
+    missing = {part: (what, command) for part, (there, what, command) in absent.items() if not there}
     return replace(found, missing=missing)
 
 
@@ -234,10 +136,7 @@ def _table(folder: Path, run: Fields) -> tuple[LatencyTable | None, str]:
     for path in dict.fromkeys((folder / "table.json", *([] if named is None else [Path(named)]))):
         if not path.is_file():
             continue
-        try:
-            table = LatencyTable.load(path)
-        except TableError as problem:
-            raise RunError(str(problem)) from problem
+        table = LatencyTable.load(path)
         if wanted in (None, table.hash):
             return table, ""
         return None, f"the latency table, because {path} is another one than the search used"
@@ -287,8 +186,7 @@ def _validation(table: LatencyTable | None) -> Validation | None:
 
 def _bench(file: Fields) -> tuple[tuple[Bench, ...], tuple[Comparison, ...]]:
     rows = tuple(
-        Bench(subject=row.text("subject") or "network", setting=_setting(row), values=row.numbers())
-        for row in file.objects("rows")
+        Bench(subject=_role(row.text("subject")), setting=_setting(row), values=row.numbers()) for row in file.objects("rows")
     )
     comparisons = []
     for item in file.objects("comparisons"):
@@ -296,8 +194,8 @@ def _bench(file: Fields) -> tuple[tuple[Bench, ...], tuple[Comparison, ...]]:
         if ratio is not None and low is not None and high is not None:
             comparisons.append(
                 Comparison(
-                    subject=item.text("subject") or "network",
-                    against=item.text("against") or "network",
+                    subject=_role(item.text("subject")),
+                    against=_role(item.text("against")),
                     setting=_setting(item),
                     ratio=ratio,
                     low=low,
@@ -308,11 +206,18 @@ def _bench(file: Fields) -> tuple[tuple[Bench, ...], tuple[Comparison, ...]]:
     return rows, tuple(comparisons)
 
 
+def _role(subject: str | None) -> str:
+    """What a benchmark measured: bundles go by the names of their folders."""
+    name = Path(subject or "network").name
+    return {"bundle": "child", "baseline_bundle": "baseline"}.get(name, name)
+
+
 def _setting(row: Fields) -> str:
     """The conditions of one row in words; those that are at their usual value are not told."""
     numbers = row.numbers()
     parts = [text for name in ("runtime", "precision") if (text := row.text(name))]
-    parts += [f"{name} {numbers[name]:g}" for name in ("batch", "threads") if name in numbers]
+    parts += [f"batch {numbers['batch']:g}"] if "batch" in numbers else []
+    parts += [f"{numbers['threads']:g} thread{'s' * (numbers['threads'] != 1)}"] if "threads" in numbers else []
     parts += [
         text
         for name, usual in (("device", "cpu"), ("memory_format", "contiguous"))
@@ -321,45 +226,62 @@ def _setting(row: Fields) -> str:
     return ", ".join(parts)
 
 
-def _timed(bench: Sequence[Bench]) -> dict[str, float]:
-    """The median ms of baseline and child in the first setting in which both were measured side by side."""
+class Measured(NamedTuple):
+    """The measured ms of both networks, and how they were measured."""
+
+    child: float | None = None
+    baseline: float | None = None
+    how: str | None = None
+
+
+def _measured(run: Fields, table: LatencyTable | None, bench: Sequence[Bench]) -> Measured:
+    """By the search, which measures on the table's scale as the target is, else by the first setting that was benchmarked."""
+    child = run.number("measured_ms")
+    if child is not None and table is not None:
+        return Measured(
+            child, table.incumbent_ms, "Measured by the search, in turn with the baseline, on the latency table's scale."
+        )
     medians = {(row.setting, row.subject): row.values["p50_ms"] for row in bench if "p50_ms" in row.values}
     for setting in dict.fromkeys(row.setting for row in bench):
         if (setting, "baseline") in medians and (setting, "child") in medians:
-            return {subject: medians[setting, subject] for subject in ("baseline", "child")}
-    return {}
-
-
-def _measured_by(timed: Mapping[str, float], run: Fields) -> str | None:
-    if timed:
-        return "Measured side by side by nar-hw bench: median of interleaved rounds."
-    return None if run.number("measured_ms") is None else "Measured by the search at its end, the baseline's not kept."
+            return Measured(
+                medians[setting, "child"], medians[setting, "baseline"], f"Measured side by side by nar-hw bench: {setting}."
+            )
+    return Measured(child, None, None if child is None else "Measured by the search.")
 
 
 def _commands(folder: Path, run: Fields, child: Fields, table: LatencyTable | None) -> Commands:
     model = run.object("model") if run.value.get("model") else child.object("model")
     shape = model.value.get("input_shape")
-    numbers = tuple(size for size in shape if isinstance(size, int)) if isinstance(shape, list) else ()
-    conditions = [] if table is None else [(name, table.fingerprint.get(name)) for name in CONDITIONS]
+    sizes = tuple(size for size in shape if isinstance(size, int)) if isinstance(shape, list) else ()
+    config = run.object("identity").object("config")
+    recipe = child.object("recipe").value
+    demo = _optional(folder / "demo.json", "demo")
     return Commands(
         folder=folder,
         model=_first(model.text("name"), None if table is None else table.model) or "MODEL",
-        input_shape=numbers if table is None else table.input_shape,
+        input_shape=sizes if table is None else table.input_shape,
+        classes=_whole(model.number("num_classes")),
         manner=_first(model.text("manner"), run.text("manner")),
         operators=model.names("operators"),
         data=_first(run.text("data"), child.text("data")),
-        table=str(folder / "table.json"),
-        conditions=tuple((name, str(value)) for name, value in conditions if value is not None),
+        conditions=() if table is None else _told(table.fingerprint, CONDITIONS),
         target_ms=run.number("target_ms"),
-        reward=run.text("reward"),
-        strategy=run.text("strategy"),
-        seed=_whole(run.number("seed")),
-        train_seed=_whole(child.number("seed")),
+        search_options=_told({**run.value, **config.value}, SEARCH_OPTIONS),
+        recipe=next((name for name, known in RECIPES.items() if known.to_json() == recipe), None),
         init=child.text("init"),
+        train_seed=_whole(child.number("seed")),
+        demo_seed=_whole(demo.number("seed")),
     )
 
 
 CONDITIONS = ("runtime", "precision", "batch", "threads")
+SEARCH_OPTIONS = ("reward", "strategy", "epochs", "warmup_epochs", "batch", "seed")
+
+
+def _told(values: Mapping[str, Any], names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Those of ``names`` that ``values`` has, as options of a command."""
+    return tuple((name.replace("_", "-"), str(values[name])) for name in names if values.get(name) is not None)
 
 
 def _whole(value: float | None) -> int | None:
@@ -368,19 +290,21 @@ def _whole(value: float | None) -> int | None:
 
 def _facts(run: Fields, child: Fields, table: LatencyTable | None, manifest: Fields) -> dict[str, dict[str, str]]:
     search = {
-        name: text
-        for name, text in run.words().items()
-        if name in ("target_ms", "reward", "strategy", "seed", "data", "manner", "note")
+        name: text for name, text in run.words().items() if name in ("data", "target_ms", "reward", "strategy", "seed", "note")
     }
     search |= run.object("identity").object("config").words()
     training = {name: text for name, text in child.words().items() if name in ("data", "init", "seed", "classes")}
-    training |= child.object("recipe").words()
-    files = manifest.object("files").words()
+    variants = manifest.object("variants")
+    bundle = {
+        precision: ", ".join(f"{name} {text}" for name, text in variants.object(precision).words().items())
+        for precision in variants.value
+    }
+    files = {name: f"SHA-256 {text[:16]} ..." for name, text in manifest.object("files").words().items()}
     return {
         "Device of the latency table": {} if table is None else Fields(table.fingerprint, "fingerprint").words(),
-        "Latency table": {} if table is None else {**Fields(table.method, "method").words(), "hash": table.hash[:16]},
+        "Latency table": {} if table is None else {**Fields(table.method, "method").words(), "hash": f"{table.hash[:16]} ..."},
         "Search": search,
-        "Training of the child": training,
-        "Versions": {**run.object("versions").words(), **child.object("versions").words()},
-        "Bundle": files,
+        "Training of the child": training | child.object("recipe").words(),
+        "Versions": run.object("versions").words() | child.object("versions").words(),
+        "Bundle": bundle | files,
     }

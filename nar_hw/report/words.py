@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nar_hw.report.reading import Comparison, Network, Run
+from nar_hw.report.run import Comparison, Network, Run
 
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -189,7 +189,7 @@ BENCH_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("p50", "p50_ms", ms),
     ("p90", "p90_ms", ms),
     ("p99", "p99_ms", ms),
-    ("images/s", "images_per_s", digits),
+    ("images/s", "throughput", digits),
     ("uncertain by", "rel", lambda value: f"\N{PLUS-MINUS SIGN}{digits(100 * value, 2)}{SPACE}%"),
     ("noise floor", "noise_floor", lambda value: f"{digits(100 * value, 2)}{SPACE}%"),
     ("runs", "n", lambda value: f"{value:,.0f}"),

@@ -32,7 +32,7 @@ class FakeDevice:
     """Relative standard deviation of one run."""
     drift: float = 0.0
     """Amplitude of a slow swing of the whole machine's speed, relative; the same for all runtimes on it."""
-    period_ms: float = 400.0
+    period_ms: float = 5000.0
     """Virtual time that one swing takes."""
     interaction: float = 0.02
     """A reorder costs this share of the two nodes between which it stands."""

@@ -9,7 +9,7 @@ import numpy as np
 from nar_hw.errors import ModelError, RuntimeUnavailableError
 from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
 from nar_hw.runtimes.inputs import onnx_file
-from nar_hw.runtimes.onnx_graph import one_line
+from nar_hw.runtimes.onnx_graph import one_line, with_precision
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 class OpenVino(Runtime):
     """One stream, one request. The precision is set always: by itself OpenVINO takes bf16 where the CPU has it.
 
+    fp32 and bf16 take an fp32 file, int8 one that is quantised.
+
     Per-layer times come from its performance counters; a fused node has the name of its first ONNX node, and one that
     OpenVINO made itself (a BatchNorm that could not be folded becomes "Multiply_<n>") keeps its own.
     """
 
     name = "openvino"
     consumes = "onnx"
-    precisions = ("fp32", "bf16")
+    precisions = ("fp32", "bf16", "int8")
     devices = ("cpu",)
     layers = True
 
@@ -50,8 +52,9 @@ class OpenVino(Runtime):
 
     def _load(self, network: "nn.Module | Path") -> None:
         with tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch:
-            file = onnx_file(network, self.input_shape, self.config.batch, Path(scratch))
-            self._compiled = self._compile(file)
+            folder = Path(scratch)
+            file = onnx_file(network, self.input_shape, self.config.batch, folder)
+            self._compiled = self._compile(with_precision(file, "int8" if self.config.precision == "int8" else "fp32", folder))
         self._times: list[dict[str, float]] = []
         self._request = self._compiled.create_infer_request()
         self._set_input(self.images)
@@ -61,7 +64,7 @@ class OpenVino(Runtime):
 
         core = openvino.Core()
         hints = {
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[self.config.precision],
+            "INFERENCE_PRECISION_HINT": "bf16" if self.config.precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": self.config.threads,
             "NUM_STREAMS": 1,
             "PERF_COUNT": self.profile,
@@ -102,7 +105,7 @@ class OpenVino(Runtime):
         table: dict[str, list[str]] = {}
         for node in graph.get_ordered_ops():
             sources = (source.get_source_output().get_node() for source in node.inputs())
-            table[node.get_friendly_name()] = [source.get_friendly_name() for source in sources]
+            table[_plain(node.get_friendly_name())] = [_plain(source.get_friendly_name()) for source in sources]
         return table
 
     def close(self) -> None:
@@ -113,4 +116,9 @@ class OpenVino(Runtime):
 
 def _executed(counters: Any) -> dict[str, float]:
     """Node name -> ms of the nodes that ran in the last inference (others were fused or are constant)."""
-    return {item.node_name: item.real_time.total_seconds() * 1e3 for item in counters if item.status.name == "EXECUTED"}
+    return {_plain(item.node_name): item.real_time.total_seconds() * 1e3 for item in counters if item.status.name == "EXECUTED"}
+
+
+def _plain(name: str) -> str:
+    """The ONNX node's name: a convolution with a bias is split into the addition and "<name>/WithoutBiases"."""
+    return name.removesuffix("/WithoutBiases")

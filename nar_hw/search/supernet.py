@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from nar_hw.search.approximate import approximate
 from nar_hw.space import Arch, SearchSpace, Slot
 
 
@@ -36,8 +37,9 @@ class Supernet(nn.Module):
     """Shared weights for all children of a space; the space's network gives everything outside the slots.
 
     Each candidate has its own copy of the BatchNorm behind its slot, since convolutions and pools have different statistics. The
-    incumbents start from the network's own weights, the others are initialised. Operators that do not run get no gradient:
-    with ``zero_grad(set_to_none=True)``, which is torch's default, neither momentum nor weight decay moves them.
+    incumbents start from the network's own weights, the others as approximations of them (nar_hw/search/approximate.py).
+    Operators that do not run get no gradient: with ``zero_grad(set_to_none=True)``, which is torch's default, neither
+    momentum nor weight decay moves them.
     """
 
     def __init__(self, space: SearchSpace) -> None:
@@ -50,12 +52,13 @@ class Supernet(nn.Module):
     def _install(self, slot: Slot) -> Iterator[Switch]:
         for site in slot.sites:
             operators = {code: self.space.module_for(site, code) for code in slot.candidates}
+            norms = {code: norm for code in slot.candidates if (norm := self.space.norm_for(site, code)) is not None}
+            _inherit(operators, norms, slot.incumbent)
             switch = Switch(operators, slot.incumbent)
             for path in (site.conv, *site.aliases):
                 self.network.set_submodule(path, switch)
             yield switch
             if site.norm is not None:
-                norms = {code: norm for code in slot.candidates if (norm := self.space.norm_for(site, code)) is not None}
                 switch = Switch(norms, slot.incumbent)
                 self.network.set_submodule(site.norm, switch)
                 yield switch
@@ -118,6 +121,16 @@ class Supernet(nn.Module):
         assert not left_out.unexpected_keys
         reference = next(self.network.parameters())
         return child.to(reference.device).train(self.training)
+
+
+def _inherit(operators: dict[int, nn.Module], norms: dict[int, nn.Module], incumbent: int) -> None:
+    """Let all operators of a site begin as approximations of its convolution, and their norms with the affine values of its own."""
+    conv, norm = operators[incumbent], norms.get(incumbent)
+    assert isinstance(conv, nn.Conv2d)
+    for code, operator in operators.items():
+        if code != incumbent and approximate(operator, conv) and norm is not None:
+            parameters = dict(norm.named_parameters())
+            norms[code].load_state_dict(parameters, strict=False)
 
 
 def _path(module: nn.Module) -> Iterator[nn.Module]:

@@ -17,9 +17,7 @@ from nar_hw.tasks.base import Task, evaluating
 class ClassificationTask(Task):
     """A data set to be classified, held on the device as uint8."""
 
-    def __init__(
-        self, data: ImageData, device: str | torch.device = "cpu", *, augmentation: Augmentation | None = None
-    ) -> None:
+    def __init__(self, data: ImageData, device: str | torch.device = "cpu", *, augmentation: Augmentation | None = None) -> None:
         """``augmentation`` replaces the data set's own. A split moves to ``device`` when it is first used."""
         self.data = data
         self.device = torch.device(device)

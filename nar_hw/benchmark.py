@@ -1,0 +1,394 @@
+"""Networks x runtimes x batch sizes, measured side by side: latency, throughput and, on a GPU, memory, energy and clocks.
+
+Everything that is to be compared is loaded at once and visited in turn, so that a drifting or shared machine slows all of
+it alike; two networks are compared round by round.
+"""
+
+import csv
+import io
+import math
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from nar_hw.errors import MeasurementError, ModelError, RuntimeUnavailableError
+from nar_hw.export.manifest import Bundle, load_bundle
+from nar_hw.latency.children import Steps, child_loader, children_at_once, measure
+from nar_hw.latency.device import fingerprint
+from nar_hw.latency.timing import check_samples, interleave, stable, summarize
+from nar_hw.runtimes import Runtime, RuntimeConfig, runtime_class
+from nar_hw.space import Arch, SearchSpace
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from torch import nn
+
+Floats = npt.NDArray[np.float64]
+Key = tuple[str, RuntimeConfig]
+
+SCHEMA = 1
+VISIT_MS = 20.0
+"""About how long one visit takes; at least FEWEST and at most MOST runs."""
+FEWEST, MOST = 5, 20
+FOR_P90, FOR_P99 = 10, 100
+"""Runs below which a percentile says nothing."""
+DRAWS = 2000
+"""Of a bootstrap."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRow:
+    """One network under one runtime config."""
+
+    subject: str
+    runtime: str
+    precision: str
+    batch: int
+    threads: int
+    device: str
+    memory_format: str
+    p50_ms: float
+    """Percentiles of single inferences of one batch, ms; without the first visit and the first run of each other visit."""
+    p90_ms: float | None
+    """None below 10 runs."""
+    p99_ms: float | None
+    """None below 100 runs."""
+    n: int
+    """Runs that the percentiles stand on."""
+    throughput: float
+    """Images per second: batch over the median."""
+    rel: float | None
+    """Half-width of the 95 % confidence interval of the median over rounds, relative to it."""
+    noise_floor: float | None
+    """Mean relative difference of two measurements with half of the rounds each; None below 4 rounds."""
+    gpu_memory_mib: float | None = None
+    """GPU memory that loading and running it took, MiB, the runtime's libraries included for the first of each runtime; None on a
+    CPU, or where the device does not tell (so all below)."""
+    energy_mj_per_image: float | None = None
+    """Energy of the whole device while it ran, mJ per image."""
+    sm_clock_mhz: float | None = None
+    round_ms: tuple[float, ...]
+    """The median of each round, for comparisons."""
+    session: str
+    """Equal for all rows that were measured side by side."""
+    fingerprint: Mapping[str, Any] = field(repr=False)
+    """Device and conditions (latency/device.py)."""
+
+    @property
+    def config(self) -> RuntimeConfig:
+        """The config that it ran under."""
+        return RuntimeConfig(**{name: getattr(self, name) for name in _CONFIG})
+
+
+_CONFIG = tuple(item.name for item in fields(RuntimeConfig))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two networks under one runtime config: the ratio of their times, round by round."""
+
+    subject: str
+    against: str
+    runtime: str
+    precision: str
+    batch: int
+    threads: int
+    device: str
+    memory_format: str
+    ratio: float
+    """Median over rounds of the subject's time over the other's; below 1 the subject is faster."""
+    low: float
+    """95 % interval of the ratio (bootstrap over rounds)."""
+    high: float
+    rounds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildrenMs:
+    """What children of a space take, and the network itself in the same rounds."""
+
+    ms: tuple[float, ...]
+    """Of each arch as given; the drift of the machine within the measurement is divided out."""
+    rel: tuple[float | None, ...]
+    """Half-width of the 95 % confidence interval of each, relative to it."""
+    incumbent_ms: float
+    """Of the network itself: divide by it what is to be compared with another measurement."""
+    rounds: int
+
+
+def bench(
+    subjects: Mapping[str, "Path | nn.Module"],
+    *,
+    input_shape: tuple[int, int, int],
+    configs: Sequence[RuntimeConfig],
+    rounds: int = 30,
+    progress: "Progress | None" = None,
+) -> list[BenchRow]:
+    """Measure every subject under every config, all of them interleaved.
+
+    Args:
+        subjects: name -> bundle folder, ONNX file or module.
+        input_shape: (C, H, W) of one image.
+        configs: runtimes, precisions, batch sizes, ...
+        rounds: visits of each.
+        progress: is given a bar.
+
+    Returns:
+        One row per config and subject, config by config.
+
+    Raises:
+        MeasurementError: nothing to measure, fewer than 2 rounds, or times that cannot be trusted.
+        RunError: a folder that is no whole bundle, or a bundle without an int8 file when that is asked for.
+        RuntimeUnavailableError: a config that does not work here.
+        ModelError: a network that does not fit the runtime or the input shape.
+    """
+    configs = list(dict.fromkeys(configs))
+    if not subjects or not configs:
+        raise MeasurementError(f"a benchmark needs networks and runtimes, but got {len(subjects)} and {len(configs)}")
+    if rounds < 2:
+        raise MeasurementError(f"rounds >= 2 must hold, but got (rounds={rounds})")
+    for config in configs:
+        if reason := runtime_class(config.runtime).unavailable(config):
+            raise RuntimeUnavailableError(reason)
+    with ExitStack() as stack:
+        visitors: dict[Key, _Visitor] = {}
+        opened = {name: _opened(network) for name, network in subjects.items()}
+        for config in configs:
+            for name, network in opened.items():
+                gpu = stack.enter_context(Gpu(config)) if config.device_type == "cuda" else None
+                file = _file(network, input_shape, config.precision)
+                visitors[name, config] = _Visitor(stack, file, input_shape, config, gpu)
+        # A visitor is timed like a runtime and has nothing else of one.
+        timed = interleave({key: cast(Runtime, item) for key, item in visitors.items()}, rounds=rounds, progress=progress)
+        _trust(timed)
+        session = uuid.uuid4().hex
+        return [_row(key, item, timed[key], session) for key, item in visitors.items()]
+
+
+def compare(rows: Sequence[BenchRow], against: Sequence[BenchRow], *, seed: int = 0) -> list[Comparison]:
+    """The ratio of ``rows`` (of one subject) to ``against`` (of another) under each config that both have.
+
+    Raises MeasurementError when they share no config or were not measured side by side.
+    """
+    others = {row.config: row for row in against}
+    pairs = [(row, others[row.config]) for row in rows if row.config in others]
+    if not pairs:
+        raise MeasurementError(
+            "two networks must share a runtime config to be compared, but these share none: measure both together"
+        )
+    if any(row.session != other.session for row, other in pairs):
+        raise MeasurementError("times must be from one benchmark to be compared, but these are from two: measure both together")
+    return [_compared(row, other, seed) for row, other in pairs]
+
+
+def measure_children(
+    space: SearchSpace,
+    archs: Sequence[Arch],
+    config: RuntimeConfig,
+    *,
+    rounds: int = 20,
+    progress: "Progress | None" = None,
+) -> ChildrenMs:
+    """The latency of children, visited in turn and between visits of the network itself; their weights do not matter.
+
+    Raises:
+        MeasurementError: no arch, or times that cannot be trusted.
+        SpaceError: an arch that is not of ``space``.
+        RuntimeUnavailableError: a config that does not work here.
+    """
+    if not archs:
+        raise MeasurementError("at least one arch is needed, but there are none")
+    valid = [space.validate(arch) for arch in archs]
+    tick = Steps(progress, "measuring children", len(set(valid)) * (rounds + 1))
+    with child_loader(space, config) as load, load(space.incumbent) as reference:
+        found = measure(load, valid, reference, at_once=children_at_once(space, sessions=1), rounds=rounds, tick=tick)
+    times = [summarize(found.children[arch].whole) for arch in valid]
+    return ChildrenMs(
+        ms=tuple(item.ms for item in times),
+        rel=tuple(item.rel for item in times),
+        incumbent_ms=float(np.median(found.reference)),
+        rounds=found.rounds,
+    )
+
+
+def to_json(rows: Sequence[BenchRow], comparisons: Sequence[Comparison] = ()) -> dict[str, Any]:
+    """The content of a bench.json."""
+    return {"schema": SCHEMA, "rows": [asdict(row) for row in rows], "comparisons": [asdict(item) for item in comparisons]}
+
+
+def to_csv(rows: Sequence[BenchRow]) -> str:
+    """One line per row, with the device's name, the runtime's version and the date; empty where unknown."""
+    names = [item.name for item in fields(BenchRow) if item.name not in ("round_ms", "session", "fingerprint")]
+    known = {"device_name": "device", "runtime_version": "runtime_version", "driver": "driver", "date": "date"}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*names, *known])
+    for row in rows:
+        writer.writerow([*(getattr(row, name) for name in names), *(row.fingerprint.get(key) for key in known.values())])
+    return text.getvalue()
+
+
+def _opened(network: "Path | nn.Module") -> "Path | nn.Module | Bundle":
+    return load_bundle(network) if isinstance(network, Path) and network.is_dir() else network
+
+
+def _file(network: "Path | nn.Module | Bundle", input_shape: tuple[int, int, int], precision: str) -> "Path | nn.Module":
+    if not isinstance(network, Bundle):
+        return network
+    if network.input_shape != input_shape:
+        raise ModelError(f"bundle {network.path} takes images of shape {network.input_shape}, but got {input_shape}")
+    # Runtimes make fp16 and bf16 of an fp32 file themselves; int8 needs a file of its own.
+    return network.onnx(precision if precision in network.variants or precision == "int8" else "fp32")
+
+
+class _Visitor:
+    """A loaded, warm network; each visit runs it for about VISIT_MS and keeps the times."""
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        network: "Path | nn.Module",
+        input_shape: tuple[int, int, int],
+        config: RuntimeConfig,
+        gpu: "Gpu | None",
+    ) -> None:
+        before = gpu.used_mib() if gpu else None
+        self.runtime = stack.enter_context(runtime_class(config.runtime)(network, input_shape, config))
+        self.repeats = self._warm_up()
+        after = gpu.used_mib() if gpu else None
+        self.gpu = gpu
+        self.memory_mib = None if before is None or after is None else after - before
+        self.visits: list[list[float]] = []
+
+    def _warm_up(self, limit_s: float = 2.0) -> int:
+        """Run until the times settle, or for long enough; returns how many runs a visit takes."""
+        samples: list[float] = []
+        start = time.monotonic()
+        while not stable(samples, 0.05) and time.monotonic() - start < limit_s and len(samples) < 200:
+            samples += self.runtime.time_ms(5)
+        ms = float(np.median(samples[-5:]))
+        # Times that are no times are refused later, with the name of what gave them.
+        return max(FEWEST, min(MOST, math.ceil(VISIT_MS / ms))) if ms > 0 else FEWEST
+
+    def time_ms(self, repeats: int) -> list[float]:
+        """The times of one visit; its first run finds the caches of another network and is left out."""
+        self.visits.append(self.runtime.time_ms(self.repeats)[1:])
+        return self.visits[-1]
+
+
+def _trust(timed: Mapping[Key, Floats]) -> None:
+    """Refuse times that are not positive, or drift or split as the other networks in the same rounds do not."""
+    for (name, config), values in timed.items():
+        if not (np.isfinite(values).all() and (values > 0).all()):
+            check_samples(_called(name, config), values)
+    for key, values in timed.items():
+        others = [other / np.median(other) for name, other in timed.items() if name != key]
+        machine = np.median(others, axis=0) if others else np.ones(len(values))  # (rounds,)
+        check_samples(_called(*key), values / machine)
+
+
+def _called(name: str, config: RuntimeConfig) -> str:
+    return f"{name} in {config.runtime}, {config.precision}, batch {config.batch}"
+
+
+def _row(key: Key, visitor: _Visitor, timed: Floats, session: str) -> BenchRow:
+    subject, config = key
+    samples = np.concatenate(visitor.visits[1:])
+    p50, p90, p99 = (float(value) for value in np.quantile(samples, (0.5, 0.9, 0.99)))
+    energy, clock = visitor.gpu.load(visitor.runtime) if visitor.gpu else (None, None)
+    return BenchRow(
+        subject=subject,
+        **asdict(config),
+        p50_ms=p50,
+        p90_ms=p90 if len(samples) >= FOR_P90 else None,
+        p99_ms=p99 if len(samples) >= FOR_P99 else None,
+        n=len(samples),
+        throughput=1e3 * config.batch / p50,
+        rel=summarize(timed).rel,
+        noise_floor=noise_floor(timed),
+        gpu_memory_mib=visitor.memory_mib,
+        energy_mj_per_image=None if energy is None else energy / config.batch,
+        sm_clock_mhz=clock,
+        round_ms=tuple(timed.tolist()),
+        session=session,
+        fingerprint=fingerprint(config),
+    )
+
+
+def noise_floor(round_ms: Floats, *, seed: int = 0) -> float | None:
+    """How much two measurements of the same thing differ, relative: the mean over random halves of the rounds."""
+    half = len(round_ms) // 2
+    if half < 2:
+        return None
+    shuffled = np.random.default_rng(seed).permuted(np.tile(round_ms, (DRAWS, 1)), axis=1)  # (draws, rounds)
+    first, second = np.median(shuffled[:, :half], axis=1), np.median(shuffled[:, half : 2 * half], axis=1)
+    return float(np.mean(np.abs(first / second - 1)))
+
+
+def _compared(row: BenchRow, other: BenchRow, seed: int) -> Comparison:
+    ratios = np.array(row.round_ms) / np.array(other.round_ms)  # (rounds,)
+    drawn = np.random.default_rng(seed).choice(ratios, (DRAWS, len(ratios)))
+    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
+    return Comparison(
+        subject=row.subject,
+        against=other.subject,
+        **asdict(row.config),
+        ratio=float(np.median(ratios)),
+        low=float(low),
+        high=float(high),
+        rounds=len(ratios),
+    )
+
+
+class Gpu:
+    """Readings of a config's CUDA device through NVML; None for what it does not tell. Use it as a context."""
+
+    def __init__(self, config: RuntimeConfig) -> None:
+        self.index = config.device_index
+
+    def __enter__(self) -> Self:
+        import pynvml
+        import torch
+
+        self._nvml: Any = pynvml
+        pynvml.nvmlInit()
+        torch.zeros(1, device=f"cuda:{self.index}")  # the context that whatever comes first would pay for
+        # NVML counts all devices of the machine, CUDA those that are visible.
+        own = torch.cuda.get_device_properties(self.index).uuid
+        self._handle = self._ask(pynvml.nvmlDeviceGetHandleByUUID, f"GPU-{own}")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._nvml.nvmlShutdown()
+
+    def _ask(self, question: Callable[..., Any], *about: Any) -> Any:
+        try:
+            return None if about == (None,) or about[:1] == (None,) else question(*about)
+        except self._nvml.NVMLError:
+            return None
+
+    def used_mib(self) -> float | None:
+        """Memory in use on the whole device, MiB; what torch holds in reserve is given back first."""
+        import torch
+
+        torch.cuda.synchronize(self.index)
+        torch.cuda.empty_cache()
+        memory = self._ask(self._nvml.nvmlDeviceGetMemoryInfo, self._handle)
+        return None if memory is None else memory.used / 2**20
+
+    def load(self, runtime: Runtime, seconds: float = 1.0) -> tuple[float | None, float | None]:
+        """(mJ per run, SM clock in MHz) while ``runtime`` keeps the device busy for ``seconds``."""
+        before = self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption, self._handle)
+        runs, start = 0, time.monotonic()
+        while time.monotonic() - start < seconds:
+            runs += len(runtime.time_ms(10))
+        after = self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption, self._handle)
+        clock = self._ask(self._nvml.nvmlDeviceGetClockInfo, self._handle, self._nvml.NVML_CLOCK_SM)
+        return None if before is None or after is None else (after - before) / runs, None if clock is None else float(clock)

@@ -1,0 +1,140 @@
+"""What all commands share: the application, its errors, common options and how results are printed."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import typer.core
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nar_hw import __version__
+from nar_hw.errors import NarError
+
+if TYPE_CHECKING:
+    from nar_hw.flops import Counts
+    from nar_hw.runs import ModelInfo
+
+# Everything that needs torch is imported inside the command that uses it: --help answers at once.
+
+console = Console()
+errors = Console(stderr=True)
+_debug = False
+
+
+ORDER = ("demo", "doctor", "space", "count", "profile", "table", "search", "train", "export", "bench", "report")
+
+
+class Commands(typer.core.TyperGroup):
+    """Errors in one line and exit code 2; --debug anywhere shows the traceback instead."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order in which a newcomer needs them."""
+        return sorted(self.commands, key=ORDER.index)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except NarError as error:
+            message = " ".join(str(error).split())
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) or error.strerror is None:
+                raise
+            where = f": {error.filename}" if error.filename else ""
+            message = f"{error.strerror}{where} (is the disk full, or the folder read-only?)"
+        except KeyboardInterrupt:
+            errors.print("nar-hw: stopped; what was finished is kept", style="yellow")
+            raise typer.Exit(130) from None
+        if _debug:
+            errors.print_exception()
+        errors.print(f"nar-hw: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(2)
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+table_app = typer.Typer(no_args_is_help=True)
+app.add_typer(table_app, name="table", help="Look at latency tables, check them against the device, predict with them.")
+
+Model = Annotated[str, typer.Option("--model", help="Our name, a torchvision name, timm:NAME or path/to/file.py:function.")]
+Input = Annotated[str, typer.Option("--input", help="Shape of one image: CxHxW.")]
+Manner = Annotated[str, typer.Option(help="One slot per convolution (conv) or per residual block (block).")]
+Operators = Annotated[
+    str | None, typer.Option(help="Operator names to choose from, separated by commas; default: all that suit.")
+]
+Classes = Annotated[int | None, typer.Option(help="Outputs of the network; default: 10 up to 64 pixels, else 1000.")]
+Data = Annotated[str, typer.Option("--data", help="digits, cifar10, cifar100, fashion-mnist, folder:PATH or fake:CxHxWxclasses.")]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder of downloaded data sets; default: $NAR_HW_DATA or .data.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Seed = Annotated[int, typer.Option(help="Decides everything random.")]
+RuntimeName = Annotated[str, typer.Option("--runtime", help="Inference runtime; `nar-hw doctor` lists those that work here.")]
+Precision = Annotated[str, typer.Option(help="fp32, fp16, bf16 or int8.")]
+Batch = Annotated[int, typer.Option(help="Images per inference.")]
+Threads = Annotated[int, typer.Option(help="CPU threads of one inference.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<index>.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
+
+
+@app.callback()
+def _main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Make a trained CNN fit your device: measured latency tables, operator search under a target, deployable bundles."""
+    global _debug
+    _debug = debug
+
+
+def main() -> None:
+    """The entry point."""
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:
+        sys.stdout.write(f"nar-hw {__version__}\n")
+        return
+    if "--debug" in arguments:  # accepted anywhere on the line, since it is added after a failure
+        arguments = ["--debug", *(argument for argument in arguments if argument != "--debug")]
+    app(arguments)
+
+
+def model_info(model: str, input: str, manner: str, operators: str | None, classes: int | None) -> "ModelInfo":
+    """What the options --model, --input, --manner, --operators and --classes describe."""
+    from nar_hw.runs import ModelInfo, parse_shape
+
+    shape = parse_shape(input)
+    number = classes or (10 if max(shape[1:]) <= 64 else 1000)
+    return ModelInfo(name=model, input_shape=shape, num_classes=number, manner=manner, operators=names(operators))  # type: ignore[arg-type]
+
+
+def names(operators: str | None) -> tuple[str, ...] | None:
+    """The operators of --operators."""
+    return None if operators is None else tuple(name.strip() for name in operators.split(","))
+
+
+def counted(counts: "Counts") -> dict[str, int]:
+    """Counts for JSON."""
+    return {key: getattr(counts, key) for key in ("params", "flops", "pool_ops")}
+
+
+def sentence(counts: dict[str, Any]) -> str:
+    """Counts in words."""
+    return f"{counts['params']:,} parameters, {counts['flops']:,} FLOPs (multiply-adds), {counts['pool_ops']:,} pool operations"
+
+
+def emit(as_json: bool, value: dict[str, Any], show: Callable[[], None]) -> None:
+    """Print the one JSON object, or let ``show`` print for people."""
+    if as_json:
+        sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
+    else:
+        show()
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Bars on stderr."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors) as progress:
+        yield progress

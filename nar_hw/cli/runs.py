@@ -1,0 +1,248 @@
+"""Commands that make and use children: demo, search, train, export, bench, report."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from nar_hw.cli.app import (
+    Data,
+    DataRoot,
+    Device,
+    Json,
+    Manner,
+    Model,
+    Operators,
+    Precision,
+    Resume,
+    RuntimeName,
+    Seed,
+    Threads,
+    app,
+    console,
+    emit,
+    names,
+    progress_bar,
+    sentence,
+)
+from nar_hw.errors import UserError
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """The whole path on embedded data: table, search, train, export, bench, report. Example: nar-hw demo"""
+    from nar_hw.demo import run_demo
+    from nar_hw.report import terminal_table
+
+    with progress_bar() as progress:
+        outcome = run_demo(out, seed=seed, progress=progress)
+
+    def show() -> None:
+        console.print(terminal_table(out))
+        console.print(f"report  {outcome['report']}\nbundle  {outcome['bundle']}", highlight=False, soft_wrap=True)
+
+    emit(as_json, outcome, show)
+
+
+@app.command()
+def search(
+    model: Model,
+    data: Data,
+    table: Annotated[Path, typer.Option("--table", help="The latency table of the device to deploy on.")],
+    target_ms: Annotated[float, typer.Option(help="The latency not to be exceeded.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    reward: Annotated[
+        str, typer.Option(help="absolute, one-sided, mnasnet-soft, mnasnet-hard, proxyless-rl or accuracy.")
+    ] = "absolute",
+    strategy: Annotated[str, typer.Option(help="How archs are proposed.")] = "reinforce",
+    epochs: Annotated[int, typer.Option(help="Epochs of shared weights and strategy in turn.")] = 140,
+    warmup_epochs: Annotated[int, typer.Option(help="Epochs of the shared weights alone, before these.")] = 10,
+    batch: Annotated[int, typer.Option(help="Training images per step.")] = 128,
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
+    data_root: DataRoot = None,
+    allow_mismatch: Annotated[bool, typer.Option("--allow-mismatch", help="Use a table of another device.")] = False,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Search operators for a latency target.
+
+    Example: nar-hw search --model resnet_digits --data digits --table t.json --target-ms 0.2 --out runs/x
+    """
+    from nar_hw.latency.table import LatencyTable
+    from nar_hw.pipeline import search_run
+    from nar_hw.search.config import SearchConfig
+
+    loaded = LatencyTable.load(table)
+    config = SearchConfig(strategy=strategy, reward=reward, epochs=epochs, warmup_epochs=warmup_epochs, batch=batch, seed=seed)
+    with progress_bar() as progress:
+        result = search_run(
+            model,
+            data,
+            loaded,
+            target_ms=target_ms,
+            out=out,
+            config=config,
+            data_root=data_root,
+            device=device,
+            resume=resume,
+            allow_mismatch=allow_mismatch,
+            progress=progress,
+        )
+    value = {
+        "out": str(out),
+        "arch": [loaded.operators[code] for code in result.arch],
+        "accuracy": result.pick.accuracy,
+        "target_ms": target_ms,
+        "predicted_ms": result.pick.predicted_ms,
+        "measured_ms": result.pick.measured_ms,
+        "met": result.met,
+    }
+
+    def show() -> None:
+        console.print(",".join(value["arch"]), highlight=False, soft_wrap=True)
+        console.print(result.note, highlight=False, soft_wrap=True)
+
+    emit(as_json, value, show)
+
+
+@app.command()
+def train(
+    arch: Annotated[
+        str, typer.Option(help="A search folder, codes or names separated by commas, or `incumbent` for the network itself.")
+    ],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder of the child.")],
+    model: Annotated[str | None, typer.Option("--model", help="The network; not needed with a search folder.")] = None,
+    recipe: Annotated[str, typer.Option(help="Name of a recipe: paper, fast or demo.")] = "paper",
+    epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    init: Annotated[str, typer.Option(help="scratch, or inherited from --baseline.")] = "scratch",
+    baseline: Annotated[Path | None, typer.Option(help="Folder of the trained network itself, for --init inherited.")] = None,
+    manner: Manner = "conv",
+    operators: Operators = None,
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
+    data_root: DataRoot = None,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Train a child. Example: nar-hw train --arch runs/x --data digits --recipe demo --out runs/x/child"""
+    from nar_hw.pipeline import find_arch, train_child
+    from nar_hw.recipes import recipe_named
+
+    if init not in ("scratch", "inherited") or (init == "inherited") != (baseline is not None):
+        raise UserError(
+            f"--init must be scratch, or inherited together with --baseline, but got --init {init} and --baseline {baseline}"
+        )
+    chosen = recipe_named(recipe)
+    with progress_bar() as progress:
+        child = train_child(
+            *find_arch(arch, model=model, data=data, manner=manner, operators=names(operators), data_root=data_root),
+            data,
+            out=out,
+            recipe=chosen if epochs is None else replace(chosen, epochs=epochs),
+            seed=seed,
+            baseline=baseline,
+            device=device,
+            data_root=data_root,
+            resume=resume,
+            progress=progress,
+        )
+    value = {"out": str(out), **asdict(child)}
+
+    def show() -> None:
+        accuracy = ", ".join(f"{split} {100 * value:.2f} %" for split, value in child.accuracy.items())
+        console.print(f"accuracy: {accuracy}; {sentence(value)}; weights in {out}", highlight=False, soft_wrap=True)
+
+    emit(as_json, value, show)
+
+
+@app.command()
+def export(
+    child: Annotated[Path, typer.Argument(help="Folder of a trained child.")],
+    out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
+    to: Annotated[str, typer.Option(help="Formats, separated by commas.")] = "onnx",
+    precision: Annotated[str, typer.Option(help="Precisions, separated by commas.")] = "fp32",
+    batch: Annotated[str, typer.Option(help="One batch size, or a range like 1-64.")] = "1-64",
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Write a bundle that runs without nar_hw. Example: nar-hw export runs/x/child --to onnx --out bundle"""
+    from nar_hw.pipeline import export_child
+
+    fewest, _, most = batch.partition("-")
+    if not fewest.isdigit() or not (most or fewest).isdigit():
+        raise UserError(f"--batch must be one number or a range like 1-64, but got {batch!r}")
+    with progress_bar() as progress:
+        path = export_child(
+            child,
+            out,
+            targets=to.split(","),
+            precisions=precision.split(","),
+            batch=(int(fewest), int(most or fewest)),
+            data_root=data_root,
+            progress=progress,
+        )
+    value = {"bundle": str(path), "files": sorted(file.name for file in path.iterdir())}
+    emit(as_json, value, lambda: console.print(f"bundle {path}: {', '.join(value['files'])}", highlight=False, soft_wrap=True))
+
+
+@app.command()
+def bench(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
+    against: Annotated[Path | None, typer.Option(help="A second bundle, measured in turn with the first.")] = None,
+    runtime: RuntimeName = "onnxruntime",
+    precision: Precision = "fp32",
+    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1",
+    threads: Threads = 1,
+    device: Device = "cpu",
+    rounds: Annotated[int, typer.Option(help="Visits to each bundle.")] = 40,
+    as_json: Json = False,
+) -> None:
+    """Time bundles side by side on this device. Example: nar-hw bench bundle --against baseline --batch 1,8"""
+    from nar_hw.pipeline import bench_bundles
+    from nar_hw.runtimes import RuntimeConfig
+
+    if not all(size.isdigit() for size in batch.split(",")):
+        raise UserError(f"--batch must be numbers separated by commas, but got {batch!r}")
+    configs = [
+        RuntimeConfig(runtime=runtime, precision=precision, batch=int(size), threads=threads, device=device)
+        for size in batch.split(",")
+    ]
+    with progress_bar() as progress:
+        subjects = {path.name or str(path): path for path in (bundle, against) if path is not None}
+        value = bench_bundles(subjects, configs, rounds=rounds, progress=progress)
+
+    def show() -> None:
+        table = Table("bundle", "runtime", "precision", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s")
+        for row in value["rows"]:
+            cells = ["" if row[key] is None else f"{row[key]:.4g}" for key in ("p50_ms", "p90_ms", "p99_ms", "images_per_s")]
+            table.add_row(row["subject"], row["runtime"], row["precision"], str(row["batch"]), *cells)
+        console.print(table)
+        for item in value["comparisons"]:
+            console.print(
+                f"batch {item['batch']}: {item['subject']} takes {item['ratio']:.3f} of {item['against']}"
+                f" (95 % interval {item['low']:.3f} to {item['high']:.3f})",
+                highlight=False,
+            )
+
+    emit(as_json, value, show)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The page; default: report.html in the run.")] = None,
+    as_json: Json = False,
+) -> None:
+    """One self-contained HTML page of a run. Example: nar-hw report runs/x"""
+    from nar_hw.report import write_report
+
+    page = write_report(run, output)
+    emit(as_json, {"report": str(page)}, lambda: console.print(f"report {page}", highlight=False, soft_wrap=True))

@@ -1,0 +1,194 @@
+"""Commands about latency tables: profile and table."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from nar_hw.cli.app import (
+    Batch,
+    Classes,
+    Device,
+    Input,
+    Json,
+    Manner,
+    Model,
+    Operators,
+    Precision,
+    RuntimeName,
+    Seed,
+    Threads,
+    app,
+    console,
+    emit,
+    model_info,
+    progress_bar,
+    table_app,
+)
+
+if TYPE_CHECKING:
+    from nar_hw.latency.table import LatencyTable
+
+
+@app.command()
+def profile(
+    model: Model,
+    input: Input,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The table file.")],
+    runtime: RuntimeName = "onnxruntime",
+    precision: Precision = "fp32",
+    batch: Batch = 1,
+    threads: Threads = 1,
+    device: Device = "cpu",
+    memory_format: Annotated[str, typer.Option(help="contiguous or channels_last.")] = "contiguous",
+    method: Annotated[str, typer.Option(help="How to measure: in-context where the runtime has per-layer times.")] = "in-context",
+    manner: Manner = "conv",
+    operators: Operators = None,
+    classes: Classes = None,
+    validate: Annotated[int, typer.Option(help="Held-out children to check the table with; 0 for none.")] = 40,
+    budget: Annotated[float | None, typer.Option(help="Seconds to spend at most.")] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure a latency table on this device. Example: nar-hw profile --model resnet18 --input 3x32x32 -o table.json"""
+    from nar_hw.latency.profiler import profile as run_profile
+    from nar_hw.runtimes import RuntimeConfig
+
+    info = model_info(model, input, manner, operators, classes)
+    config = RuntimeConfig(
+        runtime=runtime, precision=precision, batch=batch, threads=threads, device=device, memory_format=memory_format
+    )
+    with progress_bar() as progress:
+        table = run_profile(
+            info.space(),
+            config=config,
+            model_name=model,
+            method=method,
+            seed=seed,
+            validate=validate,
+            budget_s=budget,
+            progress=progress,
+        )
+    table.save(output)
+    emit(as_json, {"table": str(output), **outline(table)}, lambda: show_outline(table, output))
+
+
+@table_app.command("list")
+def table_list(
+    folder: Annotated[Path | None, typer.Argument(help="Folder of tables; default: the tables that ship with nar_hw.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The tables of a folder. Example: nar-hw table list"""
+    from nar_hw.latency.table import LatencyTable, shipped_tables
+
+    paths = shipped_tables() if folder is None else sorted(folder.glob("*.json"))
+    tables = [{"file": str(path), **outline(LatencyTable.load(path))} for path in paths]
+
+    def show() -> None:
+        table = Table("file", "device", "runtime", "precision", "batch", "model", "incumbent ms", "MAPE %")
+        for row in tables:
+            shape = "x".join(map(str, row["input_shape"]))
+            error = "" if row["mape_percent"] is None else f"{row['mape_percent']:.1f}"
+            cells = (row[key] for key in ("device", "runtime", "precision", "batch"))
+            table.add_row(
+                Path(row["file"]).name, *map(str, cells), f"{row['model']} {shape}", f"{row['incumbent_ms']:.4g}", error
+            )
+        console.print(table if tables else "no tables here: make one with `nar-hw profile`")
+
+    emit(as_json, {"tables": tables}, show)
+
+
+@table_app.command("show")
+def table_show(path: Path, as_json: Json = False) -> None:
+    """What a table says, slot by slot. Example: nar-hw table show table.json"""
+    from nar_hw.latency.table import LatencyTable
+
+    table = LatencyTable.load(path)
+    slots = [
+        {"slot": slot.name, "ms": {name: float(row[table.operators.index(name)]) for name in slot.candidates}}
+        for slot, row in zip(table.slots, table.matrix, strict=True)
+    ]
+
+    def show() -> None:
+        names = list(dict.fromkeys(name for row in slots for name in row["ms"]))
+        shown = Table("slot", *(f"{name} ms" for name in names))
+        for row in slots:
+            shown.add_row(row["slot"], *(f"{row['ms'][name]:.4f}" if name in row["ms"] else "" for name in names))
+        console.print(shown)
+        show_outline(table, path)
+
+    emit(as_json, {**outline(table), "slots": slots}, show)
+
+
+@table_app.command("predict")
+def table_predict(
+    path: Path, arch: Annotated[str, typer.Option(help="Codes or names, separated by commas.")], as_json: Json = False
+) -> None:
+    """The latency of one arch. Example: nar-hw table predict table.json --arch 0,0,2,0,1,0,0,0"""
+    from nar_hw.latency.table import LatencyTable
+
+    table = LatencyTable.load(path)
+    ms = table.predict(table.parse(arch))
+    value = {"predicted_ms": ms, "incumbent_ms": table.incumbent_ms}
+    emit(as_json, value, lambda: console.print(f"{ms:.4f} ms; the network itself: {table.incumbent_ms:.4f} ms", highlight=False))
+
+
+@table_app.command("validate")
+def table_validate(
+    path: Path,
+    children: Annotated[int, typer.Option(help="Held-out random children to measure.")] = 40,
+    seed: Seed = 1,
+    as_json: Json = False,
+) -> None:
+    """Measure held-out children and keep the errors in the table. Example: nar-hw table validate table.json"""
+    from nar_hw.latency.table import LatencyTable
+    from nar_hw.pipeline import revalidate
+
+    with progress_bar() as progress:
+        table = revalidate(LatencyTable.load(path), children=children, seed=seed, progress=progress)
+    table.save(path)
+    emit(as_json, outline(table), lambda: show_outline(table, path))
+
+
+def outline(table: "LatencyTable") -> dict[str, Any]:
+    """What a table says as a whole, for JSON."""
+    fastest, slowest = table.bounds()
+    validation = table.validation or {}
+    return {
+        "model": table.model,
+        "input_shape": list(table.input_shape),
+        "manner": table.manner,
+        **{key: table.fingerprint.get(key) for key in ("device", "runtime", "runtime_version", "precision", "batch", "threads")},
+        "method": table.method.get("name"),
+        "slots": len(table.slots),
+        "entries": len(table.entries),
+        "fixed_ms": table.fixed_ms,
+        "incumbent_ms": table.incumbent_ms,
+        "fastest_ms": fastest,
+        "slowest_ms": slowest,
+        "mape_percent": validation.get("mape"),
+        "noise_floor_percent": validation.get("floor_mape"),
+        "spearman": validation.get("spearman"),
+        "notes": list(table.notes),
+    }
+
+
+def show_outline(table: "LatencyTable", path: Path) -> None:
+    """Print what a table says as a whole."""
+    whole = outline(table)
+    shape = "x".join(map(str, whole["input_shape"]))
+    lines = [
+        f"{path}: {whole['model']} {shape} on {whole['device']}",
+        f"{whole['runtime']} {whole['runtime_version']}, {whole['precision']}, "
+        f"batch {whole['batch']}, {whole['threads']} threads",
+        f"the network itself {whole['incumbent_ms']:.4g} ms; "
+        f"archs from {whole['fastest_ms']:.4g} to {whole['slowest_ms']:.4g} ms",
+    ]
+    if whole["mape_percent"] is not None:
+        lines.append(
+            f"held-out children: error {whole['mape_percent']:.1f} % (noise floor {whole['noise_floor_percent']:.1f} %), "
+            f"rank correlation {whole['spearman']:.3f}"
+        )
+    lines += [f"note: {note}" for note in whole["notes"]]
+    console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,98 @@
+"""An exported fp32 network in another precision: fp16, or int8 in the QDQ form that ONNX Runtime and TensorRT both read."""
+
+import contextlib
+import io
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from nar_hw.errors import ExportError, unknown_name
+from nar_hw.export.onnx import Images
+from nar_hw.files import write_bytes
+
+Calibration = Literal["minmax", "entropy", "percentile"]
+
+
+def to_fp16(source: Path, target: Path) -> None:
+    """Write ``source`` with half-precision weights and operations to ``target``; its input and output stay float32."""
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # weights below the smallest fp16 number; what it costs is measured afterwards
+        proto = convert_float_to_float16(onnx.load(source), keep_io_types=True)
+    del proto.graph.value_info[:]
+    write_bytes(target, proto.SerializeToString(deterministic=True))
+
+
+def to_int8(source: Path, target: Path, images: Images, *, method: Calibration = "minmax") -> None:
+    """Write ``source`` with int8 convolutions and linear layers to ``target``.
+
+    Weights are quantized per channel, everything symmetrically (zero points 0, as TensorRT demands), biases not at all.
+
+    Args:
+        source: the fp32 file.
+        target: the int8 file.
+        images: (N, C, H, W) of the training images, normalised, from which the ranges of activations are taken.
+        method: "minmax", "entropy" (smallest information loss) or "percentile" (99.999 % of all values).
+
+    Raises:
+        ExportError: there are no images.
+        UnknownNameError: another method.
+    """
+    import onnx
+    from onnx import helper
+    from onnxruntime import quantization
+
+    if method not in get_args(Calibration):
+        raise unknown_name("calibration", method, get_args(Calibration))
+    if len(images) == 0:
+        raise ExportError("int8 needs images to find the ranges of activations, but got none: pass some of the training images")
+    methods = quantization.CalibrationMethod
+    with tempfile.TemporaryDirectory(prefix="nar_hw_") as folder:
+        prepared, made = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        proto = onnx.load(source)
+        properties = {entry.key: entry.value for entry in proto.metadata_props}
+        # What the quantizer asks to be done first (folding, shapes) is done; without this mark it warns on stderr.
+        helper.set_model_props(proto, {"onnx.quant.pre_process": "onnxruntime.quant"})
+        onnx.save(proto, prepared)
+        norms = [node.name for node in proto.graph.node if node.op_type == "BatchNormalization"]
+        with contextlib.redirect_stdout(io.StringIO()):  # the quantizer prints
+            quantization.quantize_static(
+                str(prepared),
+                str(made),
+                _reader(images, proto.graph.input[0]),
+                quant_format=quantization.QuantFormat.QDQ,
+                activation_type=quantization.QuantType.QInt8,
+                weight_type=quantization.QuantType.QInt8,
+                nodes_to_exclude=norms,  # int8 scales would distort them, and no runtime computes them in int8
+                per_channel=True,
+                calibrate_method={"minmax": methods.MinMax, "entropy": methods.Entropy, "percentile": methods.Percentile}[method],
+                extra_options={
+                    "ActivationSymmetric": True,
+                    "WeightSymmetric": True,
+                    "QuantizeBias": False,
+                    "AddQDQPairToWeight": True,
+                },
+            )
+        proto = onnx.load(made)
+    helper.set_model_props(proto, properties)
+    proto.producer_name = "nar_hw"
+    proto.ClearField("producer_version")
+    del proto.graph.value_info[:]
+    write_bytes(target, proto.SerializeToString(deterministic=True))
+
+
+def _reader(images: Images, source: Any) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader
+
+    size = source.type.tensor_type.shape.dim[0].dim_value or 16  # a fixed batch size, else 0
+    batches = (images[start : start + size] for start in range(0, len(images) - size + 1 if len(images) > size else 1, size))
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> dict[str, Images] | None:
+            batch = next(batches, None)
+            return None if batch is None else {source.name: batch}
+
+    return Reader()

@@ -1,0 +1,143 @@
+"""How well a table predicts: children that its profile has not seen, measured end to end."""
+
+import dataclasses
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nar_hw.errors import TableError
+from nar_hw.latency.children import Measured, Steps, child_loader, children_at_once, measure
+from nar_hw.latency.designs import held_out, profiled
+from nar_hw.latency.table import LatencyTable
+from nar_hw.runtimes import RuntimeConfig
+from nar_hw.space import SearchSpace
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+Floats = npt.NDArray[np.float64]
+
+NOISY = 3.0
+"""Noise floor in percent above which a table is marked."""
+NOISY_NOTE = "noisy machine: measure again"
+
+
+def validate(
+    table: LatencyTable,
+    space: SearchSpace,
+    *,
+    config: RuntimeConfig | None = None,
+    children: int = 40,
+    seed: int = 1,
+    rounds: int = 10,
+    budget_s: float | None = None,
+    progress: "Progress | None" = None,
+) -> dict[str, Any]:
+    """Measure random children and compare them with the table; the result is what a table keeps as its validation.
+
+    The network itself is measured beside them, and times are given at the speed it had when the table was made.
+
+    Args:
+        table: checked against ``space`` first.
+        space: the search space.
+        config: how to run the children; by default as the table's fingerprint says.
+        children: how many; fewer where the space has no more.
+        seed: of the choice of children; another one than the profile's.
+        rounds: visits of each child.
+        budget_s: seconds after which no more rounds are begun.
+        progress: shows a bar.
+
+    Returns:
+        children, rounds, seed, seconds; floor_mape (%) and floor_spearman between the medians of the odd and of the even
+        rounds of the same children, which no prediction can beat by much; mape and max_error (%) of the predictions,
+        within_5 and within_10 (shares of the children), spearman, kendall; speed (time of the network itself / its time
+        in the table) and pairs (arch as names, predicted_ms, measured_ms).
+
+    Raises:
+        TableError: the table is for another space, or the space has fewer than 3 children to hold out.
+        MeasurementError: times that cannot be trusted.
+    """
+    start = time.monotonic()
+    table.check(space)
+    archs = held_out(space, children, exclude=profiled(space, table.method), seed=seed)
+    if len(archs) < 3:
+        raise TableError(
+            f"a validation needs at least 3 children that were not profiled, but there are {len(archs)}: pass validate=0"
+        )
+    with child_loader(space, config or config_of(table)) as load, load(space.incumbent) as reference:
+        at_once = children_at_once(space, 1)
+        deadline = math.inf if budget_s is None else start + budget_s
+        tick = Steps(progress, "validating", (rounds + 1) * len(archs))
+        measured = measure(load, archs, reference, at_once=at_once, rounds=rounds, deadline=deadline, tick=tick)
+    return {
+        "children": len(archs),
+        "rounds": measured.rounds,
+        "seed": seed,
+        "seconds": round(time.monotonic() - start, 1),
+        **compare(table, space, measured),
+    }
+
+
+def config_of(table: LatencyTable) -> RuntimeConfig:
+    """The conditions under which a table was measured."""
+    mark = table.fingerprint
+    return RuntimeConfig(
+        runtime=mark["runtime"],
+        precision=mark["precision"],
+        batch=mark["batch"],
+        threads=mark["threads"],
+        device="cuda" if mark.get("kind") == "cuda" else "cpu",
+        memory_format=mark["memory_format"],
+    )
+
+
+def compare(table: LatencyTable, space: SearchSpace, measured: Measured) -> dict[str, Any]:
+    """The numbers of a validation (see `validate`) from children that were measured."""
+    archs = list(measured.children)
+    speed = float(np.median(measured.reference)) / table.incumbent_ms
+    visits = np.stack([times.whole[: measured.rounds] for times in measured.children.values()]) / speed  # (children, rounds)
+    actual, predicted = np.median(visits, axis=1), table.predict(np.array(archs))  # (children,)
+    first, second = np.median(visits[:, ::2], axis=1), np.median(visits[:, 1::2], axis=1)
+    errors = np.abs(predicted / actual - 1)
+    rank, floor_rank = _ranks(predicted, actual), _ranks(first, second)
+    pairs = [
+        {"arch": list(space.names(arch)), "predicted_ms": _short(guess), "measured_ms": _short(ms)}
+        for arch, guess, ms in zip(archs, predicted, actual, strict=True)
+    ]
+    return {
+        "floor_mape": _short(100 * float(np.mean(np.abs(second / first - 1)))),
+        "floor_spearman": floor_rank[0],
+        "mape": _short(100 * float(errors.mean())),
+        "max_error": _short(100 * float(errors.max())),
+        "within_5": float(np.mean(errors <= 0.05)),
+        "within_10": float(np.mean(errors <= 0.10)),
+        "spearman": rank[0],
+        "kendall": rank[1],
+        "speed": _short(speed),
+        "pairs": pairs,
+    }
+
+
+def with_validation(table: LatencyTable, validation: dict[str, Any]) -> LatencyTable:
+    """The table with a validation, marked when the machine was too noisy."""
+    notes = tuple(note for note in table.notes if note != NOISY_NOTE)
+    if validation["floor_mape"] > NOISY:
+        notes += (NOISY_NOTE,)
+    return dataclasses.replace(table, validation=validation, notes=notes)
+
+
+def _ranks(first: Floats, second: Floats) -> tuple[float, float]:
+    """(Spearman, Kendall) correlation; 0 where one side is all the same, which tells no order."""
+    from scipy.stats import kendalltau, spearmanr
+
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0, 0.0
+    return _short(float(spearmanr(first, second).statistic)), _short(float(kendalltau(first, second).statistic))
+
+
+def _short(value: float) -> float:
+    """Six significant digits: more would be noise in a file that people read."""
+    return float(f"{value:.6g}")

@@ -1,0 +1,266 @@
+"""ONNX files: what is in them, that they compute what torch computes, and what happens when they do not."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
+
+from nar_hw.errors import ExportError
+from nar_hw.export.graph import fold_norms
+from nar_hw.export.leaves import emit
+from nar_hw.export.onnx import compare, export_onnx, open_session, run_session, run_torch, verify_onnx, write_model
+from nar_hw.space import SearchSpace
+from tests.networks import TinyResNet
+
+SHAPE = (3, 8, 8)
+
+
+def unsettle(network: nn.Module) -> nn.Module:
+    """Norms as training leaves them, with negative scales: a norm that changes nothing would hide a wrong fold."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2.0)
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    return network
+
+
+def images(count: int, shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((count, *shape)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def child() -> nn.Module:
+    """One of each operator: dwsep3x3, max3x3, avg3x3, conv3x3."""
+    torch.manual_seed(0)
+    space = SearchSpace.from_model(TinyResNet(), SHAPE)
+    return unsettle(space.build((1, 2, 3, 0)))
+
+
+@pytest.fixture(scope="module")
+def exported(child: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "child.onnx"
+    export_onnx(child, path, input_shape=SHAPE, metadata={"classes": ["a", "b"], "note": "über"})
+    return path
+
+
+def test_every_node_is_called_after_its_module(exported: Path) -> None:
+    assert [node.name for node in onnx.load(exported).graph.node] == [
+        "conv1/Conv",
+        "Relu",
+        "layer1.conv1.0/Conv",
+        "layer1.conv1.1/Conv",
+        "layer1.relu/Relu",
+        "layer1.conv2.0/Conv",
+        "layer1.conv2.1/MaxPool",
+        "layer1.bn2/BatchNormalization",  # a maximum does not commute with a negative scale
+        "layer1/Add",
+        "layer1.relu/Relu_1",
+        "layer2.conv1.0/Conv",
+        "layer2.conv1.1/AveragePool",  # its norm is in the convolution
+        "layer2.relu/Relu",
+        "layer2.conv2/Conv",
+        "layer2.skip.0/Conv",
+        "layer2/Add",
+        "layer2.relu/Relu_1",
+        "ReduceMean",
+        "fc/Gemm",
+    ]
+
+
+def test_it_computes_what_torch_computes_for_any_batch(exported: Path, child: nn.Module) -> None:
+    for count in (1, 5, 64, 100):
+        found = verify_onnx(exported, child, images(count))
+        assert found["max_abs_error"] <= found["tolerance"] == pytest.approx(1e-5 * found["reference_scale"])
+
+
+def test_it_holds_its_properties_and_nothing_of_this_machine(exported: Path, child: nn.Module) -> None:
+    proto = onnx.load(exported)
+    assert {entry.key: entry.value for entry in proto.metadata_props} == {"classes": '["a", "b"]', "note": "über"}
+    assert (proto.producer_name, proto.opset_import[0].version) == ("nar_hw", 18)
+    data = exported.read_bytes()
+    for trace in (b"site-packages", b"test_export_onnx", b"networks.py", b"torch", b"forward"):
+        assert trace not in data
+    assert not any(node.doc_string or node.metadata_props for node in proto.graph.node)
+    assert [tensor.name for tensor in proto.graph.initializer if tensor.name.startswith("layer2.conv2")] == [
+        "layer2.conv2.weight",
+        "layer2.conv2.bias",
+    ]
+
+
+def test_exporting_twice_gives_the_same_bytes_and_leaves_the_network_and_the_console_alone(
+    exported: Path, child: nn.Module, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    child.train()
+    child.get_submodule("bn1").eval()
+    modes = [module.training for module in child.modules()]
+    before = {name: tensor.clone() for name, tensor in child.state_dict().items()}
+    random_state = torch.random.get_rng_state()
+    export_onnx(child, tmp_path / "again.onnx", input_shape=SHAPE, metadata={"classes": ["a", "b"], "note": "über"})
+    assert (tmp_path / "again.onnx").read_bytes() == exported.read_bytes()
+    assert [module.training for module in child.modules()] == modes
+    assert all(torch.equal(tensor, before[name]) for name, tensor in child.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+    assert [file.name for file in tmp_path.iterdir()] == ["again.onnx"]
+    assert capfd.readouterr() == ("", "")
+    child.eval()
+
+
+class Layers(nn.Module):
+    """A convolution called twice with one norm, a norm behind a linear layer that is the network's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.twice = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4, 5)
+        self.last = nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.relu(self.norm(self.twice(x)))
+        x = torch.relu(self.norm(self.twice(x)))
+        return self.last(self.fc(x.mean((2, 3))))
+
+
+def test_shared_layers_and_a_norm_at_the_end_are_folded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = unsettle(Layers())
+    path = tmp_path / "layers.onnx"
+    export_onnx(network, path, input_shape=SHAPE, batch=4)
+    graph = onnx.load(path).graph
+    assert [node.name for node in graph.node if node.op_type in ("Conv", "Gemm", "BatchNormalization")] == [
+        "stem/Conv",
+        "twice/Conv",
+        "twice/Conv_1",
+        "fc/Gemm",
+    ]
+    shapes = sorted(tuple(tensor.dims) for tensor in graph.initializer if len(tensor.dims) == 4)
+    assert shapes == [(4, 3, 3, 3), (4, 4, 3, 3)]  # the shared weights are there once
+    assert [value.type.tensor_type.shape.dim[0].dim_value for value in (graph.input[0], graph.output[0])] == [4, 4]
+    assert (graph.input[0].name, graph.output[0].name) == ("input", "output")
+    verify_onnx(path, network, images(6))  # a fixed batch of 4 is filled up
+
+
+POOLS = st.sampled_from(["none", "average", "padded average", "average without padding", "maximum"])
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    pool=POOLS,
+    groups=st.sampled_from([1, 2, 4]),
+    bias=st.booleans(),
+    kernel=st.sampled_from([(1, 1), (3, 3), (1, 3)]),
+    stride=st.sampled_from([1, 2]),
+    seed=st.integers(0, 2**16),
+)
+def test_folding_never_changes_the_outputs(
+    pool: str, groups: int, bias: bool, kernel: tuple[int, int], stride: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    pools = {
+        "none": nn.Identity(),
+        "average": nn.AvgPool2d(3, stride, 1, count_include_pad=False),
+        "padded average": nn.AvgPool2d(3, stride, 1),
+        "average without padding": nn.AvgPool2d(2, stride),
+        "maximum": nn.MaxPool2d(3, stride, 1),
+    }
+    operator = nn.Sequential(nn.Conv2d(4, 8, kernel, 1, padding, groups=groups, bias=bias), pools[pool], nn.BatchNorm2d(8)).eval()
+    unsettle(operator)
+    x = torch.randn(2, 4, 7, 6)
+    with torch.no_grad():
+        expected = operator(x).numpy()
+    graph = emit(operator)
+    assert graph is not None
+    fold_norms(graph)
+    kept = [node.op_type for node in graph]
+    assert ("BatchNormalization" in kept) == (pool in ("padded average", "maximum"))
+    graph.inputs[0].type = graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    graph.opset_imports[""] = 18
+    session = ReferenceEvaluator(ir.to_proto(ir.Model(graph, ir_version=10)))
+    (outputs,) = session.run(None, {"input": x.numpy()})
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+class TwoOutputs(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x + 1
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "message"),
+    [
+        (Branching(), {}, r"cannot be exported to ONNX: .*data-dependent"),
+        (TwoOutputs(), {}, "must give one tensor to be exported, but gives 2"),
+        (nn.Conv2d(3, 4, 1), {"batch": (0, 4)}, r"1 <= fewest <= most, but got \(0, 4\)"),
+        (nn.Conv2d(3, 4, 1), {"batch": (5, 4)}, r"1 <= fewest <= most, but got \(5, 4\)"),
+        (nn.Conv2d(5, 4, 1), {}, "cannot be exported to ONNX: "),
+        (nn.Linear(40_000, 20_000, device="meta"), {}, "at most 2 GiB, but the network's weights take 3.0 GiB"),
+    ],
+    ids=["branching", "two outputs", "batch 0", "batch range", "channels", "2 GiB"],
+)
+def test_what_cannot_be_exported_is_told_in_one_line(
+    network: nn.Module, options: dict[str, tuple[int, int]], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ExportError, match=message) as caught:
+        export_onnx(network, tmp_path / "network.onnx", input_shape=SHAPE, **options)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_invalid_graph_is_not_written(exported: Path, tmp_path: Path) -> None:
+    proto = onnx.load(exported)
+    proto.graph.node[1].input[0] = "nowhere"
+    with pytest.raises(ExportError, match="not valid ONNX"):
+        write_model(proto, tmp_path / "bad.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_another_network_does_not_pass(exported: Path, child: nn.Module) -> None:
+    torch.manual_seed(1)
+    other = SearchSpace.from_model(TinyResNet(), SHAPE).build((1, 2, 3, 0))
+    with pytest.raises(ExportError, match=r"must agree with torch within .* but differs by"):
+        verify_onnx(exported, other, images(2))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        ([[1.0, np.nan]], "differs by nan"),
+        ([[1.0, 2.0 + 3e-5]], "differs by 3e-05"),
+        ([[1.0, 2.0, 3.0]], r"shape \(1, 2\), but gives \(1, 3\)"),
+    ],
+)
+def test_outputs_that_differ_are_refused(outputs: list[list[float]], message: str) -> None:
+    reference = np.array([[1.0, 2.0]])
+    with pytest.raises(ExportError, match=message):
+        compare(np.array(outputs), reference, tolerance=1e-5)
+    assert compare(np.array([[1.0, 2.0 + 1e-5]]), reference, tolerance=1e-5)["reference_scale"] == 2.0
+
+
+def test_a_file_that_onnx_runtime_rejects_is_an_export_error(tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"not onnx")
+    with pytest.raises(ExportError, match="ONNX Runtime must be able to load"):
+        open_session(tmp_path / "bad.onnx")
+
+
+def test_sessions_run_in_batches(exported: Path, child: nn.Module) -> None:
+    many = images(7)
+    np.testing.assert_allclose(run_session(open_session(exported), many, batch=3), run_torch(child, many, batch=2), atol=1e-4)
