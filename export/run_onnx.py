@@ -102,14 +102,12 @@ def read_bundle(folder: Path, precision: str) -> tuple[dict, Path]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         variants, files = manifest["variants"], manifest["files"]
         names = {key: value["file"] for key, value in variants.items()}
-        for section, key in (("input", "batch"), ("input", "shape"), ("preprocessing", "mean"), ("preprocessing", "std")):
-            np.asarray(manifest[section][key], float)
-        list(manifest["classes"])
+        check_sizes(manifest)
     except FileNotFoundError:
         raise InputError(f"{folder} is not a bundle: it has no manifest.json") from None
     except OSError as problem:
         raise InputError(f"{path} cannot be read: {problem}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as problem:
         raise InputError(f"{path} is damaged ({problem!r}): copy the bundle again") from None
     if precision not in names:
         raise InputError(f"this bundle has {', '.join(names)}, but --precision is {precision}")
@@ -123,6 +121,19 @@ def read_bundle(folder: Path, precision: str) -> tuple[dict, Path]:
     if digest != files[name]:
         raise InputError(f"{folder / name} is not the file that was exported (its SHA-256 differs): copy the bundle again")
     return manifest, folder / name
+
+
+def check_sizes(manifest: dict) -> None:
+    """Raises KeyError, TypeError or ValueError when what the network needs is not there."""
+    numbers = {"shape": "input", "batch": "input", "mean": "preprocessing", "std": "preprocessing"}
+    found = {name: np.asarray(manifest[section][name], float) for name, section in numbers.items()}
+    channels = int(found["shape"][0])
+    wanted = {"shape": (3,), "batch": (2,), "mean": (channels,), "std": (channels,)}
+    for name, size in wanted.items():
+        if found[name].shape != size:
+            raise ValueError(f"{name} has shape {found[name].shape}, not {size}")
+    if not all(isinstance(name, str) for name in manifest["classes"]):
+        raise TypeError("classes are not texts")
 
 
 def find_images(path: Path) -> list[Path]:

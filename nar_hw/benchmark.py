@@ -9,8 +9,8 @@ import io
 import math
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -165,7 +165,7 @@ def bench(
                 gpu = stack.enter_context(Gpu(config)) if config.device_type == "cuda" else None
                 file = _file(network, input_shape, config.precision)
                 visitors[name, config] = _Visitor(stack, file, input_shape, config, gpu)
-        # A visitor is timed like a runtime and has nothing else of one.
+        # Of a runtime, a visitor has only what is timed.
         timed = interleave({key: cast(Runtime, item) for key, item in visitors.items()}, rounds=rounds, progress=progress)
         _trust(timed)
         session = uuid.uuid4().hex
@@ -180,9 +180,7 @@ def compare(rows: Sequence[BenchRow], against: Sequence[BenchRow], *, seed: int 
     others = {row.config: row for row in against}
     pairs = [(row, others[row.config]) for row in rows if row.config in others]
     if not pairs:
-        raise MeasurementError(
-            "two networks must share a runtime config to be compared, but these share none: measure both together"
-        )
+        raise MeasurementError("networks must share a runtime config to be compared, but these share none: measure both together")
     if any(row.session != other.session for row, other in pairs):
         raise MeasurementError("times must be from one benchmark to be compared, but these are from two: measure both together")
     return [_compared(row, other, seed) for row, other in pairs]
@@ -290,7 +288,7 @@ def _trust(timed: Mapping[Key, Floats]) -> None:
             check_samples(_called(name, config), values)
     for key, values in timed.items():
         others = [other / np.median(other) for name, other in timed.items() if name != key]
-        machine = np.median(others, axis=0) if others else np.ones(len(values))  # (rounds,)
+        machine = np.median(others, axis=0) if others else 1.0  # (rounds,)
         check_samples(_called(*key), values / machine)
 
 
@@ -302,7 +300,7 @@ def _row(key: Key, visitor: _Visitor, timed: Floats, session: str) -> BenchRow:
     subject, config = key
     samples = np.concatenate(visitor.visits[1:])
     p50, p90, p99 = (float(value) for value in np.quantile(samples, (0.5, 0.9, 0.99)))
-    energy, clock = visitor.gpu.load(visitor.runtime) if visitor.gpu else (None, None)
+    energy, clock = visitor.gpu.under_load(visitor.runtime) if visitor.gpu else (None, None)
     return BenchRow(
         subject=subject,
         **asdict(config),
@@ -352,25 +350,32 @@ class Gpu:
 
     def __init__(self, config: RuntimeConfig) -> None:
         self.index = config.device_index
+        self._handle: Any = None
 
     def __enter__(self) -> Self:
         import pynvml
         import torch
 
         self._nvml: Any = pynvml
-        pynvml.nvmlInit()
-        torch.zeros(1, device=f"cuda:{self.index}")  # the context that whatever comes first would pay for
-        # NVML counts all devices of the machine, CUDA those that are visible.
-        own = torch.cuda.get_device_properties(self.index).uuid
-        self._handle = self._ask(pynvml.nvmlDeviceGetHandleByUUID, f"GPU-{own}")
+        torch.cuda.synchronize(self.index)  # makes the context that whatever comes first would pay for
+        try:
+            pynvml.nvmlInit()
+            # NVML counts all devices of the machine, CUDA those that are visible.
+            own = torch.cuda.get_device_properties(self.index).uuid
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{own}")
+        except pynvml.NVMLError:
+            self._handle = None
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._nvml.nvmlShutdown()
+        with suppress(self._nvml.NVMLError):
+            self._nvml.nvmlShutdown()
 
-    def _ask(self, question: Callable[..., Any], *about: Any) -> Any:
+    def _read(self, question: str, *about: int) -> Any:
+        if self._handle is None:
+            return None
         try:
-            return None if about == (None,) or about[:1] == (None,) else question(*about)
+            return getattr(self._nvml, question)(self._handle, *about)
         except self._nvml.NVMLError:
             return None
 
@@ -380,15 +385,15 @@ class Gpu:
 
         torch.cuda.synchronize(self.index)
         torch.cuda.empty_cache()
-        memory = self._ask(self._nvml.nvmlDeviceGetMemoryInfo, self._handle)
+        memory = self._read("nvmlDeviceGetMemoryInfo")
         return None if memory is None else memory.used / 2**20
 
-    def load(self, runtime: Runtime, seconds: float = 1.0) -> tuple[float | None, float | None]:
+    def under_load(self, runtime: Runtime, seconds: float = 1.0) -> tuple[float | None, float | None]:
         """(mJ per run, SM clock in MHz) while ``runtime`` keeps the device busy for ``seconds``."""
-        before = self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption, self._handle)
+        before = self._read("nvmlDeviceGetTotalEnergyConsumption")
         runs, start = 0, time.monotonic()
-        while time.monotonic() - start < seconds:
+        while runs == 0 or time.monotonic() - start < seconds:
             runs += len(runtime.time_ms(10))
-        after = self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption, self._handle)
-        clock = self._ask(self._nvml.nvmlDeviceGetClockInfo, self._handle, self._nvml.NVML_CLOCK_SM)
+        after = self._read("nvmlDeviceGetTotalEnergyConsumption")
+        clock = self._read("nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_SM)
         return None if before is None or after is None else (after - before) / runs, None if clock is None else float(clock)

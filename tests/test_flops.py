@@ -258,11 +258,11 @@ class TiedConvs(nn.Module):
 
 
 class Standardised(nn.Conv2d):
-    """A convolution of a class of its own, with more parameters and FLOPs than its spec tells."""
+    """A convolution of a class of its own, whose spec tells neither its parameters nor its FLOPs."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, scaled: bool) -> None:
         super().__init__(channels, channels, 3, padding=1, bias=False)
-        self.gain = nn.Parameter(torch.ones(channels))
+        self.gain = nn.Parameter(torch.ones(channels)) if scaled else None
 
     def forward(self, images: Tensor) -> Tensor:
         weight = nn.functional.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, self.gain, training=True)
@@ -279,7 +279,8 @@ class Unusual(nn.Module):
             nn.Conv2d(8, 8, 5, padding=2, groups=8),
             nn.Conv2d(8, 16, 3, 2, 1, groups=4, bias=False),
             nn.BatchNorm2d(16),
-            Standardised(16),
+            Standardised(16, scaled=True),
+            Standardised(16, scaled=False),
             nn.Conv2d(16, 16, 3, padding="same", dilation=2),
             nn.Conv2d(16, 12, (1, 5), (1, 2), padding=(0, 2)),
             nn.MaxPool2d(2),

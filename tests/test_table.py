@@ -40,6 +40,7 @@ def made(costs: list[dict[str, float]], *, fixed: float = 0.5, rel: float | None
     return LatencyTable(
         model="own",
         input_shape=(3, 16, 16),
+        num_classes=5,
         manner="conv",
         operators=NAMES,
         slots=tuple(slots),
@@ -72,9 +73,7 @@ def space() -> SearchSpace:
     return SearchSpace.from_model(TinyResNet(), (3, 16, 16), operators=["conv3x3", "dwsep3x3", "max3x3"])
 
 
-costs = st.lists(
-    st.dictionaries(st.sampled_from(NAMES), st.floats(0.001, 5.0), min_size=1, max_size=5), min_size=1, max_size=5
-)
+costs = st.lists(st.dictionaries(st.sampled_from(NAMES), st.floats(0.001, 5.0), min_size=1, max_size=5), min_size=1, max_size=5)
 
 
 def naive(table: LatencyTable, arch: tuple[int, ...]) -> float:
@@ -97,7 +96,8 @@ def test_a_saved_table_loads_as_it_was(tmp_path: Path) -> None:
     table = made([{"conv3x3": 1.25, "max3x3": 0.1 + 0.2}, {"avg3x3": 1e-3}], rel=None)
     pairs = [{"arch": ["conv3x3", "avg3x3"], "predicted_ms": 1.0, "measured_ms": 1.1}]
     numbers = dict.fromkeys(
-        ("children", "rounds", "seed", "seconds", "floor_mape", "floor_spearman", "mape", "max_error", "within_5", "within_10"), 1.0
+        ("children", "rounds", "seed", "seconds", "floor_mape", "floor_spearman", "mape", "max_error", "within_5", "within_10"),
+        1.0,
     )
     validation = {**numbers, "spearman": 0.9, "kendall": 0.8, "speed": 1.0, "pairs": pairs}
     table = dataclasses.replace(table, validation=validation, notes=("noisy machine: measure again",))
@@ -142,6 +142,7 @@ FAULTS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("unknown part", lambda t: t.update(colour="red"), "unknown fields colour"),
     ("model", lambda t: t.update(model=3), "model must be a string, but got 3"),
     ("input shape", lambda t: t.update(input_shape=[3, 16]), "input_shape must be three positive integers"),
+    ("classes", lambda t: t.update(num_classes=2.5), "num_classes must be a positive whole number, but got 2.5"),
     ("manner", lambda t: t.update(manner="layer"), 'manner must be "conv" or "block"'),
     ("operators", lambda t: t.update(operators=["a", "a"]), "operators must be a list of distinct names"),
     ("fixed part", lambda t: t.update(fixed_ms="0.1"), "fixed_ms must be a finite number, but got '0.1'"),
@@ -264,7 +265,7 @@ def test_missing_entries_are_all_listed_with_the_command_that_measures_them() ->
     message = str(caught.value)
     assert "3 operators (layer0.conv: conv5x5; layer1.conv: dwsep3x3, max3x3)" in message
     assert (
-        "`nar-hw profile --model own --input 3x16x16 --manner conv --operators conv3x3,dwsep3x3,max3x3,conv5x5 "
+        "`nar-hw profile --model own --input 3x16x16 --classes 5 --manner conv --operators conv3x3,dwsep3x3,max3x3,conv5x5 "
         "--runtime fake --precision fp32 --batch 1 --threads 2 -o table.json`" in message
     )
     assert "\n" not in message
@@ -296,7 +297,7 @@ def test_expected_latency_refuses_what_it_has_no_entry_for() -> None:
     probabilities[:, 0] = 1.0
     assert table.predict_probabilities(probabilities).item() == pytest.approx(2.5)
     probabilities[0, 3] = 0.1
-    with pytest.raises(MissingEntryError, match="layer0.conv: avg3x3"):
+    with pytest.raises(MissingEntryError, match=r"layer0\.conv: avg3x3"):
         table.predict_probabilities(probabilities)
     with pytest.raises(SpaceError, match=r"must be \(..., 2, 5\), but got \(5,\)"):
         table.predict_probabilities(probabilities[0])
@@ -375,14 +376,20 @@ def test_a_table_of_another_space_is_refused_with_both_values(space: SearchSpace
     wider = SearchSpace.from_model(TinyResNet(width=16), (3, 16, 16))
     blocks = SearchSpace.from_model(TinyResNet(), (3, 16, 16), manner="block")
     larger = SearchSpace.from_model(TinyResNet(), (3, 32, 32))
-    with pytest.raises(TableMismatchError, match='conv3x3 in layer1.conv1 is .*"c_in": 8, .* in the table, .*"c_in": 16, .* here'):
+    with pytest.raises(
+        TableMismatchError, match=r'conv3x3 in layer1\.conv1 is .*"c_in": 8, .* in the table, .*"c_in": 16, .* here'
+    ):
         table.check(wider, allow_mismatch=True)
-    with pytest.raises(TableMismatchError, match="manner is conv in the table, block here; number of slots is 4 in the table, 2 here"):
+    with pytest.raises(
+        TableMismatchError, match="manner is conv in the table, block here; number of slots is 4 in the table, 2 here"
+    ):
         table.check(blocks)
+    with pytest.raises(TableMismatchError, match="number of classes is 5 in the table, 7 here"):
+        table.check(SearchSpace.from_model(TinyResNet(classes=7), (3, 16, 16)))
     with pytest.raises(TableMismatchError, match="input is 3x16x16 in the table, 3x32x32 here"):
         table.check(larger)
     other = SearchSpace.from_model(TinyResNet(), (3, 16, 16), slots="layer2.*")
-    with pytest.raises(TableMismatchError, match="slot is layer1.conv1 in the table, layer2.conv1 here"):
+    with pytest.raises(TableMismatchError, match=r"slot is layer1\.conv1 in the table, layer2\.conv1 here"):
         table.check(other)
     shifted = dataclasses.replace(table, operators=("new", *table.operators))
     with pytest.raises(TableMismatchError, match="code of operator conv3x3 is 1 in the table, 0 here"):

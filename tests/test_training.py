@@ -178,7 +178,7 @@ class TestSteps:
                 model.zero_grad()
                 loss = nn.functional.cross_entropy(model(images), targets, label_smoothing=recipe.label_smoothing)
                 loss.backward()
-                losses.append(float(loss))
+                losses.append(loss.item())
                 with torch.no_grad():
                     for name, parameter in model.named_parameters():
                         assert parameter.grad is not None

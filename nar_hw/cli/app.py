@@ -40,20 +40,21 @@ class Commands(typer.core.TyperGroup):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except NarError as error:
-            message = " ".join(str(error).split())
-        except OSError as error:
-            if isinstance(error, BrokenPipeError) or error.strerror is None:
+        except (NarError, OSError) as error:
+            if _debug or isinstance(error, BrokenPipeError):
                 raise
-            where = f": {error.filename}" if error.filename else ""
-            message = f"{error.strerror}{where} (is the disk full, or the folder read-only?)"
+            errors.print(f"nar-hw: {_one_line(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             errors.print("nar-hw: stopped; what was finished is kept", style="yellow")
             raise typer.Exit(130) from None
-        if _debug:
-            errors.print_exception()
-        errors.print(f"nar-hw: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(2)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror is not None:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where} (is the disk full, or the folder read-only?)"
+    return " ".join(str(error).split())
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)

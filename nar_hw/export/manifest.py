@@ -92,7 +92,7 @@ def load_bundle(path: Path | str) -> Bundle:
     file = folder / MANIFEST
     root = _Value(read_json(file, what="bundle manifest"), str(file))
     if root.value.get("schema") != SCHEMA:
-        raise RunError(f"{file} must have schema {SCHEMA}, but has {root.value.get('schema')!r}: export it again")
+        raise _damaged(f"{file} must have schema {SCHEMA}, but has {root.value.get('schema')!r}: export it again")
     files = {name: root["files"].text(name) for name in root["files"].value}
     variants = {precision: _variant(root["variants"][precision], files) for precision in root["variants"].value}
     source, latency = root["input"], root["latency"]
@@ -166,7 +166,7 @@ class _Value:
 
     def __init__(self, value: Any, where: str) -> None:
         if not isinstance(value, dict):
-            raise RunError(f"{where} must be a JSON object, but is {_short(value)}: the bundle was edited by hand")
+            raise _damaged(f"{where} must be a JSON object, but is {_short(value)}: the bundle was edited by hand")
         self.value: dict[str, Any] = value
         self.where = where
 
@@ -175,11 +175,11 @@ class _Value:
 
     def _get(self, name: str) -> Any:
         if name not in self.value:
-            raise RunError(f"{self.where} must have {name!r}, but does not: the bundle is damaged, export it again")
+            raise _damaged(f"{self.where} must have {name!r}, but does not: the bundle is damaged, export it again")
         return self.value[name]
 
     def _wrong(self, name: str, what: str) -> RunError:
-        return RunError(f"{self.where}: {name} must be {what}, but is {_short(self.value[name])}")
+        return _damaged(f"{self.where}: {name} must be {what}, but is {_short(self.value[name])}")
 
     def text(self, name: str) -> str:
         value = self._get(name)
@@ -238,16 +238,16 @@ def _variant(value: _Value, files: Mapping[str, str]) -> Variant:
         tolerance=value.optional_number("tolerance"),
     )
     if variant.file not in files:
-        raise RunError(f"{value.where}: file must be one of {', '.join(files)}, but is {_short(variant.file)}")
+        raise _damaged(f"{value.where}: file must be one of {', '.join(files)}, but is {_short(variant.file)}")
     if not variant.reference_scale > 0:
-        raise RunError(f"{value.where}: reference_scale must be positive, but is {variant.reference_scale:g}")
+        raise _damaged(f"{value.where}: reference_scale must be positive, but is {variant.reference_scale:g}")
     return variant
 
 
 def _shape(source: _Value) -> tuple[int, int, int]:
     sizes = source.items("shape", int)
     if len(sizes) != 3 or not all(0 < size < 2**16 for size in sizes):
-        raise RunError(f"{source.where}: shape must be [C, H, W], but is {_short(sizes)}")
+        raise _damaged(f"{source.where}: shape must be [C, H, W], but is {_short(sizes)}")
     channels, height, width = sizes
     return channels, height, width
 
@@ -255,28 +255,33 @@ def _shape(source: _Value) -> tuple[int, int, int]:
 def _batch(source: _Value) -> tuple[int, int]:
     sizes = source.items("batch", int)
     if len(sizes) != 2 or not 1 <= sizes[0] <= sizes[1]:
-        raise RunError(f"{source.where}: batch must be [fewest, most] with 1 <= fewest <= most, but is {_short(sizes)}")
+        raise _damaged(f"{source.where}: batch must be [fewest, most] with 1 <= fewest <= most, but is {_short(sizes)}")
     return sizes[0], sizes[1]
 
 
 def _check_sizes(bundle: Bundle, file: Path) -> None:
     channels, classes = bundle.input_shape[0], len(bundle.classes)
     if not len(bundle.mean) == len(bundle.std) == channels or not all(value > 0 for value in bundle.std):
-        raise RunError(f"{file}: mean and std must have {channels} values, std positive, but are {bundle.mean} and {bundle.std}")
+        raise _damaged(f"{file}: mean and std must have {channels} values, std positive, but are {bundle.mean} and {bundle.std}")
     if len(bundle.arch) != len(bundle.codes):
-        raise RunError(f"{file}: operators and codes must go together, but there are {len(bundle.arch)} and {len(bundle.codes)}")
+        raise _damaged(f"{file}: operators and codes must go together, but there are {len(bundle.arch)} and {len(bundle.codes)}")
     if "fp32" not in bundle.variants:
-        raise RunError(f"{file}: variants must have fp32, but has {', '.join(bundle.variants) or 'none'}")
+        raise _damaged(f"{file}: variants must have fp32, but has {', '.join(bundle.variants) or 'none'}")
     if not bundle.check_outputs or any(len(row) != classes for row in bundle.check_outputs):
-        raise RunError(f"{file}: check must hold {classes} outputs for each image, one per class")
+        raise _damaged(f"{file}: check must hold {classes} outputs for each image, one per class")
 
 
 def _check_file(folder: Path, name: str, digest: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or (folder / name).is_symlink():
-        raise RunError(f"{folder / MANIFEST}: files must lie in the bundle itself, but {_short(name)} does not")
+        raise _damaged(f"{folder / MANIFEST}: files must lie in the bundle itself, but {_short(name)} does not")
     try:
         actual = sha256(folder / name)
     except OSError:
-        raise RunError(f"bundle {folder} must hold {name}, but does not: copy the whole folder or export it again") from None
+        raise _damaged(f"bundle {folder} must hold {name}, but does not: copy the whole folder or export it again") from None
     if actual != digest:
-        raise RunError(f"bundle {folder}: {name} was changed after the export (SHA-256 {actual[:12]}..., not {digest[:12]!r})")
+        raise _damaged(f"bundle {folder}: {name} was changed after the export (SHA-256 {actual[:12]}..., not {digest[:12]!r})")
+
+
+def _damaged(message: str) -> RunError:
+    """The error with everything that comes from the file on one line, unable to steer a terminal."""
+    return RunError("".join(char if char.isprintable() else repr(char)[1:-1] for char in message))

@@ -89,7 +89,7 @@ def same_device(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str
 
 def device_slug(fingerprint: Mapping[str, Any]) -> str:
     """The device's name for use in file names: lower case letters, digits and single hyphens."""
-    name = re.sub(r"\((r|tm|c)\)|\b(cpu|processor|nvidia|geforce)\b|@.*", " ", str(fingerprint.get("device")).lower())
+    name = re.sub(r"\((r|tm|c)\)|\b(cpu|processor|nvidia|geforce)\b|@.*", " ", (fingerprint.get("device") or "").lower())
     return re.sub(r"[^a-z0-9]+", "-", name).strip("-") or "unknown-device"
 
 

@@ -99,7 +99,8 @@ def profile(
     if not validate:
         return table
     if space.size < len(set(archs)) + 3:
-        return dataclasses.replace(table, notes=(*table.notes, "not validated: the profile has seen every child of this small space"))
+        unseen = "not validated: the profile has seen all children of this small space, or all but one or two"
+        return dataclasses.replace(table, notes=(*table.notes, unseen))
     left = None if budget_s is None else budget_s - (time.monotonic() - start)
     validation = validated(
         table, space, config=config, children=validate, seed=seed + 1, rounds=rounds, budget_s=left, progress=progress

@@ -130,13 +130,15 @@ class Reader:
         shape = self._list("input_shape", content["input_shape"])
         if len(shape) != 3 or not all(type(size) is int and size > 0 for size in shape):
             raise self.fail("input_shape", "three positive integers (C, H, W)", shape)
+        if type(content["num_classes"]) is not int or content["num_classes"] < 1:
+            raise self.fail("num_classes", "a positive whole number", content["num_classes"])
         if content["manner"] not in ("conv", "block"):
             raise self.fail("manner", '"conv" or "block"', content["manner"])
         return {
             "nar_hw": self._text("nar_hw", content["nar_hw"]),
             "model": self._text("model", content["model"]),
             "input_shape": tuple(shape),
-            "num_classes": int(self._positive("num_classes", content["num_classes"])),
+            "num_classes": content["num_classes"],
             "manner": content["manner"],
             "operators": operators,
             "fingerprint": self._object("fingerprint", content["fingerprint"]),

@@ -166,9 +166,8 @@ class LatencyTable:
         Raises SpaceError for another shape, MissingEntryError where an operator without an entry is possible.
         """
         if tuple(probabilities.shape[-2:]) != self.matrix.shape:
-            raise SpaceError(
-                f"probabilities must be (..., slots, codes) = (..., {self.matrix.shape}), but got {tuple(probabilities.shape)}"
-            )
+            shape = ", ".join(map(str, self.matrix.shape))
+            raise SpaceError(f"probabilities must be (..., {shape}), but got {tuple(probabilities.shape)}")
         gaps = torch.from_numpy(np.isnan(self.matrix)).to(probabilities.device)
         possible = (probabilities.detach() > 0) & gaps
         if possible.any():

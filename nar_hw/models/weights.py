@@ -1,10 +1,10 @@
 """Weights from a file into a network: safetensors or a torch file, tensors only, nothing is executed."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nar_hw.errors import ModelError
@@ -44,25 +44,19 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError(f"weights file {path} does not exist or is no file")
     try:
-        content = _safetensors(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+        content: Any = (
+            load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as problem:  # what a damaged file raises depends on where the damage is
         raise ModelError(
-            f"weights file {path} must hold tensors only, but is damaged or holds other objects: save model.state_dict()"
-        ) from None
-    except Exception as problem:  # what torch raises for a damaged file depends on where the damage is
-        reason = " ".join(f"{type(problem).__name__}: {problem}".split())
-        raise ModelError(f"weights file {path} cannot be read, it is damaged: {reason}") from problem
+            f"weights file {path} must hold tensors only, but is damaged or holds other objects "
+            f"({type(problem).__name__}): save model.state_dict()"
+        ) from problem
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ModelError(f"weights file {path} must hold a state dict (names and tensors): save model.state_dict()")
     return content
-
-
-def _safetensors(path: Path) -> Any:
-    from safetensors.torch import load_file
-
-    return load_file(path)
 
 
 def _shape(tensor: Tensor) -> str:

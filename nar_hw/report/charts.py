@@ -174,8 +174,9 @@ def chart(
     y_values = x_values if square else nice_ticks(min(ys), max(ys), 5)
     x_range, y_range = (x_values[0], x_values[-1]), (y_values[0], y_values[-1])
     if whole_x:
-        x_range = (min(xs), max(max(xs), min(xs) + 1))
-        x_values = sorted({float(round(value)) for value in x_values if x_range[0] <= round(value) <= x_range[1]} | {x_range[0]})
+        first, last = math.floor(min(xs)), math.ceil(max(xs))
+        x_range = (float(first), float(max(last, first + 1)))
+        x_values = sorted({float(round(value)) for value in x_values if first <= round(value) <= x_range[1]} | {x_range[0]})
 
     def place_x(value: float) -> float:
         return round(LEFT + _share(value, x_range) * (WIDTH - LEFT - RIGHT), 2)

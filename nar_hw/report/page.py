@@ -1,8 +1,9 @@
 """The report of a run as one self-contained HTML page: no script, nothing fetched."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nar_hw.files import write_text
 from nar_hw.operators import PAPER_OPERATORS
@@ -10,6 +11,9 @@ from nar_hw.report import words
 from nar_hw.report.figures import history, pareto, smoothing, training, validation
 from nar_hw.report.reading import read_run
 from nar_hw.report.run import Run
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 COLOURS = 8
 """Colours for operators in the page's style; operators beyond share one more, grey."""
@@ -27,11 +31,6 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
 
 def render(run: Run) -> str:
     """The page as text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     rows = words.headline(run)
     cards = ("Latency measured", "Latency predicted", "Test accuracy", "Validation accuracy", "Parameters", "FLOPs")
     shown = {row.name: row for row in rows}
@@ -39,7 +38,7 @@ def render(run: Run) -> str:
         shown.pop("Latency predicted", None)
     if "Test accuracy" in shown:
         shown.pop("Validation accuracy", None)
-    text = pages.get_template("page.html").render(
+    text = _template().render(
         run=run,
         shape=words.shape(run.input_shape),
         sentence=words.sentence(run),
@@ -60,6 +59,14 @@ def render(run: Run) -> str:
     )
     # JSON may hold half a surrogate pair, which no encoding of a file can hold.
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+@functools.cache
+def _template() -> "Template":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    here = FileSystemLoader(Path(__file__).parent)
+    return Environment(loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True).get_template("page.html")
 
 
 def colour(operator: str, seen: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ from torch import nn
 
 from nar_hw.errors import ModelError
 from nar_hw.runtimes.base import RuntimeConfig
-from nar_hw.runtimes.compiler import no_compiler
+from nar_hw.runtimes.compiler import compiling, no_compiler
 from nar_hw.runtimes.onnx_graph import one_line
 from nar_hw.runtimes.torch_module import TorchRuntime, prepared, to_device, torch_state
 
@@ -31,7 +31,7 @@ class Aoti(TorchRuntime):
             self._forward = torch._inductor.aoti_load_package(str(package), run_single_threaded=True)
 
     def _compile(self, module: nn.Module, package: Path) -> None:
-        with torch.inference_mode(mode=False), torch.no_grad():
+        with compiling(), torch.inference_mode(mode=False), torch.no_grad():
             try:
                 program = torch.export.export(module, (self._input,))
             except Exception as problem:  # whatever the network raises under the tracer

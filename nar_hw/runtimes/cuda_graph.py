@@ -22,7 +22,7 @@ class CudaGraph(TorchRuntime):
         self._input = to_device(self.images, self.config)
         self._static = self._input.clone()
         cuda: Any = torch.cuda  # partly untyped
-        with torch_state(self.config), cuda.device(self.config.device):
+        with torch_state(self.config):
             self._graph = cuda.CUDAGraph()
             side = cuda.Stream()
             side.wait_stream(cuda.current_stream())
@@ -35,16 +35,15 @@ class CudaGraph(TorchRuntime):
         self._forward = self._replayed
 
     def _replayed(self, images: Tensor) -> Any:
-        with torch.cuda.device(self.config.device):
-            self._static.copy_(images)
-            self._graph.replay()
+        self._static.copy_(images)
+        self._graph.replay()
         return self._output
 
     def time_ms(self, repeats: int) -> list[float]:
         """The milliseconds of each of ``repeats`` replays in a row, on the GPU's own clock; the input lies in place."""
         cuda: Any = torch.cuda
         times = []
-        with cuda.device(self.config.device):
+        with torch_state(self.config):
             for _ in range(repeats):
                 start, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
                 start.record()

@@ -1,6 +1,8 @@
 """ONNX Runtime on the CPU or a CUDA device."""
 
+import contextlib
 import json
+import sys
 import tempfile
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _KERNEL = "_kernel_time"
+_CUDA_HELP = "install what it links to with pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
 
 class OnnxRuntime(Runtime):
@@ -90,6 +93,9 @@ class OnnxRuntime(Runtime):
             options.optimized_model_filepath = str(self._optimized)
         # TF32 would be 10-bit mantissas under the name of fp32
         cuda = ("CUDAExecutionProvider", {"device_id": self.config.device_index, "use_tf32": 0})
+        if self.config.device_type == "cuda":
+            with contextlib.redirect_stdout(sys.stderr):  # it prints what it misses
+                onnxruntime.preload_dlls()  # torch does not bring all that the provider links to
         providers = [cuda, "CPUExecutionProvider"] if self.config.device_type == "cuda" else ["CPUExecutionProvider"]
         try:
             session = onnxruntime.InferenceSession(self._file, options, providers=providers)
@@ -97,7 +103,7 @@ class OnnxRuntime(Runtime):
             raise ModelError(f"ONNX Runtime cannot load {self._file}: {one_line(problem)}") from problem
         wanted = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
         if (got := session.get_providers()[0]) != wanted:
-            raise RuntimeUnavailableError(f"onnxruntime must run on {wanted}, but fell back to {got}: check its CUDA and cuDNN")
+            raise RuntimeUnavailableError(f"onnxruntime must run on {wanted}, but fell back to {got}: {_CUDA_HELP}")
         return session
 
     def _checked_input(self) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nar_hw.runtimes.base import RuntimeConfig
-from nar_hw.runtimes.compiler import no_compiler
+from nar_hw.runtimes.compiler import compiling, no_compiler
 from nar_hw.runtimes.torch_module import TorchRuntime, prepared, to_device
 
 
@@ -26,8 +26,9 @@ class TorchCompile(TorchRuntime):
         mode = "max-autotune" if self.config.device_type == "cuda" else "default"
         self._forward = torch.compile(_fresh(module), dynamic=False, mode=mode)
         self._input = to_device(self.images, self.config)
-        self.run()
-        self.synchronize()
+        with compiling():
+            self.run()
+            self.synchronize()
 
 
 def _fresh(module: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,19 +40,27 @@ def to_numpy(output: object) -> Images:
 
 @contextmanager
 def torch_state(config: RuntimeConfig) -> Iterator[None]:
-    """Inference mode, the config's threads and, on CUDA, fp32 without TF32; what was set before comes back."""
-    cudnn = torch.backends.cudnn
-    before = torch.get_num_threads(), cudnn.allow_tf32, cudnn.benchmark
+    """Inference mode with the config's threads or CUDA device; what was set before comes back."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
-    if config.device_type == "cuda":
-        cudnn.allow_tf32, cudnn.benchmark = False, True
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), _cuda_state(config) if config.device_type == "cuda" else nullcontext():
             yield
     finally:
-        torch.set_num_threads(before[0])
-        if config.device_type == "cuda":
-            cudnn.allow_tf32, cudnn.benchmark = before[1:]
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _cuda_state(config: RuntimeConfig) -> Iterator[None]:
+    """The config's device as the current one, cuDNN's fastest kernels, and fp32 that is not TF32."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.benchmark
+    cudnn.allow_tf32, cudnn.benchmark = False, True
+    try:
+        with torch.cuda.device(config.device_index):
+            yield
+    finally:
+        cudnn.allow_tf32, cudnn.benchmark = before
 
 
 def no_cuda(config: RuntimeConfig) -> str | None:

@@ -1,7 +1,7 @@
 """Operators that begin as the nearest thing to the convolution they replace.
 
-With fresh weights, a supernet of a trained network knows nothing: one random operator in the path is enough. With weights chosen by
-least squares, every child begins as an approximation of the network.
+With fresh weights, a supernet of a trained network knows nothing: a few random operators in the path are enough. With weights
+chosen by least squares, every child begins as an approximation of the network.
 
 Shape legend: O output channels, I input channels, G groups, k kernel size, K = k * k taps.
 """
@@ -15,11 +15,14 @@ Pool = nn.MaxPool2d | nn.AvgPool2d
 
 @torch.no_grad()
 def approximate(operator: nn.Module, conv: nn.Conv2d) -> bool:
-    """Give ``operator`` the weights with which it is nearest to ``conv``; returns whether its form is known, else it is left alone.
+    """Give ``operator`` the weights with which it is nearest to ``conv``; an operator of unknown form is left alone.
 
     Known are the forms of nar_hw/operators.py: another kernel size (taps are added as zeros or cut off), depthwise then 1x1
     (of each input channel's O x K taps the best matrix of rank one), and 1x1 then a pool (the sum of the taps: exact where the
     image is constant; for an average pool the least-squares weights).
+
+    Returns:
+        Whether the form is known.
     """
     if not _plain(conv):
         return False

@@ -124,7 +124,7 @@ class Supernet(nn.Module):
 
 
 def _inherit(operators: dict[int, nn.Module], norms: dict[int, nn.Module], incumbent: int) -> None:
-    """Let all operators of a site begin as approximations of its convolution, and their norms with the affine values of its own."""
+    """Let all operators of a site begin as approximations of its convolution, and their norms with its norm's weights."""
     conv, norm = operators[incumbent], norms.get(incumbent)
     assert isinstance(conv, nn.Conv2d)
     for code, operator in operators.items():

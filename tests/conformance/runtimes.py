@@ -111,9 +111,9 @@ class RuntimeConformance:
         named = set(layers[-1])
         paths = {name.rpartition("/")[0] for name in named}
         assert {path for path, part in module.named_modules() if isinstance(part, nn.Conv2d)} <= paths
-        # Run by run, as another program may take the core at any time: then a run is longer than its layers, never shorter
-        shares = [sum(run.values()) / ms for run, ms in zip(layers[1:22], times, strict=True)]
-        assert 0.3 < max(shares) < 1.05
+        # Bounds that hold when other programs take the core during some runs, and for runtimes that tell a mean only
+        parts = float(np.mean([sum(run.values()) for run in layers[1:22]]))
+        assert 0.3 * min(times) < parts < 1.1 * max(times)
         assert all(ms >= 0 for run in layers for ms in run.values())
         if readers:
             assert named <= set(readers)

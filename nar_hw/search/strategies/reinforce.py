@@ -17,13 +17,6 @@ from nar_hw.space import Arch
 GRADIENT_NORM = 5.0
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Batch:
-    codes: Tensor
-    advantages: Tensor
-    before: Tensor
-
-
 @dataclass(kw_only=True)
 class Baseline:
     """Running mean and spread of rewards: exponential averages that start at the first batch's own values."""
@@ -54,8 +47,8 @@ class ReinforceStrategy(Strategy):
     Args:
         update: "ppo" reuses each batch of rewards for several clipped steps (PPO, section 3) with advantages divided by
             their spread; "reinforce" takes one plain step per batch (ENAS, section 2.2).
-        lr: learning rate of Adam, whose first momentum is zero as in ENAS.
-        bias_lr_scale: factor on the learning rate of the logits' own biases, which learn each slot by itself.
+        lr: learning rate of the logits' own biases, which learn each slot by itself; Adam, first momentum zero as in ENAS.
+        lstm_lr: learning rate of everything else: what depends on the choices before.
         entropy_weight: weight of the policy's entropy in the objective.
         baseline_decay: decay of the running mean (and spread) of the rewards, moved before the advantages are taken.
         clip: largest relative change of an arch's probability that a batch may ask for (ppo).
@@ -69,13 +62,12 @@ class ReinforceStrategy(Strategy):
         *,
         seed: int,
         update: Literal["ppo", "reinforce"] = "ppo",
-        lr: float = 5e-3,
-        bias_lr_scale: float = 10.0,
-        entropy_weight: float = 1e-3,
+        lr: float = 2e-2,
+        lstm_lr: float = 3e-4,
+        entropy_weight: float = 0.1,
         baseline_decay: float = 0.9,
         clip: float = 0.2,
         steps: int = 3,
-        reuse: int = 4,
         hidden: int = 64,
         temperature: float = 1.0,
         tanh_constant: float = 2.5,
@@ -85,14 +77,10 @@ class ReinforceStrategy(Strategy):
         self.entropy_weight = entropy_weight
         self.clip = clip
         self.steps = steps if update == "ppo" else 1
-        self.reuse = reuse if update == "ppo" else 1
-        self.memory: list[_Batch] = []
         self.controller = LSTMController(feasible, seed=seed, hidden=hidden, temperature=temperature, tanh_constant=tanh_constant)
         biases = self.controller.biases
         others = [parameter for name, parameter in self.controller.named_parameters() if name != "biases"]
-        self.optimizer = torch.optim.Adam(
-            [{"params": others}, {"params": [biases], "lr": lr * bias_lr_scale}], lr=lr, betas=(0.0, 0.999)
-        )
+        self.optimizer = torch.optim.Adam([{"params": others, "lr": lstm_lr}, {"params": [biases], "lr": lr}], betas=(0.0, 0.999))
         self.generator = torch.Generator().manual_seed(seed)
         self.baseline = Baseline(decay=baseline_decay)
         self._entropy = float("nan")
@@ -114,13 +102,9 @@ class ReinforceStrategy(Strategy):
         self.baseline.move(rewards)
         above = self.baseline.advantages(rewards, scaled=self.update == "ppo")
         codes = torch.tensor(archs)
+        advantages = torch.as_tensor(above, dtype=torch.float32)[:, None]  # (N, 1)
         with torch.no_grad():
-            before = self.controller(codes).log_prob
-        batch = _Batch(codes=codes, advantages=torch.as_tensor(above, dtype=torch.float32)[:, None], before=before)
-        self.memory = [*self.memory, batch][-self.reuse :]
-        codes = torch.cat([batch.codes for batch in self.memory])
-        advantages = torch.cat([batch.advantages for batch in self.memory])  # (N, 1)
-        before = torch.cat([batch.before for batch in self.memory])  # (N, S)
+            before = self.controller(codes).log_prob  # (N, S)
         for _ in range(self.steps):
             likelihood = self.controller(codes)
             if self.update == "ppo":

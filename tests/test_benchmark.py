@@ -1,0 +1,410 @@
+"""Measuring networks side by side, comparing them round by round, and what a GPU tells of itself."""
+
+import csv
+import io
+import json
+import math
+import types
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given, settings, strategies as st
+from rich.progress import Progress
+from torch import nn
+
+from nar_hw.benchmark import (
+    BenchRow,
+    Gpu,
+    bench,
+    compare,
+    measure_children,
+    noise_floor,
+    to_csv,
+    to_json,
+)
+from nar_hw.errors import MeasurementError, ModelError, RunError, RuntimeUnavailableError, SpaceError, UnknownNameError
+from nar_hw.export.bundle import export_bundle
+from nar_hw.runtimes import RuntimeConfig
+from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
+from nar_hw.space import SearchSpace
+from tests.networks import TinyResNet
+
+SHAPE = (3, 8, 8)
+FAKE = RuntimeConfig(runtime="fake")
+QUIET = FakeDevice(noise=0.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def network(width: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, width, 3, 1, 1), nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1), nn.Flatten())
+
+
+SMALL, LARGE = network(8), network(64)
+
+
+def row(round_ms: list[float], subject: str = "a", **fields: Any) -> BenchRow:
+    values: dict[str, Any] = {
+        **asdict(FAKE),
+        **dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "throughput", "rel", "noise_floor"), 1.0),
+        **{"n": 1, "session": "s", "fingerprint": {}},
+    }
+    return BenchRow(subject=subject, round_ms=tuple(round_ms), **{**values, **fields})
+
+
+# Rows
+
+
+def test_every_network_under_every_config_has_its_row() -> None:
+    configs = [FAKE, replace(FAKE, batch=8)]
+    device = FakeDevice(noise=0.01)
+    with FakeRuntime.on(device):
+        rows = bench({"small": SMALL, "large": LARGE}, input_shape=SHAPE, configs=configs, rounds=12)
+    assert [(item.subject, item.batch) for item in rows] == [("small", 1), ("large", 1), ("small", 8), ("large", 8)]
+    for item in rows:
+        truth = FakeRuntime.truth(SMALL if item.subject == "small" else LARGE, SHAPE, batch=item.batch, device=device)
+        assert item.p50_ms == pytest.approx(truth, rel=0.01)
+        assert item.p99_ms is not None
+        assert item.p90_ms is not None
+        # Quantiles of the log-normal noise of one run.
+        assert item.p90_ms == pytest.approx(truth * math.exp(0.01 * scipy.stats.norm.ppf(0.9)), rel=0.01)
+        assert item.p50_ms < item.p90_ms < item.p99_ms
+        assert item.throughput == pytest.approx(1000 * item.batch / item.p50_ms)
+        assert len(item.round_ms) == 12
+        assert item.n % 12 == 0
+        assert item.rel is not None
+        assert 0 < item.rel < 0.01
+        assert item.config == replace(FAKE, batch=item.batch)
+        assert item.fingerprint["batch"] == item.batch
+        assert item.gpu_memory_mib is item.energy_mj_per_image is item.sm_clock_mhz is None
+
+
+def test_without_noise_all_percentiles_are_the_truth() -> None:
+    with FakeRuntime.on(QUIET):
+        (only,) = bench({"a": SMALL}, input_shape=SHAPE, configs=[FAKE], rounds=6)
+        truth = FakeRuntime.truth(SMALL, SHAPE)
+    assert (only.p50_ms, only.p90_ms, only.p99_ms) == pytest.approx((truth,) * 3)
+    assert (only.rel, only.noise_floor) == pytest.approx((0, 0), abs=1e-12)
+
+
+def test_everything_is_visited_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    visits: list[tuple[int, int]] = []
+    whole = FakeRuntime.time_ms
+
+    def logged(self: FakeRuntime, repeats: int) -> list[float]:
+        if repeats > 5:  # warming up runs five at a time
+            visits.append((id(self), repeats))
+        return whole(self, repeats)
+
+    monkeypatch.setattr(FakeRuntime, "time_ms", logged)
+    with FakeRuntime.on(QUIET):
+        rows = bench({"a": SMALL, "b": LARGE, "c": network(16)}, input_shape=SHAPE, configs=[FAKE], rounds=4)
+    order = [number for number, _ in visits]
+    assert order == order[:3] * 5  # one visit more than rounds, which is dropped
+    assert len(set(order[:3])) == 3
+    # The first run of a visit is left out.
+    assert [item.n for item in rows] == [4 * (repeats - 1) for _, repeats in visits[:3]]
+
+
+def test_percentiles_that_few_runs_do_not_show_are_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nar_hw.benchmark.VISIT_MS", 0.0)  # five runs a visit, of which four count
+    with FakeRuntime.on(QUIET):
+        (few,) = bench({"a": SMALL}, input_shape=SHAPE, configs=[FAKE], rounds=2)
+        (some,) = bench({"a": SMALL}, input_shape=SHAPE, configs=[FAKE], rounds=24)
+        (many,) = bench({"a": SMALL}, input_shape=SHAPE, configs=[FAKE], rounds=25)
+    assert (few.n, few.p90_ms, few.p99_ms, few.rel, few.noise_floor) == (8, None, None, None, None)
+    assert (some.n, some.p99_ms) == (96, None)
+    assert some.p90_ms is not None
+    assert many.n == 100
+    assert many.p99_ms is not None
+
+
+def test_a_progress_bar_reaches_its_end() -> None:
+    with FakeRuntime.on(QUIET), Progress(disable=True) as progress:
+        bench({"a": SMALL}, input_shape=SHAPE, configs=[FAKE], rounds=3, progress=progress)
+        (task,) = progress.tasks
+    assert task.completed == task.total == 4
+
+
+def test_json_keeps_everything_and_csv_a_line_per_row() -> None:
+    with FakeRuntime.on(QUIET):
+        rows = bench({"small": SMALL, "large, wide": LARGE}, input_shape=SHAPE, configs=[FAKE], rounds=5)
+    content = json.loads(json.dumps(to_json(rows, compare(rows[:1], rows[1:])), allow_nan=False))
+    assert [item["p50_ms"] for item in content["rows"]] == [item.p50_ms for item in rows]
+    assert content["rows"][0]["fingerprint"]["device"] == "fake device"
+    assert content["rows"][0]["round_ms"] == list(rows[0].round_ms)
+    assert content["comparisons"][0]["subject"] == "small"
+    table = list(csv.DictReader(io.StringIO(to_csv(rows))))
+    assert [line["subject"] for line in table] == ["small", "large, wide"]
+    assert [float(line["p50_ms"]) for line in table] == [item.p50_ms for item in rows]
+    assert table[0]["device_name"] == "fake device"
+    assert table[0]["gpu_memory_mib"] == ""
+
+
+# Comparing
+
+
+def test_drift_of_the_machine_cancels_in_a_comparison() -> None:
+    device = FakeDevice(noise=0.005, drift=0.3, period_ms=150.0)
+    with FakeRuntime.on(device):
+        rows = bench({"small": SMALL, "large": LARGE}, input_shape=SHAPE, configs=[FAKE], rounds=40)
+        truth = FakeRuntime.truth(SMALL, SHAPE) / FakeRuntime.truth(LARGE, SHAPE)
+    (found,) = compare(rows[:1], rows[1:])
+    assert max(rows[0].round_ms) / min(rows[0].round_ms) > 1.3  # it did drift
+    assert found.ratio == pytest.approx(truth, rel=0.02)
+    assert found.low < found.ratio < found.high
+    assert found.rounds == 40
+
+
+rounds = st.lists(st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)), min_size=5, max_size=25).filter(lambda pairs: len(pairs) % 2)
+
+
+@settings(deadline=None, max_examples=25)
+@given(rounds)
+def test_a_comparison_turned_round_is_its_reciprocal(pairs: list[tuple[float, float]]) -> None:
+    first, second = row([a for a, _ in pairs]), row([b for _, b in pairs], "b")
+    (there,), (back,) = compare([first], [second]), compare([second], [first])
+    assert there.ratio * back.ratio == pytest.approx(1)
+    assert there.low <= there.ratio <= there.high
+    assert there.ratio == pytest.approx(sorted(a / b for a, b in pairs)[len(pairs) // 2])
+    assert compare([first], [second]) == [there]  # the same draws again
+
+
+def test_the_interval_is_that_of_scipy() -> None:
+    rng = np.random.default_rng(3)
+    ratios = 0.8 * np.exp(rng.normal(0, 0.05, 40))
+    (found,) = compare([row(ratios.tolist())], [row([1.0] * 40, "b")])
+    expected = scipy.stats.bootstrap((ratios,), np.median, n_resamples=9999, method="percentile", random_state=1)
+    assert found.low == pytest.approx(expected.confidence_interval.low, rel=0.01)
+    assert found.high == pytest.approx(expected.confidence_interval.high, rel=0.01)
+
+
+def test_rows_pair_by_config() -> None:
+    ours = [row([2.0] * 5), row([9.0] * 5, batch=8), row([1.0] * 5, precision="int8")]
+    theirs = [row([3.0] * 5, "b", batch=8), row([1.0] * 5, "b")]
+    assert [(item.batch, item.ratio) for item in compare(ours, theirs)] == [(1, 2.0), (8, 3.0)]
+
+
+def test_the_noise_floor_of_normal_noise_is_known() -> None:
+    # Medians of halves of n rounds have the variance pi s^2 / n, their difference twice that, its mean size 2 s / sqrt(n).
+    floors = [noise_floor(noise) for noise in np.random.default_rng(0).normal(1, 0.01, (30, 400))]
+    assert np.mean([floor for floor in floors if floor is not None]) == pytest.approx(2 * 0.01 / math.sqrt(400), rel=0.1)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.floats(0.5, 2), min_size=4, max_size=20), st.floats(0.01, 100))
+def test_the_noise_floor_is_relative(values: list[float], factor: float) -> None:
+    floor = noise_floor(np.array(values))
+    assert floor is not None
+    assert noise_floor(np.array(values) * factor) == pytest.approx(floor)
+    assert noise_floor(np.array(values[:3])) is None
+
+
+# Children
+
+
+@pytest.fixture(scope="module")
+def space() -> SearchSpace:
+    torch.manual_seed(0)
+    return SearchSpace.from_model(TinyResNet(width=16), SHAPE)
+
+
+def test_children_are_measured_beside_the_network_itself(space: SearchSpace) -> None:
+    archs = [
+        tuple(slot.candidates[-1] for slot in space.slots),
+        space.incumbent,
+        tuple(slot.candidates[1] for slot in space.slots),
+    ]
+    device = FakeDevice(noise=0.003, drift=0.2, period_ms=100.0)
+    with FakeRuntime.on(device), Progress(disable=True) as progress:
+        found = measure_children(space, [*archs, archs[0]], FAKE, rounds=12, progress=progress)
+        truths = [FakeRuntime.truth(space.build(arch), SHAPE) for arch in archs]
+        own = FakeRuntime.truth(space.model, SHAPE)
+        assert all(task.finished for task in progress.tasks)
+    assert [ms / found.incumbent_ms for ms in found.ms[:3]] == pytest.approx([truth / own for truth in truths], rel=0.03)
+    assert found.ms[3] == found.ms[0]
+    assert found.rounds == 12
+    assert all(rel is not None and rel < 0.1 for rel in found.rel)
+
+
+def test_children_must_be_of_the_space(space: SearchSpace) -> None:
+    with pytest.raises(SpaceError, match="one code per slot"):
+        measure_children(space, [(0,)], FAKE)
+    with pytest.raises(MeasurementError, match="at least one arch"):
+        measure_children(space, [], FAKE)
+
+
+# Bundles
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    out = tmp_path_factory.mktemp("bundle") / "bundle"
+    names = {"classes": "abcde", "arch": ["conv3x3"] * 4, "codes": [0] * 4, "model": "tiny"}
+    return export_bundle(TinyResNet().eval(), out, input_shape=SHAPE, mean=[0.5] * 3, std=[0.2] * 3, **names)
+
+
+def test_a_bundle_is_measured_by_its_file(bundle: Path) -> None:
+    rows = bench({"b": bundle, "file": bundle / "model.onnx"}, input_shape=SHAPE, configs=[RuntimeConfig(batch=2)], rounds=2)
+    assert [item.subject for item in rows] == ["b", "file"]
+    assert all(item.p50_ms > 0 for item in rows)
+    with pytest.raises(RunError, match="int8 is asked for"):
+        bench({"b": bundle}, input_shape=SHAPE, configs=[RuntimeConfig(precision="int8")])
+    with pytest.raises(ModelError, match=r"takes images of shape \(3, 8, 8\), but got \(3, 9, 9\)"):
+        bench({"b": bundle}, input_shape=(3, 9, 9), configs=[RuntimeConfig()])
+    with pytest.raises(ModelError, match="runs a torch module"):
+        bench({"b": bundle}, input_shape=SHAPE, configs=[FAKE])
+
+
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="manifest"):
+        bench({"b": tmp_path}, input_shape=SHAPE, configs=[RuntimeConfig()])
+
+
+# Refusals
+
+
+def test_there_must_be_something_to_measure() -> None:
+    with pytest.raises(MeasurementError, match="got 0 and 1"):
+        bench({}, input_shape=SHAPE, configs=[FAKE])
+    with pytest.raises(MeasurementError, match="got 1 and 0"):
+        bench({"a": SMALL}, input_shape=SHAPE, configs=[])
+    with pytest.raises(MeasurementError, match="rounds >= 2 must hold"):
+        bench({"a": SMALL}, input_shape=SHAPE, configs=[FAKE], rounds=1)
+
+
+def test_configs_must_work_here() -> None:
+    with pytest.raises(UnknownNameError, match="onnxruntime"):
+        bench({"a": SMALL}, input_shape=SHAPE, configs=[RuntimeConfig(runtime="onnxruntim")])
+    with pytest.raises(RuntimeUnavailableError, match="device"):
+        bench({"a": SMALL}, input_shape=SHAPE, configs=[FAKE, replace(FAKE, device="cuda")])
+
+
+@pytest.mark.parametrize(
+    ("fault", "what"),
+    [("nan", "not a number"), ("zero", "zero"), ("negative", "negative"), ("drifting", "drift"), ("bimodal", "one mode")],
+)
+def test_times_that_cannot_be_trusted_are_refused_with_the_name_of_what_gave_them(fault: str, what: str) -> None:
+    with (
+        FakeRuntime.on(FakeDevice(fault=fault)),
+        pytest.raises(MeasurementError, match=rf"^odd one in fake, fp32, batch 1: .*{what}"),
+    ):
+        bench({"odd one": SMALL}, input_shape=SHAPE, configs=[FAKE], rounds=30)
+
+
+def test_only_what_was_measured_together_is_compared() -> None:
+    with pytest.raises(MeasurementError, match="these are from two"):
+        compare([row([1.0])], [row([1.0], session="t")])
+    with pytest.raises(MeasurementError, match="share none"):
+        compare([row([1.0])], [row([1.0], batch=2)])
+
+
+# GPU
+
+
+class NVMLError(Exception):
+    pass
+
+
+class FakeNvml(types.ModuleType):
+    """A driver of a device that takes 50 mJ per run and 3 MiB per load."""
+
+    NVMLError = NVMLError
+    NVML_CLOCK_SM = 1
+
+    def __init__(self, silent: tuple[str, ...] = ()) -> None:
+        super().__init__("pynvml")
+        self.energy, self.used, self.open, self.silent = 0, 2**20, 0, silent
+
+    def _tell(self, name: str, value: Any) -> Any:
+        if name in self.silent:
+            raise NVMLError(name)
+        return value
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        self._tell("init", None)
+        self.open += 1
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        if not self.open:
+            raise NVMLError("not initialised")
+        self.open -= 1
+
+    def nvmlDeviceGetHandleByUUID(self, name: str) -> str:  # noqa: N802
+        assert name == "GPU-1234"
+        return str(self._tell("handle", "handle"))
+
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:  # noqa: N802
+        return self._tell("memory", types.SimpleNamespace(used=self.used))
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
+        return int(self._tell("energy", self.energy))
+
+    def nvmlDeviceGetClockInfo(self, handle: str, clock: int) -> int:  # noqa: N802
+        assert clock == self.NVML_CLOCK_SM
+        return int(self._tell("clock", 1980))
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda index: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: types.SimpleNamespace(uuid="1234"))
+
+
+def readings(nvml: FakeNvml) -> tuple[float | None, float | None, float | None]:
+    class Worker(FakeRuntime):
+        def time_ms(self, repeats: int) -> list[float]:
+            nvml.energy += 50 * repeats
+            return super().time_ms(repeats)
+
+    with Gpu(RuntimeConfig(device="cuda")) as gpu:
+        memory = gpu.used_mib()
+        energy, clock = gpu.under_load(Worker(SMALL, SHAPE, FAKE), seconds=0.0)
+    assert nvml.open == 0
+    return memory, energy, clock
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize(
+    ("silent", "expected"),
+    [
+        ((), (1.0, 50.0, 1980.0)),
+        (("energy",), (1.0, None, 1980.0)),
+        (("clock", "memory"), (None, 50.0, None)),
+        (("handle",), (None, None, None)),
+        (("init",), (None, None, None)),
+    ],
+)
+def test_what_a_gpu_does_not_tell_is_none(
+    monkeypatch: pytest.MonkeyPatch, silent: tuple[str, ...], expected: tuple[float | None, ...]
+) -> None:
+    nvml = FakeNvml(silent)
+    monkeypatch.setitem(__import__("sys").modules, "pynvml", nvml)
+    assert readings(nvml) == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_measured() -> None:
+    config = RuntimeConfig(runtime="torch_eager", device="cuda", batch=8)
+    rows = bench({"small": SMALL.cpu(), "large": LARGE.cpu()}, input_shape=SHAPE, configs=[config], rounds=5)
+    for item in rows:
+        assert item.gpu_memory_mib is not None
+        assert item.gpu_memory_mib >= 0
+        assert item.sm_clock_mhz is None or item.sm_clock_mhz > 100
+        assert item.energy_mj_per_image is None or item.energy_mj_per_image > 0
+        assert item.fingerprint["kind"] == "cuda"

@@ -1,0 +1,323 @@
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.progress import Progress
+from torch import nn
+
+from nar_hw.errors import MeasurementError, RuntimeUnavailableError, UnknownNameError, UserError
+from nar_hw.latency.children import ChildLoader, ChildTimes, Clock, children_at_once, measure, typical
+from nar_hw.latency.in_context import Join, calibrate, mean_of_middle
+from nar_hw.latency.profiler import profile
+from nar_hw.latency.table import LatencyTable
+from nar_hw.runtimes import RuntimeConfig
+from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
+from nar_hw.space import Arch, SearchSpace
+from tests.networks import SharedConv, TinyResNet
+
+SHAPE = (3, 16, 16)
+FAKE = RuntimeConfig(runtime="fake")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def space() -> SearchSpace:
+    return SearchSpace.from_model(TinyResNet(), SHAPE, operators=["conv3x3", "dwsep3x3", "max3x3"])
+
+
+def truth(space: SearchSpace, arch: Arch, device: FakeDevice) -> float:
+    return FakeRuntime.truth(space.build(arch), space.input_shape, device=dataclasses.replace(device, profiling_ms=0.0))
+
+
+def largest_error(space: SearchSpace, table: LatencyTable, device: FakeDevice) -> float:
+    archs = list(itertools.product(*(slot.candidates for slot in space.slots)))
+    exact = np.array([truth(space, arch, device) for arch in archs])
+    return float(np.abs(table.predict(np.array(archs)) / exact - 1).max())
+
+
+def profiled(space: SearchSpace, device: FakeDevice, **settings: Any) -> LatencyTable:
+    with FakeRuntime.on(device):
+        return profile(space, config=FAKE, model_name="own", **{"rounds": 4, "validate": 0, **settings})
+
+
+# -------------------------------------------------------------------------------------------- known truth, in-context
+
+
+def test_additive_truth_without_noise_is_recovered_exactly(space: SearchSpace) -> None:
+    device = FakeDevice(noise=0.0, interaction=0.0)
+    table = profiled(space, device)
+    assert largest_error(space, table, device) < 1e-3
+    assert table.incumbent_ms == pytest.approx(truth(space, space.incumbent, device), rel=1e-5)
+
+
+def test_additive_truth_is_recovered_within_the_noise(space: SearchSpace) -> None:
+    device = FakeDevice(noise=0.02, interaction=0.0)
+    assert largest_error(space, profiled(space, device), device) < 0.01
+
+
+def test_a_drifting_machine_cancels_out(space: SearchSpace) -> None:
+    """The device swings by 30 %; relative to the network itself, what is predicted stays the truth."""
+    device = FakeDevice(interaction=0.0, drift=0.3)
+    table = profiled(space, device)
+    archs = [space.incumbent, *ends(space)]
+    exact = np.array([truth(space, arch, device) for arch in archs])
+    relative = table.predict(np.array(archs)) / table.incumbent_ms
+    np.testing.assert_allclose(relative, exact / exact[0], rtol=0.02)
+
+
+def ends(space: SearchSpace) -> list[Arch]:
+    return [tuple(slot.candidates[number] for slot in space.slots) for number in (1, 2)]
+
+
+def test_the_slowdown_by_profiling_is_taken_out(space: SearchSpace) -> None:
+    """Each node takes 8 us longer while it is profiled, which would add a third to the whole."""
+    device = FakeDevice(noise=0.005, interaction=0.0, profiling_ms=0.008)
+    table = profiled(space, device)
+    assert largest_error(space, table, device) < 0.02
+    assert table.method["overhead_ms"] == pytest.approx(0.008, rel=0.5)
+
+
+def test_an_interaction_is_averaged_over_its_contexts(space: SearchSpace) -> None:
+    """A reorder between unlike neighbours cannot be a sum over slots; what is left is smaller than the reorders are."""
+    device = FakeDevice(noise=0.0, interaction=0.1)
+    plain = dataclasses.replace(device, interaction=0.0)
+    reorders = max(truth(space, arch, device) / truth(space, arch, plain) - 1 for arch in [space.incumbent, *ends(space)])
+    table = profiled(space, device)
+    assert reorders > 0.04
+    assert largest_error(space, table, device) < reorders
+
+
+def test_block_slots_and_unequal_candidates_are_profiled() -> None:
+    device = FakeDevice(noise=0.0, interaction=0.0)
+    space = SearchSpace.from_model(TinyResNet(), SHAPE, manner="block")
+    assert largest_error(space, profiled(space, device), device) < 1e-3
+    unequal = SearchSpace.from_model(TinyResNet(), SHAPE, operators=["conv3x3", "conv5x5", "max3x3"])
+    cut = [
+        dataclasses.replace(slot, candidates=slot.candidates[:number])
+        for slot, number in zip(unequal.slots, (1, 2, 2, 1), strict=True)
+    ]
+    unequal.slots = tuple(cut)
+    assert largest_error(unequal, profiled(unequal, device), device) < 1e-3
+
+
+def test_a_convolution_that_runs_twice_costs_the_sum_of_its_calls() -> None:
+    device = FakeDevice(noise=0.0, interaction=0.0)
+    space = SearchSpace.from_model(SharedConv(), SHAPE, operators=["conv3x3", "dwsep3x3"])
+    table = profiled(space, device)
+    assert [len(calls) for calls in table.slots[0].candidates.values()] == [2, 2]
+    assert largest_error(space, table, device) < 1e-3
+
+
+def test_entries_with_one_spec_are_pooled_over_slots(space: SearchSpace) -> None:
+    table = profiled(space, FakeDevice())
+    first, second = table.slots[:2]
+    assert first.candidates == second.candidates  # both convolutions of the first block: 8 -> 8 on 16 x 16
+    assert len(table.entries) == 9
+    for entry in table.entries:
+        assert entry.p10 <= entry.ms <= entry.p90
+        assert entry.rel is not None
+
+
+def test_the_table_says_how_it_was_measured_and_for_what(space: SearchSpace) -> None:
+    table = profiled(space, FakeDevice(), seed=7)
+    assert table.method["name"] == "in-context"
+    assert table.method["rounds"] == 4
+    assert table.method["seed"] == 7
+    assert table.method["children"] <= 9
+    assert (table.model, table.input_shape, table.num_classes, table.manner) == ("own", SHAPE, 5, "conv")
+    assert table.fingerprint["runtime"] == "fake"
+    assert table.check(space, table.fingerprint) == []
+    assert table.validation is None
+
+
+def test_a_profile_is_the_same_for_the_same_seed(space: SearchSpace) -> None:
+    first, second = profiled(space, FakeDevice(), seed=3), profiled(space, FakeDevice(), seed=3)
+    assert first.entries == second.entries
+    assert first.fixed_ms == second.fixed_ms
+
+
+def test_progress_ends_full(space: SearchSpace) -> None:
+    progress = Progress(disable=True)
+    profiled(space, FakeDevice(), progress=progress, validate=3)
+    assert [task.description for task in progress.tasks] == ["profiling", "validating"]
+    assert all(task.finished for task in progress.tasks)
+
+
+def test_a_budget_cuts_rounds_and_children_but_leaves_two_rounds(space: SearchSpace) -> None:
+    progress = Progress(disable=True)
+    table = profiled(space, FakeDevice(), budget_s=0.0, rounds=50, progress=progress)
+    assert table.method["rounds"] == 2
+    assert table.method["replicates"] == 2
+    assert progress.tasks[0].finished
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("fault", ["nan", "zero", "negative"])
+def test_times_that_are_none_are_named(space: SearchSpace, fault: str) -> None:
+    named = {"nan": "not a number", "zero": "zero", "negative": "negative"}[fault]
+    with pytest.raises(
+        MeasurementError, match=f"fake, the network itself: times must be positive, but 3 of 3 are {named}|{named}"
+    ):
+        profiled(space, FakeDevice(fault=fault))
+
+
+def test_a_runtime_that_becomes_slower_with_every_run_is_refused(space: SearchSpace) -> None:
+    with pytest.raises(MeasurementError, match="drift"):
+        profiled(space, FakeDevice(fault="drifting"), rounds=10)
+
+
+def test_a_runtime_with_two_speeds_is_noted(space: SearchSpace) -> None:
+    table = profiled(space, FakeDevice(fault="bimodal"))
+    assert any("of the runs took over 1.3 times as long as the fastest" in note for note in table.notes)
+    assert profiled(space, FakeDevice()).notes == ()
+
+
+def test_unknown_methods_runtimes_and_rounds_are_refused(space: SearchSpace) -> None:
+    with pytest.raises(UnknownNameError, match="unknown profiling method 'in-contxt': use one of in-context"):
+        profile(space, config=FAKE, model_name="own", method="in-contxt")
+    with pytest.raises(UnknownNameError, match="unknown runtime"):
+        profile(space, config=RuntimeConfig(runtime="fakes"), model_name="own")
+    with pytest.raises(RuntimeUnavailableError, match="fake needs precision fp32, but got bf16"):
+        profile(space, config=RuntimeConfig(runtime="fake", precision="bf16"), model_name="own")
+    with pytest.raises(UserError, match="rounds must be at least 2, but got 1"):
+        profile(space, config=FAKE, model_name="own", rounds=1)
+
+
+def test_a_runtime_without_layer_times_is_refused(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeRuntime, "layers", False)
+    with pytest.raises(RuntimeUnavailableError, match="fake has no per-layer times on cpu, which method in-context needs"):
+        profile(space, config=FAKE, model_name="own")
+
+
+def test_a_profile_whose_names_do_not_join_is_refused(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opaque(self: FakeRuntime) -> list[dict[str, float]]:
+        return [{f"node_{number}": ms for number, ms in enumerate(run.values())} for run in own(self)]
+
+    own = FakeRuntime._layer_ms
+    monkeypatch.setattr(FakeRuntime, "_layer_ms", opaque)
+    with pytest.raises(MeasurementError, match=r"the profile has no node for operator .* use method regression"):
+        profiled(space, FakeDevice())
+
+
+# ------------------------------------------------------------------------------------------------------ parts of the way
+
+
+def test_a_few_children_at_a_time_give_the_same_as_all_at_once(space: SearchSpace) -> None:
+    archs = [space.incumbent, *ends(space), space.incumbent]
+    found = {}
+    for at_once in (1, 3):
+        with (
+            FakeRuntime.on(FakeDevice(noise=0.0, drift=0.3)),
+            ChildLoader(space, FAKE) as load,
+            load(space.incumbent) as reference,
+        ):
+            found[at_once] = measure(load, archs, reference, at_once=at_once, rounds=4)
+    assert list(found[1].children) == archs[:3]
+    for arch in archs:
+        relative = [np.median(item.children[arch].whole) / np.median(item.reference) for item in found.values()]
+        assert relative[0] == pytest.approx(relative[1], rel=0.02)
+
+
+def test_large_networks_are_loaded_a_few_at_a_time(space: SearchSpace) -> None:
+    assert children_at_once(space, 2) > 100
+    large = SearchSpace.from_model(TinyResNet(), SHAPE)
+    large.model.fc = nn.Linear(10_000, 10_000, device="meta")  # 400 MB
+    assert children_at_once(large, 2) == 1
+    assert children_at_once(large, 1) == 1
+
+
+def test_disturbed_runs_do_not_count() -> None:
+    assert typical(np.array([[1.0, 1.1, 5.0, 9.0, 1.2], [2.0, 2.0, 2.0, 2.4, 8.0]])).tolist() == [1.1, 2.0]
+
+
+def test_clock_of_virtual_time_is_the_runtimes_own(space: SearchSpace) -> None:
+    with ChildLoader(space, FAKE) as load:
+        assert Clock(load(space.incumbent)).name == "wall"
+
+
+def test_clock_of_a_network_in_the_calling_thread_is_the_threads(space: SearchSpace) -> None:
+    with ChildLoader(space, RuntimeConfig(runtime="torch_eager")) as load, load(space.incumbent) as runtime:
+        clock = Clock(runtime)
+        assert clock.name == "thread"
+        assert all(ms > 0 for ms in clock.time_ms(runtime, 3))
+    with ChildLoader(space, RuntimeConfig(runtime="torch_eager", threads=2)) as load, load(space.incumbent) as runtime:
+        assert Clock(runtime).name == "wall"
+
+
+def test_mean_of_middle_is_finer_than_its_samples_and_ignores_outliers() -> None:
+    assert mean_of_middle([3, 3, 4, 4, 4, 4, 5, 900]) == 4.0
+    assert mean_of_middle([3.0, 3.0, 3.0, 4.0, 4.0, 4.0, 4.0, 4.0]) == pytest.approx(3.75)
+    assert mean_of_middle([7.0]) == 7.0
+
+
+@pytest.mark.parametrize(("fixed", "scale", "overhead"), [(0.4, 1.0, 0.003), (0.05, 1.03, 0.0), (0.1, 0.97, 0.006)])
+def test_calibration_recovers_what_made_the_whole(fixed: float, scale: float, overhead: float) -> None:
+    rng = np.random.default_rng(0)
+    ms, nodes = rng.uniform(2, 8, 15), rng.integers(10, 40, 15).astype(float)
+    found = calibrate(fixed + scale * ms - overhead * nodes, ms, nodes, slowdown=0.006, smallest=0.02)
+    np.testing.assert_allclose(found, (fixed, scale, overhead), atol=0.03)
+    predicted = found[0] + found[1] * ms - found[2] * nodes
+    np.testing.assert_allclose(predicted, fixed + scale * ms - overhead * nodes, rtol=1e-2)
+
+
+def test_calibration_keeps_every_entry_positive() -> None:
+    rng = np.random.default_rng(0)
+    ms, nodes = rng.uniform(2, 8, 15), rng.integers(10, 40, 15).astype(float)
+    _, scale, overhead = calibrate(ms - 0.1 * nodes, ms, nodes, slowdown=0.2, smallest=0.05)
+    assert 0 < overhead < scale * 0.05
+    _, _, overhead = calibrate(ms + 0.1 * nodes, ms, nodes, slowdown=-0.2, smallest=0.05)
+    assert overhead < 1e-3 * 0.05
+
+
+def test_nodes_join_to_the_site_of_their_path() -> None:
+    space = SearchSpace.from_model(TinyResNet(), SHAPE)
+    join = Join(space, [])
+    assert join.site("layer1.conv1/Conv") == "layer1.conv1"
+    assert join.site("layer1.conv1.0/Conv") == "layer1.conv1"
+    assert join.site("layer1.bn1/BatchNormalization") == "layer1.conv1"
+    assert join.site("layer1.conv10/Conv") is None
+    assert join.site("layer1/Add") is None
+    assert join.site("ReorderInput") is None
+
+
+def test_nodes_of_some_children_are_charged_to_the_operator_before_them(space: SearchSpace) -> None:
+    def times(*nodes: str) -> ChildTimes:
+        producers = {
+            "layer1/Add": ["layer1.conv2/Pool", "layer1.skip/Identity"],
+            "layer1.relu/Relu": ["layer1/Add"],
+            "Reorder_1": ["layer2.conv1/Conv"],
+            "lost/Relu": ["conv1/Conv"],
+        }
+        return ChildTimes(whole=np.ones(2), profiled=np.ones(2), layers={node: np.ones(4) for node in nodes}, producers=producers)
+
+    always = ("conv1/Conv", "layer1.conv2/Pool", "layer2.conv1/Conv", "fc/Gemm")
+    rich = times(*always, "layer1/Add", "layer1.relu/Relu", "Reorder_1", "lost/Relu")
+    join = Join(space, [rich, times(*always)])
+    found = {site: len(nodes) for site, nodes in join.nodes(rich).items()}
+    assert found == {"layer1.conv2": 3, "layer2.conv1": 2}
+    assert {site: len(nodes) for site, nodes in join.nodes(times(*always)).items()} == {"layer1.conv2": 1, "layer2.conv1": 1}
+
+
+# --------------------------------------------------------------------------------------------------------- real runtimes
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch_eager"])
+def test_a_real_runtime_is_profiled_into_a_table_that_predicts_the_network(space: SearchSpace, runtime: str) -> None:
+    table = profile(space, config=RuntimeConfig(runtime=runtime), model_name="own", rounds=3, validate=4)
+    assert table.predict(space.incumbent) == pytest.approx(table.incumbent_ms, rel=0.25)
+    assert table.validation is not None
+    assert table.validation["children"] == 4
+    assert table.method["clock"] == "thread"
