@@ -324,10 +324,11 @@ class SpaceCounts:
         if codes.ndim != 2 or codes.shape[1] != slots or codes.dtype.kind not in "iu":
             raise SpaceError(f"archs must be integer codes of shape (N, {slots}), but got {codes.dtype} of shape {codes.shape}")
         codes = codes.astype(np.int64, copy=False)
-        cells: Integers = codes.clip(0, vocabulary - 1) + self._rows
-        admitted = self._admitted.take(cells) & (codes >= 0) & (codes < vocabulary)
-        if not admitted.all():
-            self.space.validate(codes[~admitted.all(axis=1)][0])  # raises: it names the slot and its codes
+        within = codes.size == 0 or (codes.min() >= 0 and codes.max() < vocabulary)
+        cells: Integers = codes + self._rows
+        if not within or not self._admitted.take(cells).all():
+            for arch in codes:
+                self.space.validate(arch)  # raises at the first that is not valid: it names the slot and its codes
         return cells
 
 

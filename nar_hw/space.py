@@ -44,6 +44,8 @@ class Site:
     """Path of the BatchNorm that belongs to it (each candidate gets its own in the supernet)."""
     aliases: tuple[str, ...]
     """Other paths of the same convolution where modules are shared."""
+    norm_aliases: tuple[str, ...]
+    """Other paths of the same norm."""
     incumbent: OpSpec
     calls: tuple[tuple[Pair, Pair], ...]
     """(input, output) height and width of each call in one forward pass."""
@@ -123,7 +125,13 @@ class SearchSpace:
             raise unknown_name("manner", manner, ("conv", "block"))
         ours = {name for names in FAMILIES.values() for name in names}
         own = {name: builder for name, builder in OPERATORS.items() if name not in ours}
-        own |= {item.__name__: item for item in operators or () if not isinstance(item, str)}
+        for item in operators or ():
+            if not isinstance(item, str):
+                if item.__name__ in own or item.__name__ in ours:
+                    raise SpaceError(
+                        f"an operator of yours must have a name of its own, but {item.__name__!r} is taken: rename it"
+                    )
+                own[item.__name__] = item
         asked = None if operators is None else {item if isinstance(item, str) else item.__name__ for item in operators}
         if asked is not None and (unknown := sorted(asked - OPERATORS.keys() - own.keys())):
             raise unknown_name("operator", unknown[0], OPERATORS)
@@ -141,6 +149,7 @@ class SearchSpace:
                     conv=path,
                     norm=conv.norm,
                     aliases=conv.aliases,
+                    norm_aliases=conv.norm_aliases,
                     incumbent=describe(conv.module, conv.calls[0][0]),
                     calls=conv.calls,
                 )
@@ -293,7 +302,8 @@ class SearchSpace:
                     child.set_submodule(path, operator)
                 norm = self.norm_for(site, code)
                 if site.norm is not None and norm is not None:
-                    child.set_submodule(site.norm, norm)
+                    for path in (site.norm, *site.norm_aliases):
+                        child.set_submodule(path, norm)
         return child
 
     def inherit(self, child: nn.Module, model: nn.Module) -> tuple[str, ...]:
@@ -307,7 +317,7 @@ class SearchSpace:
             for slot in self.slots
             for site in slot.sites
             if _layout(source, site.conv) != _layout(target, site.conv)
-            for path in (site.conv, *site.aliases, site.norm)
+            for path in (site.conv, *site.aliases, site.norm, *site.norm_aliases)
             if path is not None
         )
         fits = {

@@ -29,6 +29,7 @@ class TracedConv:
     module: nn.Conv2d
     norm: str | None
     """Path of the BatchNorm that consumes this convolution's output, which nothing else reads."""
+    norm_aliases: tuple[str, ...]
     calls: tuple[tuple[Pair, Pair], ...]
     """((h, w) of the input, (h, w) of the output) for each call in one forward pass."""
 
@@ -152,12 +153,14 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
     for path, shapes in calls.items():
         conv = modules[path]
         assert isinstance(conv, nn.Conv2d)
+        norm = _owned_norm(conv, recorder.readers[path], len(shapes), recorder.readers, modules)
         convs.append(
             TracedConv(
                 path=path,
                 aliases=tuple(alias for alias in paths[id(conv)] if alias != path),
                 module=conv,
-                norm=_owned_norm(conv, recorder.readers[path], len(shapes), recorder.readers, modules),
+                norm=norm,
+                norm_aliases=() if norm is None else tuple(alias for alias in paths[id(modules[norm])] if alias != norm),
                 calls=tuple(shapes),
             )
         )

@@ -67,14 +67,15 @@ class SharedConv(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         self.shared = nn.Conv2d(8, 8, 3, padding=1)
-        self.alias = self.shared
+        self.bn = nn.BatchNorm2d(8)
+        self.alias, self.bn_alias = self.shared, self.bn
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         if float(x.detach().sum()) > 1e30:
             return x
-        x = self.shared(x)
-        return self.alias(nn.functional.max_pool2d(x, 2))
+        x = self.bn(self.shared(x))
+        return self.bn_alias(self.alias(nn.functional.max_pool2d(x, 2)))
 
 
 class Branching(nn.Module):

@@ -115,6 +115,7 @@ def test_shared_convolutions_are_replaced_under_every_name() -> None:
     assert len(space.slots) == 1
     child = space.build((1,))
     assert child.shared is child.alias
+    assert child.bn is child.bn_alias
     assert [(spec.h, spec.w) for _, _, spec in space.specs((1,))] == [(8, 8), (4, 4)]
     child(IMAGES)
 
@@ -208,6 +209,8 @@ def test_parse_and_names_are_inverse() -> None:
         ({"slots": "nothing.*"}, SpaceError, r"slots='nothing\.\*' must match a convolution"),
         ({"slots": lambda path, conv: False}, SpaceError, "predicate must accept"),
         ({"operators": ["conv3x3", "conv9x9"]}, UnknownNameError, "unknown operator 'conv9x9'"),
+        ({"operators": [shift, shift]}, SpaceError, "'shift' is taken"),
+        ({"operators": [lambda spec: nn.Identity()] * 2}, SpaceError, "'<lambda>' is taken"),
         ({"operators": [shrink]}, SpaceError, r"'shrink' must keep the shape of its slot: layer1.conv1 needs \(8, 8, 8\)"),
         ({"operators": [crash]}, SpaceError, "'crash' must run on the 8x8x8 input of layer1.conv1"),
         ({"manner": "cell"}, UnknownNameError, "unknown manner 'cell'"),

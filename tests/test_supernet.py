@@ -25,7 +25,7 @@ def spaces() -> dict[str, SearchSpace]:
 
 
 def unequal() -> SearchSpace:
-    """Dense slots (5 candidates) and a depthwise one (4) in one network."""
+    """Dense slots (5 candidates) and a depthwise one (3) in one network."""
     network = TinyResNet()
     network.layer1.conv2 = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
     return SearchSpace.from_model(network, (3, 8, 8))
@@ -159,7 +159,11 @@ def test_every_candidate_has_a_norm_of_its_own() -> None:
     supernet.train().activate((2, *space.incumbent[1:]))
     before = state(supernet)
     supernet(IMAGES)
-    moved = {key.split(".running")[0] for key, value in state(supernet).items() if "running" in key and not torch.equal(value, before[key])}
+    moved = {
+        key.split(".running")[0]
+        for key, value in state(supernet).items()
+        if "running" in key and not torch.equal(value, before[key])
+    }
     assert "network.layer1.bn1.choices.2" in moved
     assert not {f"network.layer1.bn1.choices.{code}" for code in (0, 1, 3, 4, 5)} & moved
 
@@ -244,7 +248,9 @@ def test_recalibration_depends_on_nothing_before_and_changes_statistics_of_the_p
 
 
 def test_recalibration_leaves_dropout_alone_and_recovers_from_a_failure() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.BatchNorm2d(4))
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.BatchNorm2d(4)
+    )
     supernet = Supernet(SearchSpace.from_model(network, (3, 8, 8))).train()
     supernet.recalibrate([IMAGES])
     statistics = state(supernet)
@@ -286,12 +292,12 @@ def test_a_block_switches_as_a_whole() -> None:
 
 def test_fair_archs_use_each_operator_of_a_slot_equally_often() -> None:
     space = SPACES["unequal"]
-    assert {len(slot.candidates) for slot in space.slots} == {4, 5}
+    assert {len(slot.candidates) for slot in space.slots} == {3, 5}
     archs = fair_archs(space, random.Random(0))
-    assert len(archs) == 20  # the least common multiple
+    assert len(archs) == 15  # the least common multiple
     for position, slot in enumerate(space.slots):
         counts = Counter(arch[position] for arch in archs)
-        assert counts == dict.fromkeys(slot.candidates, 20 // len(slot.candidates))
+        assert counts == dict.fromkeys(slot.candidates, 15 // len(slot.candidates))
     assert all(space.validate(arch) == arch for arch in archs)
     assert fair_archs(SPACES["block"], random.Random(0)) != fair_archs(SPACES["block"], random.Random(1))
 

@@ -34,6 +34,7 @@ def test_a_norm_is_owned_only_when_nothing_else_reads_or_feeds_it() -> None:
 def test_a_shared_convolution_has_one_entry_with_both_calls() -> None:
     shared = trace(SharedConv(), (3, 8, 8)).convs[1]
     assert (shared.path, shared.aliases, shared.calls) == ("shared", ("alias",), (((8, 8), (8, 8)), ((4, 4), (4, 4))))
+    assert (shared.norm, shared.norm_aliases) == ("bn", ("bn_alias",))
 
 
 def test_a_deep_stem_is_found_whole_and_a_plain_stack_is_not_a_stem() -> None:

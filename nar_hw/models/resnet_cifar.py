@@ -90,7 +90,7 @@ resnet50 = partial(resnet, "resnet50")
 resnet101 = partial(resnet, "resnet101")
 resnet152 = partial(resnet, "resnet152")
 
-resnet_digits = partial(CifarResNet, widths=(32, 64, 128), blocks=(2, 2, 2))
+resnet_digits = partial(CifarResNet, widths=(64, 128, 256), blocks=(2, 2, 2))
 
 resnet20_cifar = partial(CifarResNet, widths=(16, 32, 64), blocks=(3, 3, 3))
 resnet32_cifar = partial(CifarResNet, widths=(16, 32, 64), blocks=(5, 5, 5))

@@ -5,6 +5,7 @@ Shape legend: B images, K candidates of a slot.
 
 import math
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
@@ -88,17 +89,25 @@ class Supernet(nn.Module):
         modes = [(module, module.training) for module in self.path()]
         norms = [module for module, _ in modes if isinstance(module, _BatchNorm) and module.track_running_stats]
         momenta = [norm.momentum for norm in norms]
+        calls = Counter[nn.Module]()
+
+        def average(norm: nn.Module, inputs: object) -> None:
+            # What momentum=None does, without waiting for the device. A norm may be called more than once in a forward pass.
+            calls[norm] += 1
+            norm.momentum = 1 / calls[norm]  # type: ignore[assignment]
+
+        hooks = [norm.register_forward_pre_hook(average) for norm in norms]
         try:
             for module, _ in modes:
                 module.training = False
             for norm in norms:
                 norm.reset_running_stats()
                 norm.training = True
-            for count, images in enumerate(batches, start=1):
-                for norm in norms:
-                    norm.momentum = 1 / count  # an average of all batches; momentum=None would wait for the device
+            for images in batches:
                 self(images)
         finally:
+            for hook in hooks:
+                hook.remove()
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
             for module, training in modes:
