@@ -62,7 +62,7 @@ class BenchRow:
     """None below 100 runs."""
     n: int
     """Runs that the percentiles stand on."""
-    throughput: float
+    images_per_s: float
     """Images per second: batch over the median."""
     rel: float | None
     """Half-width of the 95 % confidence interval of the median over rounds, relative to it."""
@@ -308,7 +308,7 @@ def _row(key: Key, visitor: _Visitor, timed: Floats, session: str) -> BenchRow:
         p90_ms=p90 if len(samples) >= FOR_P90 else None,
         p99_ms=p99 if len(samples) >= FOR_P99 else None,
         n=len(samples),
-        throughput=1e3 * config.batch / p50,
+        images_per_s=1e3 * config.batch / p50,
         rel=summarize(timed).rel,
         noise_floor=noise_floor(timed),
         gpu_memory_mib=visitor.memory_mib,

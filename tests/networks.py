@@ -94,3 +94,8 @@ class Branching(nn.Module):
         y = self.conv1(self.stem(x))
         z = self.bn1(y) * y
         return self.bn2(self.conv2(z)) + self.bn2(self.conv3(z))
+
+
+def tiny(num_classes: int) -> nn.Module:
+    """For --model path/to/networks.py:tiny."""
+    return TinyResNet(classes=num_classes)

@@ -58,7 +58,7 @@ SMALL, LARGE = network(8), network(64)
 def row(round_ms: list[float], subject: str = "a", **fields: Any) -> BenchRow:
     values: dict[str, Any] = {
         **asdict(FAKE),
-        **dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "throughput", "rel", "noise_floor"), 1.0),
+        **dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "images_per_s", "rel", "noise_floor"), 1.0),
         **{"n": 1, "session": "s", "fingerprint": {}},
     }
     return BenchRow(subject=subject, round_ms=tuple(round_ms), **{**values, **fields})
@@ -81,7 +81,7 @@ def test_every_network_under_every_config_has_its_row() -> None:
         # Quantiles of the log-normal noise of one run.
         assert item.p90_ms == pytest.approx(truth * math.exp(0.01 * scipy.stats.norm.ppf(0.9)), rel=0.01)
         assert item.p50_ms < item.p90_ms < item.p99_ms
-        assert item.throughput == pytest.approx(1000 * item.batch / item.p50_ms)
+        assert item.images_per_s == pytest.approx(1000 * item.batch / item.p50_ms)
         assert len(item.round_ms) == 12
         assert item.n % 12 == 0
         assert item.rel is not None
@@ -253,7 +253,7 @@ def test_children_must_be_of_the_space(space: SearchSpace) -> None:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     out = tmp_path_factory.mktemp("bundle") / "bundle"
-    names = {"classes": "abcde", "arch": ["conv3x3"] * 4, "codes": [0] * 4, "model": "tiny"}
+    names: dict[str, Any] = {"classes": "abcde", "arch": ["conv3x3"] * 4, "codes": [0] * 4, "model": "tiny"}
     return export_bundle(TinyResNet().eval(), out, input_shape=SHAPE, mean=[0.5] * 3, std=[0.2] * 3, **names)
 
 

@@ -208,9 +208,13 @@ class TestFolder:
             load_data(f"folder:{tmp_path}")
 
     def test_no_images(self, tmp_path: Path) -> None:
-        for name in ("a", "b"):
-            (tmp_path / name).mkdir()
-        with pytest.raises(DataError, match=r"must hold images \(\.bmp, .*\), but .* has none"):
+        write_images(tmp_path / "train" / "a", 4)
+        (tmp_path / "train" / "b").mkdir()
+        (tmp_path / "val" / "a").mkdir(parents=True)
+        with pytest.raises(DataError, match=r"must hold images \(\.bmp, .*\), but .*train.b has none: add some or remove it"):
+            load_data(f"folder:{tmp_path}")
+        write_images(tmp_path / "train" / "b", 4)
+        with pytest.raises(DataError, match=r"must hold images .*, but .*val.a has none"):
             load_data(f"folder:{tmp_path}")
 
     def test_a_class_with_too_few_images(self, flat: Path) -> None:

@@ -8,19 +8,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from nar_hw.latency.designs import d_optimal, held_out, latin, orthogonal, orthogonal_array
+from nar_hw.latency.designs import contexts, d_optimal, held_out, latin, orthogonal, orthogonal_array
 from nar_hw.space import SearchSpace
 
 
 def space_of(*candidates: tuple[int, ...]) -> SearchSpace:
     """As much of a search space as a design needs."""
-    slots = [SimpleNamespace(candidates=codes) for codes in candidates]
+    slots = [SimpleNamespace(candidates=codes, incumbent=codes[0]) for codes in candidates]
 
     def sample(rng: random.Random) -> tuple[int, ...]:
         return tuple(rng.choice(codes) for codes in candidates)
 
     size = math.prod(len(codes) for codes in candidates)
-    return cast(SearchSpace, SimpleNamespace(slots=slots, size=size, sample=sample))
+    return cast(
+        SearchSpace, SimpleNamespace(slots=slots, size=size, sample=sample, incumbent=tuple(codes[0] for codes in candidates))
+    )
 
 
 candidates = st.lists(st.integers(0, 16), min_size=1, max_size=6, unique=True).map(lambda codes: tuple(sorted(codes)))
@@ -49,6 +51,25 @@ def test_latin_orders_differ_between_slots_and_seeds() -> None:
     columns = set(zip(*latin(space, seed=0), strict=True))
     assert len(columns) > 12
     assert latin(space, seed=0) == latin(space, seed=0) != latin(space, seed=1)
+
+
+@given(space=spaces, seed=st.integers(0, 99))
+def test_contexts_see_every_candidate_and_the_network_itself(space: SearchSpace, seed: int) -> None:
+    archs = contexts(space, replicates=2, seed=seed)
+    assert archs[0] == space.incumbent
+    assert len(archs) == 1 + 2 * max(len(slot.candidates) for slot in space.slots)
+    for slot, column in zip(space.slots, zip(*archs, strict=True), strict=True):
+        assert set(column) == set(slot.candidates)
+
+
+def test_the_last_contexts_are_half_the_network_itself() -> None:
+    space = space_of(*[(0, 1, 2, 3)] * 100)
+    *_, last = archs = contexts(space, replicates=3)
+    assert len(archs) == 13
+    for arch in archs[9:]:
+        assert 50 < arch.count(0) < 75  # a half, and a quarter of the other half
+    assert all(arch.count(0) < 50 for arch in archs[1:9])
+    assert last != space.incumbent
 
 
 @pytest.mark.parametrize("levels", [2, 3, 4, 5, 7, 8, 9, 11])

@@ -128,8 +128,8 @@ def basic_block(c_in: int, c_out: int) -> int:
 
 def test_digits_network() -> None:
     network = build_model("resnet_digits", input_shape=DIGITS, num_classes=10)
-    stages = ((32, 32), (32, 32), (32, 64), (64, 64), (64, 128), (128, 128))
-    assert size(network) == 9 * 32 + 64 + sum(basic_block(*pair) for pair in stages) + 129 * 10
+    stages = ((64, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256))
+    assert size(network) == 9 * 64 + 128 + sum(basic_block(*pair) for pair in stages) + 257 * 10
     assert {"conv1.weight", "bn1.bias", "layer1.0.conv1.weight", "layer3.0.downsample.0.weight", "fc.weight"} <= set(
         network.state_dict()
     )

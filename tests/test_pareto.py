@@ -1,3 +1,5 @@
+import itertools
+
 from hypothesis import given, strategies as st
 
 from nar_hw.search.pareto import pareto_front
@@ -21,7 +23,7 @@ def test_agrees_with_comparing_every_pair(points: list[tuple[float, float]]) -> 
 def test_rises_in_both_and_keeps_the_first_of_equals(points: list[tuple[float, float]]) -> None:
     front = pareto_front([a for a, _ in points], [b for _, b in points])
     chosen = [points[index] for index in front]
-    assert all(a[0] < b[0] and a[1] < b[1] for a, b in zip(chosen, chosen[1:], strict=False))
+    assert all(a[0] < b[0] and a[1] < b[1] for a, b in itertools.pairwise(chosen))
     assert all(index == points.index(points[index]) for index in front)
 
 

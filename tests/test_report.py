@@ -78,7 +78,7 @@ def bench_row(subject: str, ms: float) -> dict[str, Any]:
         "p90_ms": 1.1 * ms,
         "p99_ms": None,
         "n": 90,
-        "throughput": 1000 / ms,
+        "images_per_s": 1000 / ms,
         "rel": 0.01,
         "gpu_memory_mib": None,
     }
@@ -362,6 +362,21 @@ def test_bundles_measured_by_the_command_line_are_known_by_their_folders(run: Pa
     change(run, "bench.json", rows=[bench_row("runs/x/bundle", 0.3), bench_row("runs/x/baseline_bundle", 0.4)])
     found = read_run(run)
     assert (found.child.measured_ms, found.baseline.measured_ms) == (0.3, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("measured", "text"),
+    [
+        (0.08, "1.25 x faster than the baseline (measured: 0.0800 ms against 0.100 ms), test accuracy 97.00 % (-0.50 points)"),
+        (0.2, "2.00 x slower than the baseline (measured: 0.200 ms against 0.100 ms), test accuracy 97.00 % (-0.50 points)"),
+        (0.1001, "as fast as the baseline (measured: 0.100 ms against 0.100 ms), test accuracy 97.00 % (-0.50 points)"),
+    ],
+)
+def test_the_result_is_told_in_one_sentence(run: Path, measured: float, text: str) -> None:
+    change(run, "run.json", measured_ms=None)
+    change(run, "bench.json", rows=[bench_row("baseline", 0.1), bench_row("child", measured)])
+    assert plain(words.sentence(read_run(run))) == text
+    assert f"The child is {text}." in page(run).text
 
 
 def test_a_missed_target_is_told(run: Path) -> None:

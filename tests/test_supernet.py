@@ -31,6 +31,7 @@ def unequal() -> SearchSpace:
     return SearchSpace.from_model(network, (3, 8, 8))
 
 
+torch.set_num_threads(1)  # of small networks, threads only wait for each other
 torch.manual_seed(0)
 SPACES = spaces()
 IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))

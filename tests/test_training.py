@@ -228,7 +228,7 @@ class TestSteps:
             model, before = linear(), linear()
             train(model, task(), replace(recipe, clip_norm=clip_norm))
             parts = [after - start for after, start in zip(model.parameters(), before.parameters(), strict=True)]
-            moved = math.sqrt(sum(float(part.double().square().sum()) for part in parts))
+            moved = math.sqrt(sum(part.double().square().sum().item() for part in parts))
             if clip_norm == 0.01:
                 assert moved == pytest.approx(0.01, rel=1e-3)
             else:

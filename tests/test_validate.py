@@ -9,7 +9,7 @@ from scipy.stats import kendalltau, spearmanr
 
 from nar_hw.errors import TableError, TableMismatchError
 from nar_hw.latency.children import ChildTimes, Measured
-from nar_hw.latency.designs import latin
+from nar_hw.latency.designs import contexts
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.validate import NOISY_NOTE, compare, config_of, validate, with_validation
@@ -91,7 +91,7 @@ def test_an_order_that_does_not_exist_has_no_correlation(table: LatencyTable, sp
 def test_held_out_children_are_measured_as_the_table_was(table: LatencyTable, space: SearchSpace) -> None:
     with FakeRuntime.on(FakeDevice(noise=0.01)):
         found = validate(table, space, children=10, rounds=4, seed=5)
-    profiled = {space.names(arch) for arch in latin(space, replicates=table.method["replicates"], seed=table.method["seed"])}
+    profiled = {space.names(arch) for arch in contexts(space, replicates=table.method["replicates"], seed=table.method["seed"])}
     archs = {tuple(pair["arch"]) for pair in found["pairs"]}
     assert len(archs) == found["children"] == 10
     assert not archs & profiled

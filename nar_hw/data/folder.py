@@ -88,8 +88,13 @@ def _pool(source: str, folder: Path, classes: list[str], size: int | None) -> Po
     if unknown:
         raise DataError(f"every class folder must also be in train/, but {folder / unknown[0]} is not: add it there or remove it")
     files = [(path, label) for label, name in enumerate(classes) for path in _files(folder / name)]
-    if not files:
-        raise DataError(f"class folders must hold images ({', '.join(sorted(SUFFIXES))}), but {folder} has none")
+    # A part to be tested on may lack a class, the images to be learned may not.
+    empty = set(range(len(classes))) - {label for _, label in files} if source in ("all", "train") or not files else set()
+    if empty:
+        raise DataError(
+            f"class folders must hold images ({', '.join(sorted(SUFFIXES))}), but {folder / classes[min(empty)]} has none: "
+            "add some or remove it"
+        )
     shape = _first_shape(files[0][0], size)
     require_memory(f"folder {folder}", len(files), shape, "use a smaller @SIZE")
     images = np.empty((len(files), *shape), np.uint8)

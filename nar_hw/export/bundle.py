@@ -150,21 +150,22 @@ class _Judge:
         labels: NDArray[np.int64] | None,
     ) -> None:
         checks = check_images(input_shape)
-        self._checks = len(checks)
-        self._images = checks if images is None else np.concatenate([checks, images])
+        reference = run_torch(network, checks)
+        if reference.shape[1:] != (classes,):
+            raise DataError(f"a classifier must give one output per class, ({classes},), but gives {reference.shape[1:]}")
+        self.check_outputs = reference.astype(float).tolist()
+        self._images = [checks] if images is None else [checks, images]
         self._labels = labels
-        self._reference = run_torch(network, self._images)
-        if self._reference.shape[1:] != (classes,):
-            raise DataError(f"a classifier must give one output per class, ({classes},), but gives {self._reference.shape[1:]}")
-        self.check_outputs = self._reference[: self._checks].astype(float).tolist()
+        self._reference = reference if images is None else np.concatenate([reference, run_torch(network, images)])
         self.accuracy = self._accuracy(self._reference)
 
     def _accuracy(self, outputs: Images) -> float | None:
-        return None if self._labels is None else accuracy(outputs[self._checks :], self._labels)
+        return None if self._labels is None else accuracy(outputs[-len(self._labels) :], self._labels)
 
     def __call__(self, path: Path, precision: str, max_accuracy_drop: float = math.inf) -> dict[str, Any]:
         """The variant's entry in the manifest. Raises ExportError when it is not good enough."""
-        outputs = run_session(open_session(path, threads=0), self._images)
+        session = open_session(path, threads=0)
+        outputs = np.concatenate([run_session(session, images) for images in self._images])
         judged = precision in TOLERANCES
         try:
             found = compare(outputs, self._reference, tolerance=TOLERANCES[precision] if judged else math.inf)

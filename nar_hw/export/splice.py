@@ -63,7 +63,9 @@ class _Fragment:
 class ChildExporter:
     """Children of a space as ONNX files with the nodes and names that `export_onnx` gives them, for measuring only.
 
-    What the network keeps has the network's own weights, what replaces it has random ones.
+    What the network keeps has the network's own weights, what replaces it has random ones, and a bias where its norm is
+    folded, as after training (`export_onnx` leaves out a bias that is zero). An operator that does nothing, right behind a
+    layer, keeps the norm that `export_onnx` would fold into that layer.
     """
 
     def __init__(self, space: SearchSpace, *, batch: Batch = (1, 64)) -> None:

@@ -1,6 +1,7 @@
 """Which children to measure: each design is a list of archs.
 
-latin        every operator of every slot inside a real network, K children for K operators (in-context profiles)
+latin        every operator of every slot inside a real network, K children for K operators
+contexts     latin children among uniformly random neighbours and among the network's own (in-context profiles)
 orthogonal   every pair of operators of every pair of slots, equally often where an array fits (least squares)
 held_out     random children that no profile has seen (validation)
 """
@@ -41,6 +42,22 @@ def latin(space: SearchSpace, *, replicates: int = 3, seed: int = 0) -> list[Arc
             columns.append(column)
         archs += zip(*columns, strict=True)
     return archs
+
+
+def contexts(space: SearchSpace, *, replicates: int = 3, seed: int = 0) -> list[Arch]:
+    """The network itself and ``replicates`` x K latin children, those of the last replicate half made of its operators.
+
+    Small networks are not quite additive: what stays in the caches depends on how much of the network is kept. A search
+    ends between a random child and the network itself, so a profile must see both neighbourhoods.
+    """
+    rng = random.Random(f"contexts {seed}")
+    archs = latin(space, replicates=replicates, seed=seed)
+    own = len(archs) // replicates
+    near = [
+        tuple(slot.incumbent if rng.random() < 0.5 else code for code, slot in zip(arch, space.slots, strict=True))
+        for arch in archs[-own:]
+    ]
+    return [space.incumbent, *archs[:-own], *near]
 
 
 def orthogonal(space: SearchSpace, *, seed: int = 0) -> list[Arch]:
@@ -89,7 +106,7 @@ def held_out(space: SearchSpace, children: int, *, exclude: Collection[Arch] = (
 def profiled(space: SearchSpace, method: Mapping[str, Any]) -> list[Arch]:
     """The children on which a table stands, from what its "method" says."""
     if method["name"] == "in-context":
-        return latin(space, replicates=method["replicates"], seed=method["seed"])
+        return contexts(space, replicates=method["replicates"], seed=method["seed"])
     return []
 
 

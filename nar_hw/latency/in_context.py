@@ -170,20 +170,19 @@ def calibrate(whole: Floats, nodes_ms: Floats, nodes: Floats, *, slowdown: float
     """(fixed, scale, overhead) with whole = fixed + scale * nodes_ms - overhead * nodes, over children (children,).
 
     Least squares at an assumed noise of 1 %. Few children must not run away with it, so scale is 1 +- 0.1 beforehand and
-    overhead half +- half of the ``slowdown`` per node that the profiler causes; the overhead stays between 0 and 0.9 x
-    the ``smallest`` node time of an operator, which keeps every entry positive.
+    overhead half +- half of the ``slowdown`` per node that the profiler causes. The fixed part is not negative; the
+    overhead lies between 0 and the slowdown, and below 0.9 x the ``smallest`` node time of an operator, which keeps every
+    entry positive.
     """
+    from scipy.optimize import lsq_linear
+
     noise = 0.01 * float(whole.mean())
-    guess = max(slowdown, 1e-3 * smallest) / 2
-    # The unknowns are fixed, scale - 1 and overhead - guess, so that what is known beforehand of the last two is 0.
+    most = max(1e-3 * smallest, min(slowdown, 0.9 * smallest))
+    # The unknowns are fixed, scale - 1 and overhead - most / 2, so that what is known beforehand of the last two is 0.
     left = np.stack([np.ones_like(whole), nodes_ms, -nodes], axis=1) / noise
-    right = (whole - nodes_ms + guess * nodes) / noise
-    prior = np.diag([0.0, 1 / 0.1, 1 / guess])[1:]
-    fixed, scale, overhead = np.linalg.lstsq(np.concatenate([left, prior]), np.append(right, [0.0, 0.0]), rcond=None)[0]
-    most = 0.9 * smallest * min(1.0 + scale, 1.0)
-    bounded = float(np.clip(guess + overhead, 0.0, most))
-    if bounded != guess + overhead:
-        right = (whole - nodes_ms + bounded * nodes) / noise
-        fixed, scale = np.linalg.lstsq(np.concatenate([left, prior])[:-1, :2], np.append(right, 0.0), rcond=None)[0]
-        bounded = min(bounded, 0.9 * smallest * (1.0 + float(scale)))
-    return float(fixed), 1.0 + float(scale), bounded
+    right = (whole - nodes_ms + most / 2 * nodes) / noise
+    prior = np.diag([0.0, 1 / 0.1, 2 / most])[1:]
+    bounds = ([0.0, -0.9, -most / 2], [np.inf, np.inf, most / 2])
+    fixed, scale, overhead = lsq_linear(np.concatenate([left, prior]), np.append(right, [0.0, 0.0]), bounds).x
+    scale += 1.0
+    return float(fixed), float(scale), float(min(most / 2 + overhead, 0.9 * scale * smallest))

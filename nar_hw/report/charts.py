@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 WIDTH = 460.0
 """Narrow, so that the labels stay readable when a phone scales the chart down."""
-LEFT, RIGHT, TOP, BOTTOM = 52.0, 16.0, 30.0, 46.0
+LEFT, RIGHT, TOP, BOTTOM = 52.0, 16.0, 38.0, 46.0
 
 
 class Point(NamedTuple):
@@ -122,7 +122,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
         low, high = low - margin, high + margin
     raw = (high - low) / max(count - 1, 1)
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= raw * (1 - 1e-9))
+    step = next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= 0.75 * raw)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [index * step for index in range(first, last + 1)]
 
@@ -200,7 +200,7 @@ def chart(
             kind=guide.kind,
             label=guide.label,
             x=x - 5 if left else x + 5,
-            y=y - 7,
+            y=y - 6,
             anchor="end" if left else "start",
         )
 

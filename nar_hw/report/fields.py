@@ -61,7 +61,7 @@ class Fields:
         for name, value in self.value.items():
             if isinstance(value, dict):
                 found |= {f"{name}.{inner}": text for inner, text in Fields(value, self.where).words().items()}
-            elif value is not None:
+            elif value not in (None, "", []):
                 found[name] = _short(value)
         return found
 

@@ -300,8 +300,11 @@ def _facts(run: Fields, child: Fields, table: LatencyTable | None, manifest: Fie
         for precision in variants.value
     }
     files = {name: f"SHA-256 {text[:16]} ..." for name, text in manifest.object("files").words().items()}
+    device = {} if table is None else Fields(table.fingerprint, "fingerprint").words()
+    if device.get("cpu") == device.get("device"):
+        device.pop("cpu", None)
     return {
-        "Device of the latency table": {} if table is None else Fields(table.fingerprint, "fingerprint").words(),
+        "Device of the latency table": device,
         "Latency table": {} if table is None else {**Fields(table.method, "method").words(), "hash": f"{table.hash[:16]} ..."},
         "Search": search,
         "Training of the child": training | child.object("recipe").words(),

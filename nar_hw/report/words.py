@@ -116,7 +116,7 @@ def headline(run: Run) -> list[Row]:
                 baseline=amount(before),
                 child=amount(after),
                 change=change(before, after),
-                better=_less(before, after),
+                better=None if name == "Pool operations" else _less(before, after),
             )
             for name, unit, before, after in (
                 ("Parameters", "", baseline.params, child.params),
@@ -156,9 +156,9 @@ def sentence(run: Run) -> str:
         ("predicted", baseline.predicted_ms, child.predicted_ms),
     ):
         if before and after:
-            kind = "faster" if after < before else "slower"
-            factor = before / after if after < before else after / before
-            parts.append(f"{digits(factor)}{SPACE}{TIMES} {kind} than the baseline ({name}: {ms(after)} against {ms(before)})")
+            factor = digits(max(before / after, after / before))
+            how = f"{factor}{SPACE}{TIMES} {'faster' if after < before else 'slower'} than" if factor != "1.00" else "as fast as"
+            parts.append(f"{how} the baseline ({name}: {ms(after)} against {ms(before)})")
             break
     if baseline.test_accuracy is not None and child.test_accuracy is not None:
         points = 100 * (child.test_accuracy - baseline.test_accuracy)
@@ -189,7 +189,7 @@ BENCH_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("p50", "p50_ms", ms),
     ("p90", "p90_ms", ms),
     ("p99", "p99_ms", ms),
-    ("images/s", "throughput", digits),
+    ("images/s", "images_per_s", digits),
     ("uncertain by", "rel", lambda value: f"\N{PLUS-MINUS SIGN}{digits(100 * value, 2)}{SPACE}%"),
     ("noise floor", "noise_floor", lambda value: f"{digits(100 * value, 2)}{SPACE}%"),
     ("runs", "n", lambda value: f"{value:,.0f}"),

@@ -36,8 +36,9 @@ class LSTMController(nn.Module):
         self.feasible = feasible
         self.temperature = temperature
         self.tanh_constant = tanh_constant
-        self.embedding = nn.Embedding(feasible.codes + 1, hidden)  # the last row starts the sequence
-        self.lstm = nn.LSTM(hidden, hidden, batch_first=True)
+        with torch.random.fork_rng(devices=[]):  # torch's layers draw weights, which ours replace
+            self.embedding = nn.Embedding(feasible.codes + 1, hidden)  # the last row starts the sequence
+            self.lstm = nn.LSTM(hidden, hidden, batch_first=True)
         self.heads = nn.Parameter(torch.zeros(feasible.slots, hidden, feasible.codes))
         self.biases = nn.Parameter(torch.zeros(feasible.slots, feasible.codes))
         generator = torch.Generator().manual_seed(seed)

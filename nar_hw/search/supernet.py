@@ -61,7 +61,8 @@ class Supernet(nn.Module):
             yield switch
             if site.norm is not None:
                 switch = Switch(norms, slot.incumbent)
-                self.network.set_submodule(site.norm, switch)
+                for path in (site.norm, *site.norm_aliases):
+                    self.network.set_submodule(path, switch)
                 yield switch
 
     def forward(self, images: Tensor) -> Any:
@@ -119,7 +120,7 @@ class Supernet(nn.Module):
         inside: list[str] = []
         for code, slot in zip(self.space.validate(arch), self.space.slots, strict=True):
             for site in slot.sites:
-                for path in filter(None, (site.conv, *site.aliases, site.norm)):
+                for path in filter(None, (site.conv, *site.aliases, site.norm, *site.norm_aliases)):
                     switch = cast(Switch, self.network.get_submodule(path))
                     child.get_submodule(path).load_state_dict(switch.choices[str(code)].state_dict())
                     inside.append(f"{path}.")

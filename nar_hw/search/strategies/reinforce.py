@@ -38,7 +38,9 @@ class Baseline:
         above = rewards - self.mean
         if not scaled:
             return above
-        return above / math.sqrt(self.variance) if self.variance > 0 else np.zeros_like(above)
+        spread = math.sqrt(self.variance)
+        # equal rewards differ from their mean by rounding
+        return above / spread if spread > 1e-9 * np.abs(rewards).max() else np.zeros_like(above)
 
 
 class ReinforceStrategy(Strategy):

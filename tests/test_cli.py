@@ -1,0 +1,272 @@
+"""The commands through their real entry point, on a tiny network, made data and the fake runtime."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nar_hw.cli import main
+
+NET = f"{Path(__file__).parent / 'networks.py'}:tiny"
+DATA = "fake:3x8x8x4"
+SPACE = f"--model {NET} --input 3x8x8 --operators conv3x3,dwsep3x3,max3x3"
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    monkeypatch.chdir(tmp_path)
+
+    def call(line: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nar-hw", *shlex.split(line)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def ok(result: tuple[int, str, str]) -> Any:
+    code, out, err = result
+    assert code == 0, err
+    (line,) = out.splitlines()
+    return json.loads(line)
+
+
+def refused(result: tuple[int, str, str]) -> str:
+    code, out, err = result
+    assert code == 2, (out, err)
+    assert out == ""
+    assert "Traceback" not in err
+    (line,) = [line for line in err.splitlines() if line.startswith("nar-hw: ")]
+    return line
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a table, a search, a trained child and its bundle, made by the commands themselves."""
+    folder = tmp_path_factory.mktemp("runs")
+    lines = [
+        f"profile {SPACE} --classes 4 --runtime fake --validate 8 -o table.json",
+        f"search --model {NET} --data {DATA} --table table.json --target-ms {{target}} --out x --epochs 2 --warmup-epochs 1 --batch 32",
+        f"train --arch x --data {DATA} --recipe demo --epochs 1 --out x/child",
+        f"train --arch incumbent --model {NET} --data {DATA} --recipe demo --epochs 1 --out x/baseline",
+        "export x/child --out x/bundle",
+        "export x/baseline --out x/baseline_bundle",
+        "bench x/bundle --against x/baseline_bundle --rounds 6 --json",
+        "report x",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for line in lines:
+            if "{target}" in line:
+                table = json.loads((folder / "table.json").read_text())
+                line = line.format(target=0.8 * table["incumbent_ms"])
+            patch.setattr(sys, "argv", ["nar-hw", *shlex.split(line)])
+            try:
+                main()
+            except SystemExit as stop:
+                assert not stop.code, line
+    return folder
+
+
+def test_the_whole_path_leaves_what_it_says(home: Path) -> None:
+    child = json.loads((home / "x/child/child.json").read_text())
+    run = json.loads((home / "x/run.json").read_text())
+    assert child["arch"] == run["arch"]
+    assert run["predicted_ms"] <= run["target_ms"] == child["target_ms"]
+    assert {"model.onnx", "manifest.json", "weights.safetensors", "arch.json", "README.md"} <= {
+        path.name for path in (home / "x/bundle").iterdir()
+    }
+    assert "<html" in (home / "x/report.html").read_text()
+
+
+def test_help_answers_without_torch() -> None:
+    code = "import sys; sys.argv = ['nar-hw', '--help']; from nar_hw.cli import main\n"
+    code += "try: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    "command", ["demo", "doctor", "space", "count", "profile", "search", "train", "export", "bench", "report"]
+)
+def test_every_command_has_an_example(run: Run, command: str) -> None:
+    code, out, _ = run(f"{command} --help")
+    assert code == 0
+    assert re.search(rf"Example:\s+nar-hw\s+{command}", out)
+
+
+def test_version(run: Run) -> None:
+    code, out, _ = run("--version")
+    assert (code, out.strip()) == (0, "nar-hw 0.1.0")
+
+
+def test_doctor(run: Run) -> None:
+    found = ok(run("doctor --json"))
+    runtimes = {item["name"]: item for item in found["runtimes"]}
+    assert runtimes["onnxruntime"]["works"]
+    assert all(item["works"] or item["reason"] for item in runtimes.values())
+    code, out, _ = run("doctor")
+    assert code == 0
+    assert "onnxruntime" in out
+
+
+def test_space(run: Run) -> None:
+    found = ok(run(f"space {SPACE} --json"))
+    assert [slot["name"] for slot in found["slots"]] == ["layer1.conv1", "layer1.conv2", "layer2.conv1", "layer2.conv2"]
+    assert [item["code"] for item in found["slots"][0]["candidates"]] == [0, 1, 2]
+    code, out, _ = run(f"space {SPACE} --manner block")
+    assert code == 0
+    assert "2 slots, 9 archs" in out
+
+
+def test_count_agrees_with_the_sum_over_slots(run: Run) -> None:
+    whole = ok(run(f"count {SPACE} --json"))
+    child = ok(run(f"count {SPACE} --arch 0,2,dwsep3x3,0 --json"))
+    assert child["arch"] == ["conv3x3", "max3x3", "dwsep3x3", "conv3x3"]
+    own = ok(run(f"count {SPACE} --arch 0,0,0,0 --json"))
+    for key in ("params", "flops", "pool_ops"):
+        assert own[key] == whole[key]
+        change = sum(slot[key] for slot in child["slots"]) - sum(slot[key] for slot in own["slots"])
+        assert child[key] - own[key] == change
+
+
+def test_tables(run: Run, home: Path) -> None:
+    table = home / "table.json"
+    shown = ok(run(f"table show {table} --json"))
+    assert len(shown["slots"]) == 4
+    predicted = ok(run(f"table predict {table} --arch 0,0,0,0 --json"))["predicted_ms"]
+    assert predicted == pytest.approx(shown["fixed_ms"] + sum(slot["ms"]["conv3x3"] for slot in shown["slots"]))
+    listed = ok(run(f"table list {home} --json"))["tables"]
+    assert [item["incumbent_ms"] for item in listed] == [shown["incumbent_ms"]]
+    again = ok(run(f"table validate {table} --children 6 --json"))
+    assert again["mape_percent"] < 10
+    for command in (f"show {table}", f"predict {table} --arch 0,0,0,0", f"list {home}", "list"):
+        code, out, _ = run(f"table {command}")
+        assert code == 0
+        assert out
+
+
+def test_bench_prints_a_ratio(run: Run, home: Path) -> None:
+    code, out, err = run(f"bench {home}/x/bundle --against {home}/x/baseline_bundle --rounds 4")
+    assert code == 0, err
+    assert re.search(r"takes \d\.\d+ of baseline_bundle", " ".join(out.split())) or "takes" in out
+
+
+def test_a_finished_search_is_not_repeated(run: Run, home: Path) -> None:
+    saved = json.loads((home / "x/run.json").read_text())
+    line = f"search --model {NET} --data {DATA} --table {home}/table.json --target-ms {saved['target_ms']} --out {home}/x"
+    assert ok(run(f"{line} --epochs 2 --warmup-epochs 1 --batch 32 --resume --json"))["arch"] == saved["arch"]
+    assert "holds a search already" in refused(run(f"{line} --epochs 2 --warmup-epochs 1 --batch 32"))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("space --model resnet81 --input 3x32x32", r"unknown model 'resnet81': use one of .*resnet18"),
+        ("space --model resnet18 --input 3x32", r"must be CxHxW, like 3x224x224, but got '3x32'"),
+        (f"space {SPACE},conv9x9", r"unknown operator 'conv9x9': use one of .*conv3x3"),
+        (f"count {SPACE} --arch 0,0,0", r"one code per slot: 4 slots, but got 3"),
+        (f"count {SPACE} --arch 0,0,0,5", r"admits the codes 0 \(conv3x3\)"),
+        (f"profile {SPACE} --runtime onnxrunime -o t.json", r"unknown runtime 'onnxrunime': use one of .*onnxruntime"),
+        (f"profile {SPACE} --runtime cuda_graph --device cuda -o t.json", r"cuda_graph"),
+        (f"profile {SPACE} --method guess -o t.json", r"unknown profiling method 'guess'"),
+        (f"profile {SPACE} --runtime fake --precision fp8 -o t.json", r"unknown precision 'fp8'"),
+        ("table show none.json", r"none.json does not exist"),
+        (f"train --arch 0,0,0,0 --model {NET} --data diggits --out c", r"unknown data set 'diggits': use one of digits"),
+        (f"train --arch 0,0,0,0 --data {DATA} --out c", r"--model must name the network"),
+        (f"train --arch 0,0,0,0 --model {NET} --data {DATA} --recipe slow --out c", r"unknown recipe 'slow'"),
+        (f"train --arch 0,0,0,0 --model {NET} --data {DATA} --init inherited --out c", r"inherited together with --baseline"),
+        (f"train --arch . --data {DATA} --out c", r"run.json does not exist"),
+        ("export . --out b", r"child.json does not exist"),
+        ("export . --batch many --out b", r"--batch must be one number or a range"),
+        ("bench .", r"manifest"),
+        ("report .", r"run.json"),
+    ],
+)
+def test_a_users_error_is_one_line(run: Run, line: str, message: str) -> None:
+    assert re.search(message, refused(run(line)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target": 1e-6}, r"reach"),
+        ({"target": 1e6}, r""),
+        ({"model": "resnet18"}, r"model is .*, resnet18 here|input"),
+        ({"data": "fake:3x9x9x4"}, r"must be the data's image shape"),
+        ({"reward": "gold"}, r"unknown reward 'gold'"),
+        ({"strategy": "magic"}, r"unknown strategy 'magic'"),
+    ],
+)
+def test_a_search_that_cannot_be(run: Run, home: Path, change: dict[str, Any], message: str) -> None:
+    options = {"model": NET, "data": DATA, "target": 0.01, "reward": "absolute", "strategy": "reinforce", **change}
+    line = (
+        f"search --model {options['model']} --data {options['data']} --table {home}/table.json --target-ms {options['target']} "
+        f"--reward {options['reward']} --strategy {options['strategy']} --out y"
+    )
+    assert re.search(message, refused(run(line)))
+
+
+def edited(home: Path, tmp_path: Path, edit: Callable[[dict[str, Any]], None]) -> Path:
+    content = json.loads((home / "table.json").read_text())
+    edit(content)
+    path = tmp_path / "edited.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_a_table_of_another_device_is_refused_unless_allowed(run: Run, home: Path, tmp_path: Path) -> None:
+    table = edited(home, tmp_path, lambda content: content["fingerprint"].update(device="another device"))
+    target = 0.8 * json.loads(table.read_text())["incumbent_ms"]
+    line = (
+        f"search --model {NET} --data {DATA} --table {table} --target-ms {target} --out y --epochs 1 --warmup-epochs 0 --batch 32"
+    )
+    assert "device is another device in the table, fake device here" in refused(run(line))
+    assert ok(run(f"{line} --allow-mismatch --json"))["measured_ms"] is None
+
+
+def test_a_table_without_an_entry_names_it_and_the_command(run: Run, home: Path, tmp_path: Path) -> None:
+    table = edited(home, tmp_path, lambda content: content["slots"][1]["candidates"].pop("max3x3"))
+    message = refused(run(f"table predict {table} --arch 0,2,0,0"))
+    assert "layer1.conv2: max3x3" in message
+    assert "nar-hw profile --model" in message
+
+
+def test_a_truncated_table_is_refused(run: Run, home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "half.json"
+    path.write_text((home / "table.json").read_text()[:500])
+    assert "truncated or was edited by hand" in refused(run(f"table show {path}"))
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert re.search("Not a directory|File exists", refused(run(f"profile {SPACE} --runtime fake --validate 0 -o file/t.json")))
+
+
+def test_debug_shows_the_traceback() -> None:
+    command = [sys.executable, "-c", "from nar_hw.cli import main; main()", "table", "show", "none.json", "--debug"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode != 0
+    assert "Traceback" in found.stderr
+
+
+def test_ctrl_c_keeps_what_is_finished(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nar_hw.latency.profiler.profile", interrupt)
+    code, _, err = run(f"profile {SPACE} --runtime fake -o t.json")
+    assert code == 130
+    assert "what was finished is kept" in err

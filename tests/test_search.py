@@ -1,0 +1,589 @@
+import dataclasses
+import json
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+
+import nar_hw
+from nar_hw.data import Augmentation, load_data
+from nar_hw.errors import (
+    MeasurementError,
+    MissingEntryError,
+    RunError,
+    TableError,
+    TableMismatchError,
+    TargetError,
+    TrainingError,
+    UnknownNameError,
+    UserError,
+)
+from nar_hw.operators import OpSpec
+from nar_hw.runs import ModelInfo, read_arch
+from nar_hw.search import loop
+from nar_hw.search.config import SearchConfig
+from nar_hw.search.feasible import Feasible
+from nar_hw.search.folder import SearchFolder
+from nar_hw.search.loop import SearchRun, search
+from nar_hw.search.randomness import generator_states, restore_generators, seeded
+from nar_hw.search.result import Scored, SearchResult, choose
+from nar_hw.search.scoring import Scorer
+from nar_hw.search.strategies import STRATEGIES
+from nar_hw.search.supernet import Supernet
+from nar_hw.space import Arch, SearchSpace
+from nar_hw.tasks import ClassificationTask
+from tests.networks import TinyResNet
+from tests.test_table import for_space
+
+torch.set_num_threads(1)
+
+
+class Dropping(TinyResNet):
+    """With dropout, which draws from torch's global generator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(super().forward(x), 0.1, self.training)
+
+
+class Task(ClassificationTask):
+    """Augments with Python's and NumPy's global generators, and may be stopped in the middle of an epoch."""
+
+    stop_at: int | None = None
+    batches = 0
+
+    def train_batches(self, *args: Any, augment: bool = True, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, targets in super().train_batches(*args, augment=augment, **options):
+            if augment:
+                self.batches += 1
+                if self.batches == self.stop_at:
+                    raise KeyboardInterrupt
+                images = images * (1 + 0.01 * random.random()) + 0.01 * float(np.random.rand())
+            yield images, targets
+
+
+def made_task() -> Task:
+    return Task(load_data("fake:3x8x8x5"), augmentation=Augmentation(flip=True))
+
+
+def cost(spec: OpSpec) -> float:
+    """Made milliseconds, different for every operator and size."""
+    factor = {"conv3x3": 1.0, "dwsep3x3": 0.45, "max3x3": 0.3, "avg3x3": 0.25, "dwsep5x5": 0.6}[spec.operator]
+    return 0.1 + factor * spec.c_in * spec.c_out / 256 / spec.stride[0]
+
+
+def made_space() -> SearchSpace:
+    torch.manual_seed(0)
+    return SearchSpace.from_model(Dropping(), (3, 8, 8))
+
+
+SPACE = made_space()
+TABLE = for_space(SPACE, cost)
+FASTEST, SLOWEST = TABLE.bounds()
+TARGET = FASTEST + 0.6 * (SLOWEST - FASTEST)
+CONFIG = SearchConfig(
+    warmup_epochs=1, epochs=3, batch=64, lr=0.05, t_0=2, updates=2, samples=4, valid_batch=32, rescored=6, finalists=3
+)
+
+
+def run(space: SearchSpace = SPACE, task: Task | None = None, *, config: SearchConfig = CONFIG, **options: Any) -> SearchResult:
+    return search(space, task or made_task(), TABLE, **{"target_ms": TARGET, "config": config, **options})
+
+
+def outcome(result: SearchResult) -> SearchResult:
+    """Without the seconds that it took."""
+    history = tuple({name: value for name, value in log.items() if not name.endswith("_s")} for log in result.history)
+    return dataclasses.replace(result, history=history)
+
+
+RESULT = run()
+
+
+def test_the_pick_is_the_best_finalist_under_the_target() -> None:
+    assert RESULT.met
+    assert RESULT.pick in RESULT.finalists
+    assert RESULT.pick.predicted_ms == pytest.approx(TABLE.predict(RESULT.arch))
+    assert RESULT.pick.predicted_ms <= TARGET
+    assert RESULT.pick.measured_ms is None
+    assert RESULT.pick.accuracy == max(item.accuracy for item in RESULT.finalists)
+    assert len({item.arch for item in RESULT.finalists}) == len(RESULT.finalists) == 3
+    assert "predicted" in RESULT.note
+
+
+def test_history_tells_each_epoch() -> None:
+    assert [log["epoch"] for log in RESULT.history] == [1, 2, 3, 4]
+    assert [log["warmup"] for log in RESULT.history] == [1, 0, 0, 0]
+    assert all({"loss", "lr"} <= log.keys() for log in RESULT.history)
+    for log in RESULT.history[1:]:
+        assert 0 <= log["accuracy"] <= 1
+        assert FASTEST <= log["latency_ms"] <= TARGET
+        slack = 1 - log["latency_ms"] / TARGET  # all are under the target, so the mean of the rewards is linear
+        assert log["reward"] == pytest.approx(log["accuracy"] - 0.1 * slack)
+        assert log["entropy"] > 0
+    steps = made_task().train_size // CONFIG.batch
+    last = [CONFIG.recipe.learning_rate(epoch + (steps - 1) / steps) for epoch in range(4)]
+    assert [log["lr"] for log in RESULT.history] == last
+
+
+def test_the_front_is_of_everything_scored() -> None:
+    archs = [item.arch for item in RESULT.scored]
+    assert len(set(archs)) == len(archs) >= 6
+    assert set(RESULT.pareto) <= set(RESULT.scored)
+    for item in RESULT.scored:
+        assert item.predicted_ms <= TARGET
+        assert any(better.accuracy >= item.accuracy and better.predicted_ms <= item.predicted_ms for better in RESULT.pareto)
+
+
+def test_the_same_seed_gives_the_same_result_to_the_last_bit() -> None:
+    random.seed(99)
+    torch.manual_seed(99)
+    assert outcome(run(made_space())) == outcome(RESULT)
+
+
+def test_another_seed_gives_another_result() -> None:
+    assert outcome(run(config=dataclasses.replace(CONFIG, seed=1))).history != outcome(RESULT).history
+
+
+def test_the_callers_generators_are_left_as_they_were() -> None:
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    run(config=dataclasses.replace(CONFIG, epochs=1))
+    assert before[0] == random.getstate()
+    assert before[1] == np.random.get_state()[1].tolist()
+    assert torch.equal(before[2], torch.get_rng_state())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_searches_and_resumes_to_the_same_bits(strategy: str, tmp_path: Path) -> None:
+    """Stopped in the middle of the third epoch, with dropout and generators of Python and NumPy in play."""
+    config = dataclasses.replace(CONFIG, strategy=strategy)
+    expected = run(config=config)
+    task = made_task()
+    steps = task.train_size // config.batch
+    task.stop_at = 2 * steps + 3
+    with pytest.raises(KeyboardInterrupt):
+        run(task=task, config=config, out=tmp_path)
+    assert (tmp_path / "state.pt").exists()
+    assert not (tmp_path / "run.json").exists()
+    torch.manual_seed(5)
+    resumed = made_task()
+    assert outcome(run(task=resumed, config=config, out=tmp_path, resume=True)) == outcome(expected)
+    assert resumed.batches == 2 * steps  # two whole epochs were not repeated
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_a_finished_search_is_read_and_not_repeated(tmp_path: Path) -> None:
+    first = run(out=tmp_path)
+    task = made_task()
+    again = run(task=task, out=tmp_path, resume=True)
+    assert task.batches == 0
+    assert again == first
+
+
+def test_run_json_tells_everything(tmp_path: Path) -> None:
+    info = ModelInfo(name="file.py:net", input_shape=(3, 8, 8), num_classes=5, operators=("conv3x3", "max3x3"))
+    result = run(out=tmp_path, model=info, measure=lambda archs: [TABLE.predict(arch) for arch in archs])
+    value = json.loads((tmp_path / "run.json").read_text())
+    model, arch, _ = read_arch(tmp_path)
+    assert model == info
+    assert arch == SPACE.names(result.arch) == tuple(value["arch"])
+    assert value["schema"] == 1
+    assert (value["target_ms"], value["reward"], value["strategy"], value["seed"]) == (TARGET, "absolute", "reinforce", 0)
+    assert (value["predicted_ms"], value["measured_ms"]) == (result.pick.predicted_ms, result.pick.measured_ms)
+    assert value["accuracy"] == result.pick.accuracy
+    assert value["manner"] == "conv"
+    assert value["operators"] == ["conv3x3", "dwsep3x3", "max3x3", "avg3x3", "dwsep5x5"]
+    assert value["data"] == "fake:3x8x8x5"
+    assert value["table_hash"] == TABLE.hash == type(TABLE).load(value["table"]).hash
+    assert value["versions"]["torch"] == torch.__version__
+    assert [tuple(item["arch"]) for item in value["finalists"]] == [SPACE.names(item.arch) for item in result.finalists]
+    assert len(value["pareto"]) == len(result.pareto)
+    assert len(value["history"]) == 4
+    supernet = Supernet(SPACE)
+    from nar_hw.checkpoints import load_weights
+
+    load_weights(tmp_path / "supernet.safetensors", supernet)
+
+
+def test_a_folder_with_a_search_is_not_overwritten(tmp_path: Path) -> None:
+    task = made_task()
+    task.stop_at = task.train_size // CONFIG.batch + 1
+    with pytest.raises(KeyboardInterrupt):
+        run(task=task, out=tmp_path)
+    with pytest.raises(RunError, match=r"holds a search already \(state.pt\): resume it, or choose another folder"):
+        run(out=tmp_path)
+    run(out=tmp_path, resume=True)
+    with pytest.raises(RunError, match=r"holds a search already \(run.json\)"):
+        run(out=tmp_path)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_search_with_other_settings_is_not_resumed(tmp_path: Path, finished: bool) -> None:
+    task = made_task()
+    task.stop_at = None if finished else task.train_size // CONFIG.batch + 1
+    try:
+        run(task=task, out=tmp_path)
+    except KeyboardInterrupt:
+        assert not finished
+    with pytest.raises(RunError, match=r"config.lr is 0.05 there and 0.01 now"):
+        run(out=tmp_path, resume=True, config=dataclasses.replace(CONFIG, lr=0.01))
+    with pytest.raises(RunError, match="target_ms is"):
+        run(out=tmp_path, resume=True, target_ms=TARGET * 0.99)
+    with pytest.raises(RunError, match=r"data\.name is 'fake:3x8x8x5' there and 'fake:3x8x8x6' now"):
+        run(task=Task(load_data("fake:3x8x8x6")), out=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
+def test_a_damaged_checkpoint_is_one_error(tmp_path: Path, damage: bytes | None) -> None:
+    task = made_task()
+    task.stop_at = task.train_size // CONFIG.batch + 1
+    with pytest.raises(KeyboardInterrupt):
+        run(task=task, out=tmp_path)
+    state = tmp_path / "state.pt"
+    state.write_bytes(state.read_bytes()[:-1000] if damage is None else damage)
+    with pytest.raises(RunError, match=r"state\.pt"):
+        run(out=tmp_path, resume=True)
+
+
+def test_a_checkpoint_without_its_parts_is_one_error(tmp_path: Path) -> None:
+    folder = SearchFolder(tmp_path, SPACE, made_task(), TABLE, target_ms=TARGET, config=CONFIG, model=None)
+    folder.save({"supernet": {}})
+    with pytest.raises(RunError, match="does not fit this search"):
+        run(out=tmp_path, resume=True)
+
+
+def test_a_damaged_result_is_one_error(tmp_path: Path) -> None:
+    run(out=tmp_path)
+    path = tmp_path / "run.json"
+    value = json.loads(path.read_text())
+    del value["finalists"]
+    path.write_text(json.dumps(value))
+    with pytest.raises(RunError, match="must hold a search's result"):
+        run(out=tmp_path, resume=True)
+    path.write_text("{")
+    with pytest.raises(RunError, match="not valid JSON"):
+        run(out=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("target", [0.5 * FASTEST, 1.5 * SLOWEST, math.nan])
+def test_a_target_out_of_reach_is_refused_before_anything_is_trained(target: float) -> None:
+    task = made_task()
+    with pytest.raises(TargetError, match=f"within {FASTEST:.4g} and {SLOWEST:.4g} ms.*but got"):
+        run(task=task, target_ms=target)
+    assert task.batches == 0
+
+
+def test_a_table_of_another_space_is_refused() -> None:
+    with pytest.raises(TableMismatchError):
+        run(SearchSpace.from_model(TinyResNet(), (3, 8, 8), manner="block"))
+
+
+def test_a_table_without_an_entry_is_refused() -> None:
+    with pytest.raises(MissingEntryError, match="conv5x5"):
+        run(SearchSpace.from_model(TinyResNet(), (3, 8, 8), limit_params=False))
+
+    class Holed:
+        matrix = np.where(np.arange(TABLE.matrix.shape[1]) == 2, np.nan, TABLE.matrix)
+        fixed_ms = TABLE.fixed_ms
+
+    with pytest.raises(MissingEntryError, match=r"max3x3 in slot 0 \(layer1.conv1\)"):
+        Feasible.from_table(SPACE, Holed(), TARGET)  # type: ignore[arg-type]
+
+
+def test_a_table_that_is_not_additive_is_refused() -> None:
+    class Crooked:
+        matrix, fixed_ms = TABLE.matrix, TABLE.fixed_ms
+
+        def predict(self, archs: np.ndarray) -> np.ndarray:
+            return TABLE.predict(archs) ** 1.01
+
+    with pytest.raises(TableError, match="sums of its entries"):
+        Feasible.from_table(SPACE, Crooked(), TARGET)  # type: ignore[arg-type]
+
+
+def test_a_batch_larger_than_the_data_is_refused() -> None:
+    with pytest.raises(TrainingError, match=r"batch=1000, images=350\): use a smaller batch"):
+        run(config=dataclasses.replace(CONFIG, batch=1000))
+
+
+def test_diverged_weights_are_an_error() -> None:
+    with pytest.raises(TrainingError, match=r"must be finite, but was \w+ in epoch \d.*lower the learning rate, now 1e\+06"):
+        run(config=dataclasses.replace(CONFIG, lr=1e6))
+
+
+@pytest.mark.parametrize("times", [[1.0], [1.0, 2.0, math.nan], [1.0, 2.0, 0.0]])
+def test_measurements_must_be_times(times: list[float]) -> None:
+    with pytest.raises(MeasurementError, match="one positive time in ms for each of 3 archs"):
+        run(measure=lambda archs: times)
+
+
+def test_what_is_slower_on_the_device_than_asked_is_not_picked() -> None:
+    asked: list[Arch] = []
+
+    def measure(archs: list[Arch]) -> list[float]:
+        asked.extend(archs)
+        return [TARGET * 1.01, TARGET * 1.01, TARGET * 0.9]
+
+    result = run(measure=measure)
+    assert asked == [item.arch for item in result.finalists]
+    assert result.met
+    assert result.pick == result.finalists[2]
+    assert result.pick.measured_ms == TARGET * 0.9
+    assert "measured" in result.note
+
+
+def test_a_target_that_is_missed_on_the_device_is_told_plainly() -> None:
+    result = run(measure=lambda archs: [TARGET * factor for factor in (1.3, 1.1, 1.2)])
+    assert not result.met
+    assert result.pick == result.finalists[1]
+    told = f"none of the 3 finalists meets {TARGET:.4g} ms on the device: the nearest takes {TARGET * 1.1:.4g} ms"
+    assert result.note.startswith(told)
+    assert "\n" not in result.note
+
+
+def scored(accuracy: float, predicted: float, measured: float | None = None) -> Scored:
+    return Scored(arch=(), accuracy=accuracy, predicted_ms=predicted, measured_ms=measured)
+
+
+def test_choice_among_finalists() -> None:
+    slow, good, tied = scored(0.99, 2.1, 1.0), scored(0.9, 1.9, 1.95), scored(0.9, 1.9, 1.8)
+    assert choose([slow, good, tied], 2.0) == tied
+    assert choose([slow, good], 2.0) == good
+    assert choose([scored(0.9, 1.5, 2.5), scored(0.8, 1.9, 2.3)], 2.0).accuracy == 0.8
+    assert choose([scored(0.9, 2.0), scored(0.8, 1.9)], 2.0).accuracy == 0.9  # exactly at the target
+
+
+class Spy(STRATEGIES["random"]):  # type: ignore[misc]
+    """Counts what it is asked and told."""
+
+    calls: list[tuple[str, int]]
+
+    def ask(self, n: int) -> list[Arch]:
+        self.calls.append(("ask", n))
+        return super().ask(n)
+
+    def learn(self, archs: list[Arch], rewards: np.ndarray, accuracies: np.ndarray) -> None:
+        self.calls.append(("tell", len(archs)))
+
+
+def made_run(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> SearchRun:
+    monkeypatch.setitem(STRATEGIES, "random", Spy)
+    config = dataclasses.replace(CONFIG, strategy="random", **settings)
+    made = SearchRun(SPACE, made_task(), Feasible.from_table(SPACE, TABLE, TARGET), config)
+    made.strategy.calls = []
+    return made
+
+
+def test_the_strategy_is_frozen_during_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = made_run(monkeypatch, warmup_epochs=2, epochs=1)
+    made.advance()
+    made.advance()
+    assert made.strategy.calls == []
+    made.advance()
+    assert made.strategy.calls == [("ask", 4), ("tell", 4)] * 2
+
+
+@pytest.mark.parametrize(("kind", "most"), [("fair", 1), ("uniform", 5)])
+def test_paths_of_the_warm_up(monkeypatch: pytest.MonkeyPatch, kind: str, most: int) -> None:
+    """Fairly dealt, the operators of a slot differ by at most one step; drawn at random, by more in some slot."""
+    made = made_run(monkeypatch, warmup_epochs=4, warmup_paths=kind)
+    seen: list[Arch] = []
+    activate = made.supernet.activate
+    monkeypatch.setattr(made.supernet, "activate", lambda arch: (seen.append(tuple(arch)), activate(arch)))
+    for _ in range(4):
+        made.advance()
+    assert len(seen) == 4 * made.steps
+    columns = zip(SPACE.slots, zip(*seen, strict=True), strict=True)
+    counts = [[column.count(code) for code in slot.candidates] for slot, column in columns]
+    assert (max(max(item) - min(item) for item in counts) <= 1) is (most == 1)
+
+
+def test_steps_train_what_the_strategy_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = made_run(monkeypatch, warmup_epochs=0)
+    fixed = SPACE.sample(random.Random(3))
+    monkeypatch.setattr(made.strategy, "paths", lambda n: [fixed] * n)
+    before = {name: value.clone() for name, value in made.supernet.named_parameters()}
+    made._train_weights()
+    made.supernet.activate(fixed)
+    active = {id(parameter) for module in made.supernet.path() for parameter in module.parameters(False)}
+    for name, parameter in made.supernet.named_parameters():
+        assert torch.equal(before[name], parameter) is (id(parameter) not in active), name
+
+
+def test_a_score_is_the_accuracy_of_the_child_itself() -> None:
+    """Recalibrated child, built alone, on the same images: the arch that was sampled is the one that is scored."""
+    task = made_task()
+    supernet = Supernet(SPACE)
+    scorer = Scorer(supernet, task, CONFIG, torch.Generator().manual_seed(0))
+    scorer.renew()
+    archs = [SPACE.sample(random.Random(seed)) for seed in (0, 1, 2, 0)]
+    seen = torch.Generator()
+    seen.set_state(scorer._generator.get_state())
+    images, targets = next(task.eval_batches("valid", CONFIG.valid_batch, generator=seen))
+    assert len(images) == 32
+    scores = scorer.on_minibatch(archs)
+    assert scores[0] == scores[3]
+    for arch, score in zip(archs, scores, strict=True):
+        supernet.activate(arch)
+        supernet.recalibrate(scorer._calibration)
+        child = supernet.child(arch).eval()
+        assert score == pytest.approx(float((child(images).argmax(1) == targets).float().mean()))
+    assert scorer.on_all(archs[1]) == pytest.approx(task.evaluate(restored(supernet, scorer, archs[1]), "valid"))
+
+
+def restored(supernet: Supernet, scorer: Scorer, arch: Arch) -> nn.Module:
+    supernet.activate(arch)
+    supernet.recalibrate(scorer._calibration)
+    return supernet.child(arch)
+
+
+def test_validation_images_change_neither_weights_nor_statistics() -> None:
+    """After a score, the network is what recalibration on training images alone makes it, whatever was validated on."""
+    task = made_task()
+    supernet = Supernet(SPACE).train()
+    scorer = Scorer(supernet, task, CONFIG, torch.Generator().manual_seed(0))
+    scorer.renew()
+    arch = SPACE.sample(random.Random(4))
+    supernet.activate(arch)
+    supernet.recalibrate(scorer._calibration)
+    expected = {key: value.clone() for key, value in supernet.state_dict().items()}
+    for score in (lambda: scorer.on_minibatch([arch]), lambda: scorer.on_all(arch)):
+        score()
+        assert all(torch.equal(expected[key], value) for key, value in supernet.state_dict().items())
+    assert all(parameter.grad is None for parameter in supernet.parameters())
+    assert supernet.training
+
+
+def test_images_for_the_statistics_are_training_images_and_change_each_epoch() -> None:
+    task = made_task()
+    scorer = Scorer(Supernet(SPACE), task, CONFIG, torch.Generator().manual_seed(0))
+    kept = []
+    for _ in range(2):
+        scorer.renew()
+        assert [len(images) for images in scorer._calibration] == [64, 64]
+        kept.append(scorer._calibration[0])
+    assert not torch.equal(*kept)
+    everything = torch.cat([images for images, _ in task.eval_batches("train")]).flatten(1)
+    assert all((everything == image).all(1).any() for image in kept[0].flatten(1))
+
+
+def test_scores_are_not_reused_when_weights_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = made_run(monkeypatch, warmup_epochs=0, samples=2, updates=1)
+    arch = SPACE.incumbent if made.feasible.meets([SPACE.incumbent])[0] else made.feasible.sample(1, np.random.default_rng(0))[0]
+    monkeypatch.setattr(made.strategy, "ask", lambda n: [arch] * n)
+    counted = []
+    forward = made.supernet.forward
+    monkeypatch.setattr(made.supernet, "forward", lambda images: (counted.append(len(images)), forward(images))[1])
+    for _ in range(2):
+        counted.clear()
+        made._train_strategy()
+        assert counted == [64, 64, 32]  # once for both archs of the update, and again in the next epoch
+
+
+def test_a_score_that_is_no_number_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = made_run(monkeypatch, warmup_epochs=0, epochs=1)
+    monkeypatch.setattr(made.scorer, "on_minibatch", lambda archs: [math.nan, *[0.5] * (len(archs) - 1)])
+    made.advance()
+    assert made.history[0]["dropped"] == 2
+    assert made.history[0]["accuracy"] == 0.5
+    assert all(math.isfinite(reward) for reward, _, _ in made.scores.values())
+    assert [call for call in made.strategy.calls if call[0] == "tell"] == [("tell", 3)] * 2
+
+
+def test_channels_last_searches_the_same_space() -> None:
+    result = run(config=dataclasses.replace(CONFIG, channels_last=True, epochs=1))
+    assert result.met
+
+
+def test_no_more_archs_are_scored_at_the_end_than_there_are() -> None:
+    result = run(target_ms=FASTEST, config=dataclasses.replace(CONFIG, epochs=1))
+    assert len(result.finalists) == 1
+    assert result.pick.predicted_ms == pytest.approx(FASTEST)
+
+
+def test_progress_is_shown() -> None:
+    with Progress(disable=True) as progress:
+        run(progress=progress)
+        (bar,) = progress.tasks
+    assert bar.completed == bar.total == 4
+    assert "reward" in bar.description
+    assert f"of {TARGET:.4g} ms" in bar.description
+
+
+def test_the_package_is_callable() -> None:
+    assert nar_hw.search is not loop.search
+    result = nar_hw.search(SPACE, made_task(), TABLE, target_ms=TARGET, config=dataclasses.replace(CONFIG, epochs=1))  # type: ignore[operator]
+    assert isinstance(result, SearchResult)
+
+
+def test_a_config_survives_json() -> None:
+    config = SearchConfig(strategy_options={"lr": 0.1}, reward_options={"slope": -0.2}, epochs=7, channels_last=True)
+    assert SearchConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"strategy": "reinforced"}, UnknownNameError, "unknown strategy 'reinforced': use one of reinforce"),
+        ({"reward": "absolut"}, UnknownNameError, "unknown reward 'absolut': use one of absolute"),
+        ({"strategy_options": {"lrr": 1}}, UnknownNameError, "unknown option of strategy reinforce 'lrr': use one of lr"),
+        ({"reward_options": {"slop": 1}}, UnknownNameError, "unknown option of reward absolute 'slop': use one of slope"),
+        ({"strategy_options": {"seed": 1}}, UnknownNameError, "unknown option of strategy reinforce 'seed'"),
+        ({"paths": "best"}, UnknownNameError, "unknown paths 'best'"),
+        ({"warmup_paths": "strategy"}, UserError, "warmup_paths is fair or uniform must hold"),
+        ({"warmup_epochs": -1}, UserError, r"warmup_epochs >= 0 must hold in a search, but got \(warmup_epochs=-1\)"),
+        ({"epochs": 0}, UserError, "epochs >= 1"),
+        ({"samples": 0}, UserError, "samples >= 1"),
+        ({"recalibration_batches": 0}, UserError, "recalibration_batches >= 1"),
+        ({"finalists": 9, "rescored": 8}, UserError, r"finalists=9, rescored=8"),
+        ({"lr": -1.0}, TrainingError, "lr > 0"),
+        ({"t_0": 0}, TrainingError, "t_0 >= 1"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, Any], error: type[UserError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        SearchConfig(**settings)
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    with pytest.raises(UnknownNameError, match="unknown search setting 'epoch': use one of epochs"):
+        SearchConfig.from_json({"epoch": 3})
+
+
+def draws() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def fails() -> None:
+    with seeded(7):
+        raise KeyboardInterrupt
+
+
+def test_generators_are_restored_after_a_failure() -> None:
+    before = generator_states()
+    with pytest.raises(KeyboardInterrupt):
+        fails()
+    expected = draws()
+    restore_generators(before)
+    assert draws() == expected
+
+
+def test_generators_are_seeded_for_a_while_and_restored() -> None:
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    before = generator_states()
+    expected = draws()
+    restore_generators(before)
+    with seeded(7):
+        first = draws()
+    assert draws() == expected
+    with seeded(7):
+        assert draws() == first
+    with seeded(8):
+        assert draws() != first

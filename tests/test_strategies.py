@@ -1,0 +1,204 @@
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nar_hw.search.feasible import Feasible
+from nar_hw.search.strategies import STRATEGIES, RandomStrategy, ReinforceStrategy, Strategy
+from nar_hw.search.strategies.reinforce import GRADIENT_NORM, Baseline
+from nar_hw.space import Arch
+from tests.conformance.strategies import CANDIDATES, StrategyConformance, feasible, play, quality
+
+torch.set_num_threads(1)
+
+
+class TestStrategies(StrategyConformance):
+    @pytest.fixture(params=STRATEGIES)
+    def name(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
+
+
+class TestPlainReinforce(StrategyConformance):
+    @pytest.fixture
+    def name(self) -> str:
+        return "reinforce"
+
+    def make(self, name: str, limits: Feasible | None = None, seed: int = 3) -> Strategy:
+        return ReinforceStrategy(limits or feasible(), seed=seed, update="reinforce", lr=5e-3, entropy_weight=1e-3)
+
+
+class Planted:
+    """Twelve slots of four operators: additive quality with pairwise terms, noisy scores, a target at the 25th percentile."""
+
+    def __init__(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.main = rng.normal(size=(12, 4))
+        self.pair = 0.3 * rng.normal(size=(11, 4, 4))
+        cost = rng.uniform(0.2, 1, (12, 4))
+        archs = rng.integers(0, 4, (4000, 12))
+        target = float(np.percentile(cost[np.arange(12), archs].sum(1), 25)) + 1
+        self.limits = Feasible(candidates=((0, 1, 2, 3),) * 12, cost_ms=cost, fixed_ms=1.0, target_ms=target)
+        self.mean, self.spread = self.raw(archs).mean(), self.raw(archs).std()
+        self.rng = rng
+
+    def raw(self, archs: Any) -> np.ndarray:
+        codes = np.asarray(archs)
+        return self.main[np.arange(12), codes].sum(1) + self.pair[np.arange(11), codes[:, :-1], codes[:, 1:]].sum(1)
+
+    def quality(self, archs: list[Arch]) -> np.ndarray:
+        """In standard deviations above a random arch."""
+        return (self.raw(archs) - self.mean) / self.spread
+
+    def search(self, strategy: Strategy, evaluations: int = 600) -> float:
+        """Quality of the pick: the best, without noise, of the strategy's choice and the ten archs with the best noisy scores."""
+        seen: dict[Arch, float] = {}
+        for _ in range(evaluations // 10):
+            archs = strategy.ask(10)
+            scores = (0.8 + 0.02 * (self.quality(archs) + 0.5 * self.rng.normal(size=10))).tolist()
+            strategy.tell(archs, scores, scores)
+            seen.update(zip(archs, scores, strict=True))
+        best = strategy.best()
+        hopefuls = sorted(seen, key=lambda arch: -seen[arch])[:10] + ([] if best is None else [best])
+        return float(self.quality(hopefuls).max())
+
+
+def test_learning_beats_random_search_at_equal_evaluations() -> None:
+    random, learned = (
+        np.mean([task.search(make(task.limits, seed=seed)) for seed in range(4) for task in [Planted(seed)]])
+        for make in (RandomStrategy, ReinforceStrategy)
+    )
+    assert learned > random + 0.5
+
+
+def test_plain_reinforce_learns_too() -> None:
+    task = Planted(0)
+    strategy = ReinforceStrategy(task.limits, seed=0, update="reinforce", lr=2e-2, lstm_lr=2e-3, entropy_weight=1e-3)
+    task.search(strategy)
+    assert (
+        np.mean(task.quality(strategy.ask(100))) > np.mean(task.quality(task.limits.sample(100, np.random.default_rng(0)))) + 0.5
+    )
+
+
+def test_random_proposals_do_not_depend_on_rewards() -> None:
+    first, second = RandomStrategy(feasible(), seed=0), RandomStrategy(feasible(), seed=0)
+    archs = first.ask(10)
+    assert second.ask(10) == archs
+    first.tell(archs, quality(archs), quality(archs))
+    second.tell(archs, [0.0] * 9 + [1.0], [0.5] * 10)
+    assert first.ask(10) == second.ask(10)
+
+
+def test_training_paths_follow_the_policy() -> None:
+    strategy = ReinforceStrategy(feasible(share=1.0), seed=0)
+    for _ in range(60):
+        archs = strategy.ask(10)
+        rewards = [float(arch[2] == 3) for arch in archs]
+        strategy.tell(archs, rewards, rewards)
+    assert np.mean([arch[2] == 3 for arch in strategy.paths(200)]) > 0.6
+    assert strategy.best()[2] == 3
+
+
+@pytest.mark.parametrize("update", ["ppo", "reinforce"])
+def test_the_first_update_favours_what_scored_above_the_others(update: Any) -> None:
+    strategy = ReinforceStrategy(feasible(), seed=0, update=update, entropy_weight=0.0)
+    good, bad = (0, 1, 0, 2, 0, 0), (1, 3, 1, 2, 2, 1)
+    before = strategy.controller(torch.tensor([good, bad])).log_prob.sum(1).detach()
+    strategy.tell([good, bad], [0.9, 0.1], [0.9, 0.1])
+    after = strategy.controller(torch.tensor([good, bad])).log_prob.sum(1).detach()
+    assert after[0] > before[0]
+    assert after[1] < before[1]
+
+
+def test_entropy_is_part_of_the_objective() -> None:
+    """Without any difference in reward, the entropy alone moves a policy that has become narrow."""
+    entropies = []
+    for weight in (0.0, 0.5):
+        strategy = ReinforceStrategy(feasible(share=1.0), seed=0, entropy_weight=weight)
+        with torch.no_grad():
+            strategy.controller.biases[:, 0] = 3.0
+        for _ in range(30):
+            archs = strategy.ask(10)
+            strategy.tell(archs, [0.5] * 10, [0.5] * 10)
+        entropies.append(strategy.scalars()["entropy"])
+    assert entropies[1] > entropies[0] + 0.5
+
+
+def test_a_clipped_update_moves_no_arch_far() -> None:
+    """However often a batch is used, the probability of a step changes by about the clip; without the clip by much more."""
+    moves = []
+    for clip in (0.2, 1e9):
+        strategy = ReinforceStrategy(feasible(share=1.0), seed=0, clip=clip, steps=200, entropy_weight=0.0, lr=5e-3)
+        archs = strategy.ask(20)
+        before = strategy.controller(torch.tensor(archs)).log_prob.detach()
+        strategy.tell(archs, quality(archs), quality(archs))
+        after = strategy.controller(torch.tensor(archs)).log_prob.detach()
+        moves.append(float((after - before).exp().sub(1).abs().mean()))
+    assert moves[0] < 0.35
+    assert moves[1] > 2 * moves[0]
+
+
+def test_gradients_are_clipped_before_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient that the optimiser sees has at most the allowed norm, though rewards are huge."""
+    strategy = ReinforceStrategy(feasible(), seed=0, update="reinforce")
+    norms = []
+    step = strategy.optimizer.step
+
+    def spy() -> None:
+        gradients = [parameter.grad for parameter in strategy.controller.parameters() if parameter.grad is not None]
+        norms.append(math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients)))
+        step()
+
+    monkeypatch.setattr(strategy.optimizer, "step", spy)
+    archs = strategy.ask(10)
+    strategy.tell(archs, [1e6 * value for value in quality(archs)], quality(archs))
+    assert norms == [pytest.approx(GRADIENT_NORM, rel=1e-3)]
+
+
+def test_the_baseline_is_a_running_mean_and_not_the_last_reward() -> None:
+    baseline = Baseline(decay=0.9)
+    batches = [np.array([0.2, 0.4]), np.array([0.9, 0.7]), np.array([0.1])]
+    mean = 0.3
+    baseline.move(batches[0])
+    assert baseline.mean == pytest.approx(mean)
+    for batch in batches[1:]:
+        baseline.move(batch)
+        mean = 0.9 * mean + 0.1 * batch.mean()
+        assert baseline.mean == pytest.approx(mean)
+        assert abs(baseline.mean - batch.mean()) > 0.1
+    np.testing.assert_allclose(baseline.advantages(np.array([1.0, mean]), scaled=False), [1 - mean, 0], atol=1e-12)
+
+
+def test_advantages_are_in_units_of_the_spread() -> None:
+    baseline = Baseline(decay=0.9)
+    rewards = np.array([0.1, 0.2, 0.3, 0.4])
+    baseline.move(rewards)
+    scaled = baseline.advantages(rewards, scaled=True)
+    assert scaled.std() == pytest.approx(1)
+    np.testing.assert_allclose(scaled, (rewards - rewards.mean()) / rewards.std())
+    other = Baseline(decay=0.9)
+    other.move(100 * rewards + 7)
+    np.testing.assert_allclose(other.advantages(100 * rewards + 7, scaled=True), scaled)
+
+
+def test_without_spread_there_are_no_advantages() -> None:
+    baseline = Baseline(decay=0.9)
+    rewards = np.full(3, 0.1)
+    assert rewards.mean() != 0.1  # by rounding
+    baseline.move(rewards)
+    assert baseline.advantages(rewards, scaled=True).tolist() == [0, 0, 0]
+
+
+def test_scalars_are_logged_once_there_are_rewards() -> None:
+    strategy = ReinforceStrategy(feasible(share=1.0), seed=0)
+    assert strategy.scalars() == {}
+    play(strategy, 1)
+    assert strategy.scalars()["entropy"] == pytest.approx(sum(math.log(len(codes)) for codes in CANDIDATES), rel=0.05)
+
+
+def test_every_arch_under_the_target_can_be_proposed() -> None:
+    members = {arch for arch in itertools.product(*CANDIDATES) if feasible().meets([arch])[0]}
+    for name in STRATEGIES:
+        assert set(STRATEGIES[name](feasible(), seed=0).ask(30 * len(members))) == members
