@@ -31,10 +31,11 @@ from nar_hw.space import SearchSpace
 TIMM = [
     "resnet26d", "resnetv2_50", "seresnet33ts", "ecaresnet26t", "skresnet18", "resnest14d", "res2net50_26w_4s", "resnext26ts",
     "regnetz_b16", "densenetblur121d", "dpn68b", "dla34", "hrnet_w18_small", "ese_vovnet19b_dw", "darknet53", "cspresnet50",
-    "efficientnetv2_rw_t", "tf_efficientnet_b0", "mixnet_s", "fbnetc_100", "spnasnet_100", "mobilenetv3_small_100", "hardcorenas_a",
-    "ghostnet_100", "lcnet_050", "tinynet_e", "rexnet_100", "repvgg_a0", "mobileone_s0", "convnext_atto", "convmixer_768_32",
-    "nf_resnet26", "inception_v4", "xception41", "selecsls42b", "edgenext_xx_small", "starnet_s1", "hgnetv2_b0", "repghostnet_050",
-    "mobilenetv4_conv_small",
+    "efficientnetv2_rw_t", "tf_efficientnet_b0", "mixnet_s", "fbnetc_100", "spnasnet_100", "mobilenetv3_small_100",
+    "hardcorenas_a", "ghostnet_100", "lcnet_050", "tinynet_e", "rexnet_100", "repvgg_a0", "mobileone_s0", "convnext_atto",
+    "convmixer_768_32",
+    "nf_resnet26", "inception_v4", "xception41", "selecsls42b", "edgenext_xx_small", "starnet_s1", "hgnetv2_b0",
+    "repghostnet_050", "mobilenetv4_conv_small",
 ]  # fmt: skip
 SIZES = {"inception_v3": 96, "timm:inception_v4": 96, "maxvit_t": 224, "timm:convmixer_768_32": 63}
 
@@ -110,14 +111,24 @@ def main() -> None:
             continue
         rows.append(examine(name, arguments.children))
         row = rows[-1]
-        print(f"{name}: {row['searchable']}/{row['slots']} slots, {row.get('seconds')} s, {'pass' if row['passed'] else row['explanation']}", flush=True)
+        outcome = "pass" if row["passed"] else row["explanation"]
+        print(f"{name}: {row['searchable']}/{row['slots']} slots, {row.get('seconds')} s, {outcome}", flush=True)
         versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "python": platform.python_version()}
         summary = {
             "networks": len(rows),
             "passed": sum(row["passed"] for row in rows),
             "two or more searchable slots": sum(row["searchable"] >= 2 for row in rows),
         }
-        write_json(arguments.out, {"command": "python benchmarks/bench_space.py", "threads": 1, "versions": versions, "summary": summary, "networks": rows})
+        write_json(
+            arguments.out,
+            {
+                "command": "python benchmarks/bench_space.py",
+                "threads": 1,
+                "versions": versions,
+                "summary": summary,
+                "networks": rows,
+            },
+        )
 
 
 if __name__ == "__main__":

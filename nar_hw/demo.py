@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,7 @@ def run_demo(out: Path, *, seed: int = 0, progress: Progress | None = None) -> d
         lambda: train_child(info, arch, "digits", out=out / "child", target_ms=target_ms, **common),
     )
     for name, bundle in (("baseline", "baseline_bundle"), ("child", "bundle")):
-        stage(
-            f"export {name}",
-            out / bundle / "manifest.json",
-            lambda name=name, bundle=bundle: export_child(out / name, out / bundle),
-        )
+        stage(f"export {name}", out / bundle / "manifest.json", partial(export_child, out / name, out / bundle))
     stage("benchmark", out / "bench.json", lambda: _bench(out, config, progress))
     report = write_report(out)
     child, baseline = (Child.load(out / name) for name in ("child", "baseline"))
@@ -118,5 +115,5 @@ def _profile(out: Path, config: RuntimeConfig, seed: int, progress: Progress | N
 
 
 def _bench(out: Path, config: RuntimeConfig, progress: Progress | None) -> None:
-    subjects = {"baseline": out / "baseline_bundle", "child": out / "bundle"}
+    subjects = {"child": out / "bundle", "baseline": out / "baseline_bundle"}
     write_json(out / "bench.json", bench_bundles(subjects, [config], progress=progress))

@@ -2,19 +2,21 @@
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import Progress
 
 from nar_hw import __version__
 from nar_hw.benchmark import bench, compare, measure_children, to_json
 from nar_hw.data import load_data
 from nar_hw.errors import RunError, RuntimeUnavailableError, UserError
-from nar_hw.export.bundle import export_bundle, load_bundle
+from nar_hw.export.bundle import export_bundle
+from nar_hw.export.manifest import load_bundle
 from nar_hw.flops import SpaceCounts
 from nar_hw.latency.device import fingerprint, same_device
 from nar_hw.latency.table import LatencyTable
@@ -22,7 +24,10 @@ from nar_hw.latency.validate import config_of, validate, with_validation
 from nar_hw.operators import INCUMBENT
 from nar_hw.runs import Child, ModelInfo, read_arch
 from nar_hw.runtimes import RuntimeConfig
-from nar_hw.search.loop import SearchConfig, SearchResult, search
+from nar_hw.search.config import SearchConfig
+from nar_hw.search.folder import TABLE
+from nar_hw.search.loop import search
+from nar_hw.search.result import SearchResult
 from nar_hw.space import Arch, Manner, SearchSpace
 from nar_hw.tasks import ClassificationTask
 from nar_hw.training import Recipe, set_seed, train, two_phase
@@ -183,8 +188,10 @@ def train_child(
         params=counts.params,
         flops=counts.flops,
         pool_ops=counts.pool_ops,
-        predicted_ms=None if table is None else table.predict(codes),
         target_ms=target_ms,
+        predicted_ms=None if table is None else table.predict(codes),
+        table_hash=None if table is None else table.hash,
+        fingerprint=None if table is None else table.fingerprint,
         mean=task.data.mean,
         std=task.data.std,
         classes=task.data.classes,
@@ -192,6 +199,17 @@ def train_child(
     )
     found.save(out, child)
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """An arch to be trained and, where a search found it, the table and the target."""
+
+    info: ModelInfo
+    arch: tuple[str, ...] | None
+    """Operator names or codes; None for the network itself."""
+    table: LatencyTable | None = None
+    target_ms: float | None = None
 
 
 def find_arch(
@@ -202,21 +220,21 @@ def find_arch(
     manner: Manner = "conv",
     operators: tuple[str, ...] | None = None,
     data_root: Path | None = None,
-) -> tuple[ModelInfo, tuple[str, ...] | None]:
-    """What --arch names, with its network: a search folder, "incumbent", or codes and names separated by commas.
+) -> Wanted:
+    """What --arch names: a search folder, "incumbent", or codes and names separated by commas.
 
     Raises UserError when the network is not told, RunError for a folder without a finished search.
     """
     if Path(text).is_dir():
-        info, arch, _ = read_arch(Path(text))
+        info, arch, found = read_arch(Path(text))
         if model not in (None, info.name):
             raise UserError(f"--model must be the searched network {info.name} or left out, but got {model}")
-        return info, arch
+        return Wanted(info=info, arch=arch, table=LatencyTable.load(Path(text) / TABLE), target_ms=found.get("target_ms"))
     if model is None:
         raise UserError(f"--model must name the network unless --arch is a search folder, but {text!r} is no folder")
     task = load_task(data, root=data_root)
     info = ModelInfo(name=model, input_shape=task.input_shape, num_classes=task.num_classes, manner=manner, operators=operators)
-    return info, None if text == INCUMBENT else tuple(item.strip() for item in text.split(","))
+    return Wanted(info=info, arch=None if text == INCUMBENT else tuple(item.strip() for item in text.split(",")))
 
 
 def export_child(
@@ -227,8 +245,6 @@ def export_child(
     precisions: Sequence[str] = ("fp32",),
     batch: tuple[int, int] = (1, 64),
     data_root: Path | None = None,
-    table: LatencyTable | None = None,
-    progress: Progress | None = None,
 ) -> Path:
     """Export a trained child to a bundle, verified on its validation images. Raises RunError and ExportError."""
     child = Child.load(folder)
@@ -252,13 +268,22 @@ def export_child(
         batch=batch,
         images=images,
         labels=labels,
+        calibration_images=_calibration_images(task) if "int8" in precisions else None,
+        predicted_ms=child.predicted_ms,
+        fingerprint=child.fingerprint,
+        table_hash=child.table_hash,
     )
+
+
+def _calibration_images(task: ClassificationTask, count: int = 512) -> NDArray[np.float32]:
+    images: NDArray[np.float32] = next(iter(task.eval_batches("train", count)))[0].numpy()
+    return images
 
 
 def bench_bundles(
     bundles: Mapping[str, Path], configs: Sequence[RuntimeConfig], *, rounds: int = 30, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """The content of a bench.json: every bundle under every config, and the last bundle against the first.
+    """The content of a bench.json: every bundle under every config, and the first bundle against the second.
 
     Raises RunError for a folder that is no bundle, MeasurementError and RuntimeUnavailableError as `nar_hw.benchmark.bench`.
     """
@@ -266,6 +291,5 @@ def bench_bundles(
     if len(set(shapes.values())) > 1:
         raise RunError(f"bundles must have the same input shape to be compared, but have {shapes}")
     rows = bench(bundles, input_shape=next(iter(shapes.values())), configs=configs, rounds=rounds, progress=progress)
-    first, *_, last = [*bundles, *bundles]
-    pairs = [] if first == last else compare(*([row for row in rows if row.subject == name] for name in (last, first)))
-    return to_json(rows, pairs)
+    subjects = [[row for row in rows if row.subject == name] for name in bundles]
+    return to_json(rows, compare(*subjects) if len(subjects) == 2 else [])

@@ -5,14 +5,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import nn
 
+from nar_hw.checkpoints import load_weights, save_weights
 from nar_hw.errors import RunError, UserError
-from nar_hw.files import read_json, write_bytes, write_json
+from nar_hw.files import read_json, write_json
 from nar_hw.models import build_model
-from nar_hw.space import Arch, Manner, SearchSpace
+from nar_hw.space import Manner, SearchSpace
 
 SCHEMA = 1
 
@@ -87,8 +86,12 @@ class Child:
     flops: int
     """Multiply-adds as fvcore counts them."""
     pool_ops: int
-    predicted_ms: float | None
     target_ms: float | None
+    """The latency asked for."""
+    predicted_ms: float | None
+    """By the latency table whose hash and fingerprint follow."""
+    table_hash: str | None
+    fingerprint: Mapping[str, Any] | None
     mean: Sequence[float]
     """Normalisation per channel, for pixels in [0, 1]."""
     std: Sequence[float]
@@ -97,9 +100,7 @@ class Child:
 
     def save(self, folder: Path, network: nn.Module) -> None:
         """Write the child; the weights first, so that a child.json never stands alone."""
-        write_bytes(
-            folder / "weights.safetensors", save({key: value.contiguous() for key, value in network.state_dict().items()})
-        )
+        save_weights(folder / "weights.safetensors", network)
         write_json(folder / "child.json", {"schema": SCHEMA, **asdict(self)})
 
     @classmethod
@@ -124,13 +125,7 @@ class Child:
         space = space or self.space()
         arch = space.parse(list(self.arch))
         network = space.build(arch)
-        path = folder / "weights.safetensors"
-        try:
-            network.load_state_dict(load_file(path))
-        except FileNotFoundError:
-            raise RunError(f"{path} does not exist: train the child again") from None
-        except (SafetensorError, RuntimeError, OSError) as problem:
-            raise RunError(f"{path} does not hold the weights of this child: {str(problem).splitlines()[0]}") from None
+        load_weights(folder / "weights.safetensors", network)
         return network.eval()
 
 
@@ -142,8 +137,3 @@ def read_arch(folder: Path) -> tuple[ModelInfo, tuple[str, ...], dict[str, Any]]
     if not isinstance(arch, list) or not all(isinstance(name, str) for name in arch):
         raise RunError(f"{path} must hold the found arch as a list of operator names: the search is not finished")
     return ModelInfo.from_json(value.get("model"), path=path), tuple(arch), value
-
-
-def codes(space: SearchSpace, names: Sequence[str]) -> Arch:
-    """The arch of operator names."""
-    return space.parse(list(names))

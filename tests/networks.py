@@ -98,4 +98,4 @@ class Branching(nn.Module):
 
 def tiny(num_classes: int) -> nn.Module:
     """For --model path/to/networks.py:tiny."""
-    return TinyResNet(classes=num_classes)
+    return TinyResNet(width=32, classes=num_classes)

@@ -48,13 +48,12 @@ def test_best_is_the_best_of_all_archs_under_the_target(seed: int, share: float)
     assert value[found] == pytest.approx(max(value[arch] for arch in under(limits)))
 
 
-def test_best_is_near_the_best_where_there_are_too_many_partial_archs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_best_is_near_the_best_where_there_are_too_many_partial_archs() -> None:
     rng = np.random.default_rng(0)
     cost_ms, scores = rng.uniform(0.1, 1, (16, 5)), rng.normal(size=(16, 5))
     limits = Feasible(candidates=((0, 1, 2, 3, 4),) * 16, cost_ms=cost_ms, fixed_ms=0.1, target_ms=6.5)
     exact = limits.best(scores)
-    monkeypatch.setattr(module, "STATES", 300)
-    thinned = limits.best(scores)
+    thinned = limits.best(scores, states=300)
     value = [sum(scores[position, code] for position, code in enumerate(arch)) for arch in (exact, thinned)]
     assert limits.meets([exact, thinned]).all()
     assert value[0] - 0.2 <= value[1] <= value[0]

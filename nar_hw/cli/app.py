@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import typer.core
@@ -63,7 +63,7 @@ app.add_typer(table_app, name="table", help="Look at latency tables, check them 
 
 Model = Annotated[str, typer.Option("--model", help="Our name, a torchvision name, timm:NAME or path/to/file.py:function.")]
 Input = Annotated[str, typer.Option("--input", help="Shape of one image: CxHxW.")]
-Manner = Annotated[str, typer.Option(help="One slot per convolution (conv) or per residual block (block).")]
+Manner = Annotated[Literal["conv", "block"], typer.Option(help="One slot per convolution (conv) or per residual block (block).")]
 Operators = Annotated[
     str | None, typer.Option(help="Operator names to choose from, separated by commas; default: all that suit.")
 ]
@@ -101,13 +101,15 @@ def main() -> None:
     app(arguments)
 
 
-def model_info(model: str, input: str, manner: str, operators: str | None, classes: int | None) -> "ModelInfo":
+def model_info(
+    model: str, input: str, manner: Literal["conv", "block"], operators: str | None, classes: int | None
+) -> "ModelInfo":
     """What the options --model, --input, --manner, --operators and --classes describe."""
     from nar_hw.runs import ModelInfo, parse_shape
 
     shape = parse_shape(input)
     number = classes or (10 if max(shape[1:]) <= 64 else 1000)
-    return ModelInfo(name=model, input_shape=shape, num_classes=number, manner=manner, operators=names(operators))  # type: ignore[arg-type]
+    return ModelInfo(name=model, input_shape=shape, num_classes=number, manner=manner, operators=names(operators))
 
 
 def names(operators: str | None) -> tuple[str, ...] | None:

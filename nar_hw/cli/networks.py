@@ -1,6 +1,6 @@
 """Commands about this machine and about networks: doctor, space, count."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -67,7 +67,7 @@ def space(
     found = model_info(model, input, manner, operators, classes).space()
     counts = SpaceCounts(found)
     total = counts.count(found.incumbent)
-    slots = [
+    slots: list[dict[str, Any]] = [
         {
             "slot": position,
             "name": slot.name,
@@ -121,7 +121,7 @@ def count(
     counts = SpaceCounts(found)
     codes = found.parse(arch)
     total = counts.count(codes)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"slot": slot.name, "operator": name, **counted(cost)}
         for slot, name, cost in zip(found.slots, found.names(codes), counts.per_slot(codes), strict=True)
     ]

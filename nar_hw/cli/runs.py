@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -95,7 +95,7 @@ def search(
             allow_mismatch=allow_mismatch,
             progress=progress,
         )
-    value = {
+    value: dict[str, Any] = {
         "out": str(out),
         "arch": [loaded.operators[code] for code in result.arch],
         "accuracy": result.pick.accuracy,
@@ -141,9 +141,11 @@ def train(
             f"--init must be scratch, or inherited together with --baseline, but got --init {init} and --baseline {baseline}"
         )
     chosen = recipe_named(recipe)
+    wanted = find_arch(arch, model=model, data=data, manner=manner, operators=names(operators), data_root=data_root)
     with progress_bar() as progress:
         child = train_child(
-            *find_arch(arch, model=model, data=data, manner=manner, operators=names(operators), data_root=data_root),
+            wanted.info,
+            wanted.arch,
             data,
             out=out,
             recipe=chosen if epochs is None else replace(chosen, epochs=epochs),
@@ -151,10 +153,12 @@ def train(
             baseline=baseline,
             device=device,
             data_root=data_root,
+            table=wanted.table,
+            target_ms=wanted.target_ms,
             resume=resume,
             progress=progress,
         )
-    value = {"out": str(out), **asdict(child)}
+    value: dict[str, Any] = {"out": str(out), **asdict(child)}
 
     def show() -> None:
         accuracy = ", ".join(f"{split} {100 * value:.2f} %" for split, value in child.accuracy.items())
@@ -180,6 +184,7 @@ def export(
     if not fewest.isdigit() or not (most or fewest).isdigit():
         raise UserError(f"--batch must be one number or a range like 1-64, but got {batch!r}")
     with progress_bar() as progress:
+        progress.add_task("exporting", total=None)
         path = export_child(
             child,
             out,
@@ -187,9 +192,8 @@ def export(
             precisions=precision.split(","),
             batch=(int(fewest), int(most or fewest)),
             data_root=data_root,
-            progress=progress,
         )
-    value = {"bundle": str(path), "files": sorted(file.name for file in path.iterdir())}
+    value: dict[str, Any] = {"bundle": str(path), "files": sorted(file.name for file in path.iterdir())}
     emit(as_json, value, lambda: console.print(f"bundle {path}: {', '.join(value['files'])}", highlight=False, soft_wrap=True))
 
 
@@ -216,7 +220,7 @@ def bench(
         for size in batch.split(",")
     ]
     with progress_bar() as progress:
-        subjects = {path.name or str(path): path for path in (bundle, against) if path is not None}
+        subjects = {str(path): path for path in (bundle, against) if path is not None}
         value = bench_bundles(subjects, configs, rounds=rounds, progress=progress)
 
     def show() -> None:

@@ -105,7 +105,7 @@ def table_show(path: Path, as_json: Json = False) -> None:
     from nar_hw.latency.table import LatencyTable
 
     table = LatencyTable.load(path)
-    slots = [
+    slots: list[dict[str, Any]] = [
         {"slot": slot.name, "ms": {name: float(row[table.operators.index(name)]) for name in slot.candidates}}
         for slot, row in zip(table.slots, table.matrix, strict=True)
     ]

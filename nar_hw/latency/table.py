@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
 from typing import Any, overload
@@ -20,10 +21,10 @@ import torch
 from torch import Tensor
 
 from nar_hw import __version__
-from nar_hw.errors import MissingEntryError, SpaceError, TableError, TableMismatchError
+from nar_hw.errors import MissingEntryError, SpaceError, TableError, TableMismatchError, unknown_name
 from nar_hw.files import read_json, write_text
 from nar_hw.latency.schema import SCHEMA, Entry, Reader, TableSlot, entry_to_json, to_text
-from nar_hw.space import Manner, SearchSpace
+from nar_hw.space import Arch, Manner, SearchSpace
 
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[Any]
@@ -206,6 +207,15 @@ class LatencyTable:
                 words += [f"--{name}", str(self.fingerprint[name])]
         return shlex.join([*words, "-o", "table.json"])
 
+    def parse(self, text: str) -> Arch:
+        """An arch from operator codes or names, separated by commas. Raises SpaceError, UnknownNameError."""
+        codes = []
+        for item in (item.strip() for item in text.split(",")):
+            if not item.isdecimal() and item not in self.operators:
+                raise unknown_name("operator", item, self.operators)
+            codes.append(int(item) if item.isdecimal() else self.operators.index(item))
+        return tuple(codes)
+
     def bounds(self) -> tuple[float, float]:
         """(fastest, slowest) milliseconds of any arch; exact, since the latency is a sum over slots."""
         return (
@@ -334,3 +344,9 @@ class LatencyTable:
             if len(differences) > 3:
                 break
         return differences
+
+
+def shipped_tables() -> list[Path]:
+    """The tables that come with nar_hw."""
+    folder = files("nar_hw.latency_tables")
+    return sorted(Path(str(item)) for item in folder.iterdir() if item.name.endswith(".json"))

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nar_hw.errors import ModelError, RuntimeUnavailableError
+from nar_hw.errors import ModelError
+from nar_hw.export.quantize import to_fp16
 
 if TYPE_CHECKING:
     import onnx
@@ -28,7 +29,7 @@ def loaded(path: Path) -> "onnx.ModelProto":
 def with_precision(path: Path, precision: str, folder: Path) -> Path:
     """An ONNX file of ``precision``: ``path`` itself, or its conversion to fp16 in ``folder``.
 
-    Raises ModelError when the file is of another precision and RuntimeUnavailableError when the converter is missing.
+    Raises ModelError when the file is of another precision.
     """
     model = loaded(path)
     found = _precision(model)
@@ -38,16 +39,8 @@ def with_precision(path: Path, precision: str, folder: Path) -> Path:
         raise ModelError(
             f"{path} computes in {found}, but {precision} is asked for: export it in {precision}, or ask for {found}"
         )
-    import onnx
-
-    try:
-        from onnxconverter_common import float16
-    except ImportError as problem:
-        raise RuntimeUnavailableError(
-            "fp16 needs a converter that is not installed: pip install onnxconverter-common"
-        ) from problem
     converted = folder / "fp16.onnx"
-    onnx.save(float16.convert_float_to_float16(onnx.load(path), keep_io_types=True), converted)
+    to_fp16(path, converted)
     return converted
 
 

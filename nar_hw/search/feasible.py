@@ -23,7 +23,7 @@ Ints = NDArray[np.int64]
 BINS = 4096
 """Resolution of the counts, in parts of what the target leaves above the fastest arch."""
 STATES = 20_000
-"""Partial archs kept by `Feasible.best`; beyond, the better of those whose latencies differ by 1/STATES of the range."""
+"""How many partial archs `Feasible.best` keeps; where there are more, the best in each of so many intervals of latency."""
 ROUNDING = 1e-9
 """Slack relative to the target, so that an arch exactly at the target is not lost to the order of a sum."""
 
@@ -170,10 +170,10 @@ class Feasible:
             left = after[np.arange(n), choice]
         return archs
 
-    def best(self, scores: Floats) -> Arch:
+    def best(self, scores: Floats, *, states: int = STATES) -> Arch:
         """The arch under the target with the largest sum of ``scores`` (S, V): a multiple-choice knapsack.
 
-        Exact while no more than STATES partial archs are undominated, else to 1/STATES of the latency range.
+        Exact while no more than ``states`` partial archs are undominated, else to 1/states of the latency range.
         """
         spent, gained = np.zeros(1), np.zeros(1)
         chosen = np.zeros((1, 0), dtype=np.int16)
@@ -186,17 +186,17 @@ class Feasible:
             order = fits[np.lexsort((-new_gained[fits], new_spent[fits]))]
             record = np.maximum.accumulate(new_gained[order])
             better = np.append(True, record[1:] > record[:-1])
-            keep = _thin(order[better], new_spent)
+            keep = _thin(order[better], new_spent, states)
             parents, choices = np.divmod(keep, len(codes))
             chosen = np.column_stack([chosen[parents], np.asarray(codes, dtype=np.int16)[choices]])
             spent, gained = new_spent[keep], new_gained[keep]
         return tuple(map(int, chosen[gained.argmax()]))
 
 
-def _thin(keep: Ints, spent: Floats) -> Ints:
-    """The last (and so best) state of each of STATES equal intervals of latency, where there are more states than that."""
-    if len(keep) <= STATES:
+def _thin(keep: Ints, spent: Floats, states: int) -> Ints:
+    """The last (and so best) of each of so many equal intervals of latency, where there are more states than that."""
+    if len(keep) <= states:
         return keep
     times = spent[keep]
-    bins = ((times - times[0]) * (STATES / (times[-1] - times[0]))).astype(np.int64)
+    bins = ((times - times[0]) * (states / (times[-1] - times[0]))).astype(np.int64)
     return np.asarray(keep[np.append(bins[1:] != bins[:-1], True)])
