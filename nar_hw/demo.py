@@ -24,7 +24,7 @@ from nar_hw.search.config import SearchConfig
 MODEL = ModelInfo(name="resnet_digits", input_shape=(1, 8, 8), num_classes=10)
 TARGET = 0.6
 """Asked latency as a share of the baseline's."""
-SEARCH = SearchConfig(warmup_epochs=6, epochs=12, batch=64, t_0=6, t_mult=2, updates=6, samples=8, recalibration_batches=2)
+SEARCH = SearchConfig(warmup_epochs=20, epochs=10, batch=64, updates=6, samples=8)
 
 
 def run_demo(out: Path, *, seed: int = 0, progress: Progress | None = None) -> dict[str, Any]:

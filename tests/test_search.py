@@ -337,13 +337,38 @@ def test_what_is_slower_on_the_device_than_asked_is_not_picked() -> None:
     assert "measured" in result.note
 
 
+def test_others_are_tried_where_the_device_is_slower_than_the_table() -> None:
+    asked: list[list[Arch]] = []
+
+    def measure(archs: list[Arch]) -> list[float]:
+        asked.append(archs)
+        return [1.15 * TABLE.predict(arch) for arch in archs]
+
+    target = FASTEST + 0.5 * (SLOWEST - FASTEST)
+    result = run(target_ms=target, measure=measure, config=dataclasses.replace(CONFIG, reward_options={"slope": -10.0}))
+    first, second = asked
+    assert all(1.15 * TABLE.predict(arch) > target for arch in first)  # this reward asks for archs at the very target
+    assert not set(first) & set(second)
+    assert result.met
+    assert result.arch in second
+    assert {item.arch for item in result.finalists} == {*first, *second}
+    assert list(result.finalists) == sorted(result.finalists, key=lambda item: -item.accuracy)
+
+
 def test_a_target_that_is_missed_on_the_device_is_told_plainly() -> None:
-    result = run(measure=lambda archs: [TARGET * factor for factor in (1.3, 1.1, 1.2)])
+    result = run(measure=lambda archs: [max(1.1 * TARGET, 1.2 * TABLE.predict(arch)) for arch in archs])
     assert not result.met
-    assert result.pick == result.finalists[1]
-    told = f"none of the 3 finalists meets {TARGET:.4g} ms on the device: the nearest takes {TARGET * 1.1:.4g} ms"
+    assert result.pick.measured_ms == 1.1 * TARGET
+    told = f"none of the 6 finalists meets {TARGET:.4g} ms on the device: the nearest takes {TARGET * 1.1:.4g} ms"
     assert result.note.startswith(told)
     assert "\n" not in result.note
+
+
+def test_a_device_that_no_arch_is_fast_enough_for_is_measured_once() -> None:
+    calls: list[int] = []
+    result = run(measure=lambda archs: [calls.append(len(archs)) or 100 * SLOWEST for _ in archs])
+    assert len(calls) == 3
+    assert not result.met
 
 
 def scored(accuracy: float, predicted: float, measured: float | None = None) -> Scored:

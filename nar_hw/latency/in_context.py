@@ -169,17 +169,18 @@ def mean_of_middle(values: Sequence[float] | Floats) -> float:
 def calibrate(whole: Floats, nodes_ms: Floats, nodes: Floats, *, slowdown: float, smallest: float) -> tuple[float, float, float]:
     """(fixed, scale, overhead) with whole = fixed + scale * nodes_ms - overhead * nodes, over children (children,).
 
-    Least squares at an assumed noise of 1 %. Few children must not run away with it, so scale is 1 +- 0.1 beforehand and
-    overhead half +- half of the ``slowdown`` per node that the profiler causes. The fixed part is not negative; the
-    overhead lies between 0 and the slowdown, and below 0.9 x the ``smallest`` node time of an operator, which keeps every
-    entry positive.
+    Least squares at an assumed noise of 1 % of the mean, more in slow and less in fast children (between what absolute
+    and relative errors ask for). Few children must not run away with it, so scale is 1 +- 0.1 beforehand and overhead
+    half +- half of what is possible: the fixed part is not negative, and the overhead lies between 0 and the ``slowdown``
+    per node that the profiler causes, and below 0.9 x the ``smallest`` node time of an operator, which keeps every entry
+    positive.
     """
     from scipy.optimize import lsq_linear
 
-    noise = 0.01 * float(whole.mean())
+    noise = 0.01 * np.sqrt(whole * whole.mean())  # (children,)
     most = max(1e-3 * smallest, min(slowdown, 0.9 * smallest))
     # The unknowns are fixed, scale - 1 and overhead - most / 2, so that what is known beforehand of the last two is 0.
-    left = np.stack([np.ones_like(whole), nodes_ms, -nodes], axis=1) / noise
+    left = np.stack([np.ones_like(whole), nodes_ms, -nodes], axis=1) / noise[:, None]
     right = (whole - nodes_ms + most / 2 * nodes) / noise
     prior = np.diag([0.0, 1 / 0.1, 2 / most])[1:]
     bounds = ([0.0, -0.9, -most / 2], [np.inf, np.inf, most / 2])

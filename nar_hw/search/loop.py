@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 Measure = Callable[[list[Arch]], Sequence[float]]
 RECENT = 0.25
 """Share of the epochs whose scores count when archs are chosen for the final scoring: older weights scored otherwise."""
+ROUNDS = 2
+"""How often finalists are measured at most."""
+OTHERS = 4
+"""Random archs drawn for each that is wanted, of which some come twice."""
 
 
 def search(
@@ -197,39 +201,55 @@ class SearchRun:
         }
 
     def finish(self, measure: Measure | None) -> SearchResult:
-        """Score the best archs on the whole validation split, measure the best of these, and choose."""
+        """Score the best archs on the whole validation split, measure the best of these, and choose.
+
+        Where the device is slower than the table says and all of them miss the target, others that should meet it are tried.
+        """
+        target = self.feasible.target_ms
         self.scorer.renew()
-        rescored = [self._scored(arch, self.scorer.on_all(arch)) for arch in self._hopefuls()]
-        rescored.sort(key=lambda item: (-item.accuracy, item.predicted_ms))
-        finalists = rescored[: self.config.finalists]
-        if measure is not None:
-            finalists = _measured(finalists, measure)
+        finalists, rescored = self._finalists(self.feasible, measure, ())
+        for _ in range(ROUNDS - 1):
+            if measure is None or any(item.meets(target) for item in finalists):
+                break
+            slower = float(np.median([item.ms / item.predicted_ms for item in finalists]))
+            if target / slower < self.feasible.bounds_ms[0]:
+                break
+            tighter = replace(self.feasible, target_ms=target / slower)
+            more = self._finalists(tighter, measure, {item.arch for item in finalists})
+            finalists, rescored = finalists + more[0], rescored + more[1]
+        finalists.sort(key=_rank)
         known = {item.arch: item for item in (*rescored, *finalists)}
         earlier = [self._scored(arch, accuracy) for arch, (_, accuracy, _) in self.scores.items() if arch not in known]
         everything = (*known.values(), *earlier)
         return SearchResult(
-            pick=choose(finalists, self.feasible.target_ms),
-            target_ms=self.feasible.target_ms,
+            pick=choose(finalists, target),
+            target_ms=target,
             finalists=tuple(finalists),
             pareto=front(everything),
             scored=everything,
             history=tuple(self.history),
         )
 
-    def _hopefuls(self) -> list[Arch]:
-        """Distinct archs under the target: the strategy's own choice, then those with the best recent rewards, then others."""
+    def _finalists(self, limits: Feasible, measure: Measure | None, known: Collection[Arch]) -> tuple[list[Scored], list[Scored]]:
+        """The best archs within ``limits`` that are not ``known``, measured; and all that were scored to find them."""
+        rescored = sorted((self._scored(arch, self.scorer.on_all(arch)) for arch in self._hopefuls(limits, known)), key=_rank)
+        finalists = rescored[: self.config.finalists]
+        return (finalists if measure is None or not finalists else _measured(finalists, measure)), rescored
+
+    def _hopefuls(self, limits: Feasible, known: Collection[Arch]) -> list[Arch]:
+        """Distinct archs within ``limits``: the strategy's own choice, those with the best recent rewards, then others."""
+        wanted = self.config.rescored
         recent = self.epochs - max(1, RECENT * self.config.epochs)
         scored = [(reward, arch) for arch, (reward, _, epoch) in self.scores.items() if epoch > recent]
         scored.sort(key=lambda item: -item[0])
         best = self.strategy.best()
-        wanted = min(self.config.rescored, int(self.feasible.count))
-        archs = dict.fromkeys([*([] if best is None else [best]), *(arch for _, arch in scored)])
-        for _ in range(20):  # a space with few archs under the target may have fewer than its count by bins
-            if len(archs) >= wanted:
-                break
-            archs |= dict.fromkeys(self.strategy.paths(wanted))
-        met = self.feasible.meets(list(archs))
-        return [arch for arch, good in zip(archs, met, strict=True) if good][:wanted]
+        others = limits.sample(OTHERS * wanted, np.random.default_rng(self.rng.getrandbits(32)))
+        archs = dict.fromkeys(
+            [*([] if best is None else [best]), *(arch for _, arch in scored), *self.strategy.paths(wanted), *others]
+        )
+        return [arch for arch, meets in zip(archs, limits.meets(list(archs)), strict=True) if meets and arch not in known][
+            :wanted
+        ]
 
     def _scored(self, arch: Arch, accuracy: float) -> Scored:
         return Scored(arch=arch, accuracy=accuracy, predicted_ms=float(self.feasible.latency_ms([arch])[0]))
@@ -281,6 +301,11 @@ def _optimizer(supernet: Supernet, config: SearchConfig) -> torch.optim.SGD:
             # The fused step cannot begin the momentum of one operator beside that of others; zero begins it all the same.
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def _rank(item: Scored) -> tuple[float, float]:
+    """By falling accuracy, of equals the faster first."""
+    return -item.accuracy, item.predicted_ms
 
 
 def _measured(finalists: Sequence[Scored], measure: Measure) -> list[Scored]:
