@@ -132,3 +132,10 @@ def test_held_out_children_are_new_distinct_and_as_many_as_there_are(space: Sear
     assert len(set(archs)) == len(archs) == min(children, space.size - len(set(profiled)))
     assert not set(archs) & set(profiled)
     assert all(code in slot.candidates for arch in archs for code, slot in zip(arch, space.slots, strict=True))
+
+
+def test_every_second_held_out_child_is_half_the_network_itself() -> None:
+    space = space_of(*[(0, 1, 2, 3)] * 100)
+    archs = held_out(space, 20)
+    for uniform, near in zip(archs[::2], archs[1::2], strict=True):
+        assert uniform.count(0) < 45 < near.count(0) < 80

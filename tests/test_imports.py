@@ -10,6 +10,7 @@ import nar_hw
 ROOT = Path(nar_hw.__file__).parent
 ORDER = [
     ["errors", "files"],
+    ["checkpoints"],
     ["operators"],
     ["trace"],
     ["space"],
@@ -19,7 +20,7 @@ ORDER = [
     ["runtimes"],
     ["latency"],
     ["data", "tasks"],
-    ["training", "recipes", "checkpoints"],
+    ["training", "recipes"],
     ["search"],
     ["benchmark"],
     ["report"],

@@ -53,11 +53,7 @@ def contexts(space: SearchSpace, *, replicates: int = 3, seed: int = 0) -> list[
     rng = random.Random(f"contexts {seed}")
     archs = latin(space, replicates=replicates, seed=seed)
     own = len(archs) // replicates
-    near = [
-        tuple(slot.incumbent if rng.random() < 0.5 else code for code, slot in zip(arch, space.slots, strict=True))
-        for arch in archs[-own:]
-    ]
-    return [space.incumbent, *archs[:-own], *near]
+    return [space.incumbent, *archs[:-own], *(_nearer(space, arch, rng) for arch in archs[-own:])]
 
 
 def orthogonal(space: SearchSpace, *, seed: int = 0) -> list[Arch]:
@@ -89,7 +85,10 @@ def orthogonal(space: SearchSpace, *, seed: int = 0) -> list[Arch]:
 
 
 def held_out(space: SearchSpace, children: int, *, exclude: Collection[Arch] = (), seed: int = 0) -> list[Arch]:
-    """``children`` random archs, distinct from each other and from ``exclude``; fewer where the space has no more."""
+    """``children`` random archs, distinct from each other and from ``exclude``; fewer where the space has no more.
+
+    Every second one keeps about half of the network's own operators: see `contexts`.
+    """
     rng = random.Random(seed)
     excluded = set(exclude)
     if space.size <= 4 * (children + len(excluded)):
@@ -97,10 +96,18 @@ def held_out(space: SearchSpace, children: int, *, exclude: Collection[Arch] = (
         rest = [arch for arch in everything if arch not in excluded]
         return rng.sample(rest, min(children, len(rest)))
     chosen: dict[Arch, None] = {}
-    while len(chosen) < children:
-        if (arch := space.sample(rng)) not in excluded:
+    for turn in itertools.count():
+        if len(chosen) == children:
+            break
+        arch = _nearer(space, space.sample(rng), rng) if turn % 2 else space.sample(rng)
+        if arch not in excluded:
             chosen[arch] = None
     return list(chosen)
+
+
+def _nearer(space: SearchSpace, arch: Arch, rng: random.Random) -> Arch:
+    """``arch`` with the network's own operator in half of its slots."""
+    return tuple(slot.incumbent if rng.random() < 0.5 else code for code, slot in zip(arch, space.slots, strict=True))
 
 
 def profiled(space: SearchSpace, method: Mapping[str, Any]) -> list[Arch]:

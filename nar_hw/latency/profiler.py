@@ -155,7 +155,7 @@ def make_table(
         operators=space.operators,
         slots=tuple(slots),
         entries=tuple(_rounded(found.entries[spec]) for spec in numbers),
-        fixed_ms=_short(found.fixed_ms),
+        fixed_ms=round(found.fixed_ms, 7),
         incumbent_ms=_short(float(np.median(measured.reference))),
         fingerprint=fingerprint(config),
         method=method,
