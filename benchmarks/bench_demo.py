@@ -1,4 +1,4 @@
-"""The demo's claims over seeds: measured latency against the asked one, prediction against measurement, accuracy against baseline.
+"""The demo's claims over seeds: measured latency against the asked and the predicted one, accuracy against the baseline.
 
 Each seed runs `nar-hw demo` in a folder of its own, on whatever device is here. Result: results/demo.json.
 

@@ -1,1 +1,1 @@
-"""Networks as files that run without this package: ONNX, and the bundle around it."""
+"""Files to deploy: ONNX, precisions, bundles."""

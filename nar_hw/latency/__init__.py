@@ -1,1 +1,1 @@
-"""nar_hw.latency."""
+"""Latency tables: designs, measurement, the table itself and its validation."""
