@@ -10,6 +10,7 @@ import nar_hw
 ROOT = Path(nar_hw.__file__).parent
 ORDER = [
     ["errors", "files"],
+    ["recipes"],
     ["checkpoints"],
     ["operators"],
     ["trace"],
@@ -20,7 +21,7 @@ ORDER = [
     ["runtimes"],
     ["latency"],
     ["data", "tasks"],
-    ["training", "recipes"],
+    ["training"],
     ["search"],
     ["benchmark"],
     ["report"],

@@ -11,6 +11,7 @@ import typer
 import typer.core
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from nar_hw import __version__
 from nar_hw.errors import NarError
@@ -138,6 +139,11 @@ def emit(as_json: bool, value: dict[str, Any], show: Callable[[], None]) -> None
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """Bars on stderr."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", table_column=Column(max_width=max(30, errors.width - 38), overflow="fold")),
+        BarColumn(bar_width=14),
+        MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=9)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
+    )
     with Progress(*columns, console=errors) as progress:
         yield progress

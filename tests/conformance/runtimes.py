@@ -37,7 +37,7 @@ class RuntimeConformance:
         assert runtime_class(runtime.name) is runtime
         assert RUNTIMES[runtime.name].startswith(f"nar_hw.runtimes.{runtime.name}:")
 
-    def test_versions_start_with_its_own(self, runtime: type[Runtime]) -> None:
+    def test_versions_start_with_its_own(self, runtime: type[Runtime], config: RuntimeConfig) -> None:
         versions = runtime.versions()
         assert json.loads(json.dumps(versions)) == versions
         assert next(iter(versions.values()))[0].isdigit()
