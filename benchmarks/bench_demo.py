@@ -1,6 +1,8 @@
 """The demo's claims over seeds: measured latency against the asked and the predicted one, accuracy against the baseline.
 
-Each seed runs `nar-hw demo` in a folder of its own, on whatever device is here. Result: results/demo.json.
+Each seed runs `nar-hw demo` in a folder of its own, on whatever device is here. "search" is the finalist's time measured beside
+the baseline by the search, on the table's clock (the thread's) and scale; "benchmark" the bundle's median wall time.
+Result: results/demo.json.
 
     python benchmarks/bench_demo.py [--seeds 0 1 2] [--out benchmarks/results/demo.json]
 """
@@ -28,32 +30,35 @@ def measure(seed: int, folder: Path) -> dict[str, Any]:
     (comparison,) = outcome["bench"]["comparisons"]
     table = LatencyTable.load(folder / "table.json")
     run = read_json(folder / "run.json")
-    accuracy = outcome["test_accuracy"]
     validation = {key: value for key, value in (table.validation or {}).items() if key != "pairs"}
     return {
         "seed": seed,
         "seconds": round(seconds, 1),
         "asked_ms": outcome["target_ms"],
         "predicted_ms": outcome["predicted_ms"],
-        "measured_ms": {
-            "in the search, at the table's speed": run["measured_ms"],
-            "bundle, p50 of the benchmark": ms["child"],
-        },
-        "baseline_ms": {"table": table.incumbent_ms, "bundle, p50 of the benchmark": ms["baseline"]},
-        "measured / asked": ms["child"] / outcome["target_ms"],
-        "predicted / measured": outcome["predicted_ms"] / ms["child"],
+        "measured_ms": {"search": run["measured_ms"], "benchmark": ms["child"]},
+        "baseline_ms": {"search": table.incumbent_ms, "benchmark": ms["baseline"]},
         "child / baseline": {key: comparison[key] for key in ("ratio", "low", "high", "rounds")},
-        "test_accuracy": accuracy,
-        "points lost": 100 * (accuracy["baseline"] - accuracy["child"]),
+        "test_accuracy": outcome["test_accuracy"],
         "arch": outcome["arch"],
         "table validation": validation,
-        "claims": {
-            "measured <= asked + 5 %": ms["child"] <= 1.05 * outcome["target_ms"],
-            "predicted within 10 % of measured": abs(outcome["predicted_ms"] / ms["child"] - 1) <= 0.10,
-            "accuracy within 1.0 point": 100 * (accuracy["baseline"] - accuracy["child"]) <= 1.0,
-        },
+        "claims": claims(outcome, {"search": run["measured_ms"], "benchmark": ms["child"]}),
         "fingerprint": table.fingerprint,
     }
+
+
+def claims(outcome: dict[str, Any], measured_ms: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """The three claims, by the measurement of the search and by that of the benchmark."""
+    accuracy = outcome["test_accuracy"]
+    lost = 100 * (accuracy["baseline"] - accuracy["child"])
+    found: dict[str, dict[str, Any]] = {
+        "accuracy at most 1.0 point below the baseline": {"points lost": lost, "holds": lost <= 1.0}
+    }
+    for how, ms in measured_ms.items():
+        over, ratio = ms / outcome["target_ms"], outcome["predicted_ms"] / ms
+        found[f"measured <= asked + 5 % ({how})"] = {"measured / asked": over, "holds": over <= 1.05}
+        found[f"predicted within 10 % of measured ({how})"] = {"predicted / measured": ratio, "holds": abs(ratio - 1) <= 0.1}
+    return found
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
 """The commands through their real entry point, on a tiny network, made data and the fake runtime."""
 
+import errno
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -276,3 +278,12 @@ def test_ctrl_c_keeps_what_is_finished(run: Run, monkeypatch: pytest.MonkeyPatch
     code, _, err = run(f"profile {SPACE} --runtime fake -o t.json")
     assert code == 130
     assert "what was finished is kept" in err
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("nar_hw.files.os.fsync", full)
+    assert "No space left on device" in refused(run(f"profile {SPACE} --runtime fake --validate 0 -o t.json"))
+    assert not list(tmp_path.iterdir())

@@ -11,7 +11,9 @@ from torch import nn
 
 from nar_hw.errors import MeasurementError, RuntimeUnavailableError, UnknownNameError, UserError
 from nar_hw.latency.children import ChildLoader, ChildTimes, Clock, children_at_once, measure, typical
-from nar_hw.latency.in_context import Join, calibrate, mean_of_middle
+from nar_hw.latency.designs import orthogonal, profiled as profiled_children
+from nar_hw.latency.estimate import calibrate, mean_of_middle
+from nar_hw.latency.in_context import Join
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
 from nar_hw.runtimes import RuntimeConfig
@@ -162,6 +164,52 @@ def test_a_budget_cuts_rounds_and_children_but_leaves_two_rounds(space: SearchSp
     assert progress.tasks[0].finished
 
 
+# ---------------------------------------------------------------------------------------- regression, isolated operators
+
+
+@pytest.mark.parametrize("method", ["regression", "isolated"])
+def test_other_methods_recover_additive_truth(space: SearchSpace, method: str) -> None:
+    exact = FakeDevice(noise=0.0, interaction=0.0)
+    assert largest_error(space, profiled(space, exact, method=method), exact) < 2e-3
+    noisy = FakeDevice(noise=0.02, interaction=0.0)
+    assert largest_error(space, profiled(space, noisy, method=method), noisy) < 0.02
+    block = SearchSpace.from_model(TinyResNet(), SHAPE, manner="block", operators=["conv3x3", "dwsep3x3", "max3x3"])
+    assert largest_error(block, profiled(block, exact, method=method), exact) < 2e-3
+
+
+@pytest.mark.parametrize("method", ["regression", "isolated"])
+def test_other_methods_need_no_layer_times(space: SearchSpace, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeRuntime, "layers", False)
+    table = profiled(space, FakeDevice(), method=method, validate=5)
+    assert table.method["name"] == method
+    assert table.validation is not None
+    assert table.validation["mape"] < 2
+
+
+def test_regression_tells_operators_apart_that_differ_and_ties_those_that_do_not() -> None:
+    """max3x3 and avg3x3 cost the same on the fake device, and the other operators something else."""
+    space = SearchSpace.from_model(TinyResNet(), SHAPE, operators=["conv3x3", "dwsep3x3", "max3x3", "avg3x3"])
+    table = profiled(space, FakeDevice(interaction=0.0), method="regression", rounds=10)
+    assert all(("max3x3", "avg3x3") in pairs for pairs in table.ties().values())
+    assert len(table.ties()) == 4
+    assert not any(("conv3x3", "dwsep3x3") in pairs for pairs in table.ties().values())
+
+
+def test_regression_children_are_the_network_and_an_orthogonal_array(space: SearchSpace) -> None:
+    table = profiled(space, FakeDevice(), method="regression")
+    assert set(profiled_children(space, table.method)) == {space.incumbent, *orthogonal(space, seed=0)}
+    assert table.method["children"] == len(set(profiled_children(space, table.method)))
+
+
+def test_isolated_operators_are_calibrated_on_at_least_eight_children(space: SearchSpace) -> None:
+    """On the fake device an operator alone pays the fixed part of a run each time: the plain sum would be far off."""
+    device = FakeDevice(noise=0.0, interaction=0.0, fixed_ms=0.5)
+    table = profiled(space, device, method="isolated")
+    assert table.method["children"] >= 8
+    assert table.method["overhead_ms"] > 0.3
+    assert largest_error(space, table, device) < 2e-3
+
+
 # ------------------------------------------------------------------------------------------------------------- refusals
 
 
@@ -266,7 +314,7 @@ def test_mean_of_middle_is_finer_than_its_samples_and_ignores_outliers() -> None
 @pytest.mark.parametrize(("fixed", "scale", "overhead"), [(0.4, 1.0, 0.003), (0.05, 1.03, 0.0), (0.1, 0.97, 0.006)])
 def test_calibration_recovers_what_made_the_whole(fixed: float, scale: float, overhead: float) -> None:
     rng = np.random.default_rng(0)
-    ms, nodes = rng.uniform(2, 8, 15), rng.integers(10, 40, 15).astype(float)
+    ms, nodes = rng.uniform(6, 12, 15), rng.integers(10, 40, 15).astype(float)
     found = calibrate(fixed + scale * ms - overhead * nodes, ms, nodes, slowdown=0.006, smallest=0.02)
     np.testing.assert_allclose(found, (fixed, scale, overhead), atol=0.03)
     predicted = found[0] + found[1] * ms - found[2] * nodes
@@ -275,11 +323,11 @@ def test_calibration_recovers_what_made_the_whole(fixed: float, scale: float, ov
 
 def test_calibration_keeps_every_entry_positive() -> None:
     rng = np.random.default_rng(0)
-    ms, nodes = rng.uniform(2, 8, 15), rng.integers(10, 40, 15).astype(float)
-    _, scale, overhead = calibrate(ms - 0.1 * nodes, ms, nodes, slowdown=0.2, smallest=0.05)
-    assert 0 < overhead < scale * 0.05
-    _, _, overhead = calibrate(ms + 0.1 * nodes, ms, nodes, slowdown=-0.2, smallest=0.05)
-    assert overhead < 1e-3 * 0.05
+    ms, nodes = rng.uniform(6, 12, 15), rng.integers(10, 40, 15).astype(float)
+    _, scale, overhead = calibrate(ms - 0.05 * nodes, ms, nodes, slowdown=0.2, smallest=0.02)
+    assert 0.015 < overhead < scale * 0.02
+    _, _, overhead = calibrate(ms + 0.1 * nodes, ms, nodes, slowdown=-0.2, smallest=0.02)
+    assert overhead <= 1e-3 * 0.02
 
 
 def test_nodes_join_to_the_site_of_their_path() -> None:

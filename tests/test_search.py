@@ -158,10 +158,10 @@ def test_the_callers_generators_are_left_as_they_were() -> None:
     assert torch.equal(before[2], torch.get_rng_state())
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_strategy_searches_and_resumes_to_the_same_bits(strategy: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("strategy", "paths"), [*((name, "strategy") for name in STRATEGIES), ("random", "fair")])
+def test_every_strategy_searches_and_resumes_to_the_same_bits(strategy: str, paths: Any, tmp_path: Path) -> None:
     """Stopped in the middle of the third epoch, with dropout and generators of Python and NumPy in play."""
-    config = dataclasses.replace(CONFIG, strategy=strategy)
+    config = dataclasses.replace(CONFIG, strategy=strategy, paths=paths)
     expected = run(config=config)
     task = made_task()
     steps = task.train_size // config.batch

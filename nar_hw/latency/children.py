@@ -12,11 +12,11 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 Floats = npt.NDArray[np.float64]
+K = TypeVar("K", bound=Hashable)
 
 MEMORY = 2**30
 """Bytes that loaded children may take together; a loaded network takes about 2.5 x its weights."""
@@ -97,10 +98,10 @@ class ChildTimes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measured(Generic[K]):
     """What `measure` found."""
 
-    children: dict[Arch, ChildTimes]
+    children: dict[K, ChildTimes]
     reference: Floats
     """(visits,) ms of the network itself, as they were."""
     clock: str
@@ -112,16 +113,17 @@ class Measured:
 
 
 def measure(
-    load: Callable[[Arch, bool], Runtime],
-    archs: Sequence[Arch],
+    load: Callable[[K, bool], Runtime],
+    archs: Sequence[K],
     reference: Runtime,
     *,
     at_once: int,
     rounds: int,
+    repeats: int | None = None,
     profile: bool = False,
     deadline: float = math.inf,
     tick: Callable[[int], object] = lambda steps: None,
-) -> Measured:
+) -> Measured[K]:
     """Time children end to end and, with ``profile``, node by node.
 
     ``at_once`` of them are loaded together and visited in turn, ``rounds`` times (and once before, which is dropped); the
@@ -129,9 +131,10 @@ def measure(
 
     Args:
         load: makes a runtime of (arch, whether it is profiled).
-        archs: the children; one that comes twice is measured once.
+        archs: the children, or whatever ``load`` takes; one that comes twice is measured once.
         reference: the network itself, loaded.
         at_once: how many children may be loaded at the same time.
+        repeats: runs of each visit; by default about 12 ms of the reference, at least 5.
         rounds: visits of each child; fewer, but at least two, when the deadline comes first.
         profile: load each child a second time with the runtime's profiler on.
         deadline: time.monotonic() at which to stop.
@@ -142,15 +145,17 @@ def measure(
     """
     distinct = list(dict.fromkeys(archs))
     clock = Clock(reference)
-    repeats = _repeats(clock, reference)
+    runs = _repeats(clock, reference)
     batches = [distinct[start : start + at_once] for start in range(0, len(distinct), at_once)]
     found = []
     for left, group in zip(range(len(batches), 0, -1), batches, strict=True):
         now = time.monotonic()
-        found.append(_measure_batch(load, group, reference, clock, rounds, repeats, profile, now + (deadline - now) / left, tick))
+        found.append(
+            _measure_batch(load, group, reference, clock, rounds, repeats or runs, profile, now + (deadline - now) / left, tick)
+        )
     every = np.concatenate([batch.reference for batch in found])
     speed = float(np.median(every))
-    children: dict[Arch, ChildTimes] = {}
+    children: dict[K, ChildTimes] = {}
     for batch in found:
         factor = speed / float(np.median(batch.reference))
         for arch, times in batch.children.items():
@@ -213,8 +218,8 @@ def _repeats(clock: Clock, reference: Runtime) -> int:
 
 
 def _measure_batch(
-    load: Callable[[Arch, bool], Runtime],
-    archs: Sequence[Arch],
+    load: Callable[[K, bool], Runtime],
+    archs: Sequence[K],
     reference: Runtime,
     clock: Clock,
     rounds: int,
@@ -222,7 +227,7 @@ def _measure_batch(
     profile: bool,
     deadline: float,
     tick: Callable[[int], object],
-) -> Measured:
+) -> Measured[K]:
     with ExitStack() as stack:
         runtimes = [
             stack.enter_context(closing(load(arch, profiled)))
@@ -243,7 +248,7 @@ def _measure_batch(
                 break
         raw = np.array(visits[1:])  # (rounds, items, repeats)
         for item, runtime in enumerate(runtimes):
-            _positive(f"{runtime.name}, child {','.join(map(str, archs[item // (1 + profile)]))}", raw[:, item])
+            _positive(f"{runtime.name}, {_named(archs[item // (1 + profile)])}", raw[:, item])
         kept = typical(np.array(ends[1:]))  # (rounds, 2)
         factors = normalise(np.ones(raw.shape[:2]), kept)  # (rounds, items)
         whole = typical(raw) * factors
@@ -272,6 +277,10 @@ def typical(runs: Floats) -> Floats:
 
 def _undisturbed(runs: Floats) -> npt.NDArray[np.bool_]:
     return np.asarray(runs <= 1.3 * runs.min(axis=-1, keepdims=True))
+
+
+def _named(key: Hashable) -> str:
+    return f"child {','.join(map(str, key))}" if isinstance(key, tuple) else str(key)
 
 
 def _positive(name: str, runs: Floats) -> None:

@@ -112,9 +112,9 @@ def _nearer(space: SearchSpace, arch: Arch, rng: random.Random) -> Arch:
 
 def profiled(space: SearchSpace, method: Mapping[str, Any]) -> list[Arch]:
     """The children on which a table stands, from what its "method" says."""
-    if method["name"] == "in-context":
-        return contexts(space, replicates=method["replicates"], seed=method["seed"])
-    return []
+    if method["name"] == "regression":
+        return [space.incumbent, *orthogonal(space, seed=method["seed"])]
+    return contexts(space, replicates=method["replicates"], seed=method["seed"])
 
 
 def orthogonal_array(levels: int, columns: int) -> Ints:

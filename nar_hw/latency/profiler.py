@@ -3,28 +3,31 @@
 import dataclasses
 import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nar_hw.errors import MeasurementError, RuntimeUnavailableError, UserError, unknown_name
-from nar_hw.latency import in_context
+from nar_hw.latency import in_context, isolated, regression
 from nar_hw.latency.children import ChildLoader, Measured, Steps, child_loader, children_at_once, measure
-from nar_hw.latency.designs import contexts
+from nar_hw.latency.designs import contexts, orthogonal
 from nar_hw.latency.device import fingerprint
+from nar_hw.latency.estimate import Estimate
 from nar_hw.latency.schema import Entry, TableSlot
 from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.validate import validate as validated, with_validation
 from nar_hw.operators import OpSpec
 from nar_hw.runtimes import RuntimeConfig, runtime_class
-from nar_hw.space import SearchSpace
+from nar_hw.runtimes.base import Runtime
+from nar_hw.space import Arch, SearchSpace
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 __all__ = ["METHODS", "ChildLoader", "child_loader", "profile"]
 
-METHODS = ("in-context",)
 ROUNDS = 10
 
 
@@ -46,7 +49,9 @@ def profile(
         space: the search space.
         config: runtime, device and conditions.
         model_name: what the table says its network is: the --model that builds it again.
-        method: one of METHODS. in-context: per-layer times inside 3 K + 1 children for K operators.
+        method: one of METHODS. in-context: per-layer times inside 3 K + 1 children for K operators. regression: least
+            squares over whole children, for runtimes without per-layer times. isolated: each operator alone, calibrated on
+            about 9 whole children.
         rounds: visits of each child; the first ones, which come on top, are dropped.
         seed: of the design.
         validate: how many held-out children to measure end to end; 0 for none.
@@ -66,39 +71,39 @@ def profile(
     runtime = runtime_class(config.runtime)
     if reason := runtime.unavailable(config):
         raise RuntimeUnavailableError(reason)
-    if not runtime.layers_on(config):
-        raise RuntimeUnavailableError(f"{runtime.name} has no per-layer times on {config.device}, which method in-context needs")
-    share = math.inf if budget_s is None else budget_s * (0.5 if validate else 1.0)
-    replicates = 2 if share < 15 else 3
-    archs = contexts(space, replicates=replicates, seed=seed)
-    with child_loader(space, config) as load, load(space.incumbent) as reference:
-        tick = Steps(progress, "profiling", (rounds + 1) * 2 * len(set(archs)))
-        measured = measure(
-            load,
-            archs,
-            reference,
-            at_once=children_at_once(space, 2),
-            rounds=rounds,
-            profile=True,
-            deadline=start + share,
-            tick=tick,
+    if method == "in-context" and not runtime.layers_on(config):
+        raise RuntimeUnavailableError(
+            f"{runtime.name} has no per-layer times on {config.device}, which method in-context needs: use method regression"
         )
-    found = in_context.estimate(space, measured)
+    share = math.inf if budget_s is None else budget_s * (0.5 if validate else 1.0)
+    with child_loader(space, config) as load, load(space.incumbent) as reference:
+        job = _Job(
+            space=space,
+            config=config,
+            load=load,
+            reference=reference,
+            rounds=rounds,
+            seed=seed,
+            budget_s=share,
+            deadline=start + share,
+            progress=progress,
+        )
+        found, measured, details = METHODS[method](job)
     details = {
         "name": method,
         "children": len(measured.children),
         "rounds": measured.rounds,
         "seconds": round(time.monotonic() - start, 1),
         "seed": seed,
-        "replicates": replicates,
         "clock": measured.clock,
+        **details,
         **{name: _short(value) for name, value in found.details.items()},
     }
     table = make_table(space, config, model_name, found, measured, details)
     table = dataclasses.replace(table, notes=(*table.notes, *_agree(table, space, measured)))
     if not validate:
         return table
-    if space.size < len(set(archs)) + 3:
+    if space.size < len(measured.children) + 3:
         unseen = "not validated: the profile has seen all children of this small space, or all but one or two"
         return dataclasses.replace(table, notes=(*table.notes, unseen))
     left = None if budget_s is None else budget_s - (time.monotonic() - start)
@@ -108,7 +113,75 @@ def profile(
     return with_validation(table, validation)
 
 
-def _agree(table: LatencyTable, space: SearchSpace, measured: Measured) -> tuple[str, ...]:
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What a method has to do, and with what."""
+
+    space: SearchSpace
+    config: RuntimeConfig
+    load: ChildLoader
+    reference: Runtime
+    """The network itself."""
+    rounds: int
+    seed: int
+    budget_s: float
+    deadline: float
+    """time.monotonic() at which to stop."""
+    progress: "Progress | None"
+
+    def children(self, archs: list[Arch], *, layers: bool = False) -> Measured[Arch]:
+        """Whole children measured, with their layers if wanted."""
+        return measure(
+            self.load,
+            archs,
+            self.reference,
+            at_once=children_at_once(self.space, 1 + layers),
+            rounds=self.rounds,
+            profile=layers,
+            deadline=self.deadline,
+            tick=Steps(self.progress, "profiling", (self.rounds + 1) * (1 + layers) * len(set(archs))),
+        )
+
+
+_Found = tuple[Estimate, Measured[Arch], dict[str, Any]]
+
+
+def _in_context(job: _Job) -> _Found:
+    replicates = 2 if job.budget_s < 15 else 3
+    measured = job.children(contexts(job.space, replicates=replicates, seed=job.seed), layers=True)
+    return in_context.estimate(job.space, measured), measured, {"replicates": replicates}
+
+
+def _regression(job: _Job) -> _Found:
+    measured = job.children([job.space.incumbent, *orthogonal(job.space, seed=job.seed)])
+    return regression.estimate(job.space, measured), measured, {}
+
+
+def _isolated(job: _Job) -> _Found:
+    specs, load = isolated.operator_loader(job.space, job.config)
+    operators = measure(
+        load,
+        specs,
+        job.reference,
+        at_once=len(specs),
+        rounds=job.rounds,
+        repeats=20,
+        deadline=time.monotonic() + 0.7 * (job.deadline - time.monotonic()),
+        tick=Steps(job.progress, "profiling operators", (job.rounds + 1) * len(specs)),
+    )
+    replicates = math.ceil(8 / max(len(slot.candidates) for slot in job.space.slots))
+    measured = job.children(contexts(job.space, replicates=replicates, seed=job.seed))
+    return isolated.estimate(job.space, operators, measured), measured, {"replicates": replicates}
+
+
+METHODS: dict[str, Callable[[_Job], _Found]] = {
+    "in-context": _in_context,
+    "regression": _regression,
+    "isolated": _isolated,
+}
+
+
+def _agree(table: LatencyTable, space: SearchSpace, measured: Measured[Arch]) -> tuple[str, ...]:
     """What must be said of how the network itself is predicted. Raises MeasurementError where nothing can be believed.
 
     It was measured twice: as the reference, and as a child with its own, fewer runs.
@@ -134,8 +207,8 @@ def make_table(
     space: SearchSpace,
     config: RuntimeConfig,
     model_name: str,
-    found: in_context.Estimate,
-    measured: Measured,
+    found: Estimate,
+    measured: Measured[Arch],
     method: dict[str, Any],
 ) -> LatencyTable:
     """The table of an estimate: entries in the order in which the slots' candidates first use them."""

@@ -13,7 +13,7 @@ from nar_hw.latency.children import Measured, Steps, child_loader, children_at_o
 from nar_hw.latency.designs import held_out, profiled
 from nar_hw.latency.table import LatencyTable
 from nar_hw.runtimes import RuntimeConfig
-from nar_hw.space import SearchSpace
+from nar_hw.space import Arch, SearchSpace
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -94,7 +94,7 @@ def config_of(table: LatencyTable) -> RuntimeConfig:
     )
 
 
-def compare(table: LatencyTable, space: SearchSpace, measured: Measured) -> dict[str, Any]:
+def compare(table: LatencyTable, space: SearchSpace, measured: Measured[Arch]) -> dict[str, Any]:
     """The numbers of a validation (see `validate`) from children that were measured."""
     archs = list(measured.children)
     speed = float(np.median(measured.reference)) / table.incumbent_ms
