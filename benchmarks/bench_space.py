@@ -3,17 +3,22 @@
 For each network: seconds of `SearchSpace.from_model`, slots, candidates per family, whether the all-incumbent child is
 bit-identical, and whether random children run forward and backward and export to ONNX. Result: results/space.json.
 
-    python benchmarks/bench_space.py [--only NAME ...] [--children 5] [--out benchmarks/results/space.json]
+    python benchmarks/bench_space.py [--only NAME ...] [--jobs 1] [--out benchmarks/results/space.json]
+
+About an hour with two jobs. It goes on where it was stopped: networks that are in the result file are not examined again.
 """
 
 import argparse
 import collections
 import json
+import multiprocessing
 import platform
 import random
 import tempfile
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +72,7 @@ def examine(name: str, children: int) -> dict[str, Any]:
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         row["identical"] = torch.equal(space.build(space.incumbent).eval()(images), model(images))
+    del model  # the largest networks hardly fit otherwise
     problems = [] if row["identical"] else ["the all-incumbent child differs from the network"]
     rng = random.Random(0)
     row["children_trained"] = row["children_exported"] = 0
@@ -75,6 +81,7 @@ def examine(name: str, children: int) -> dict[str, Any]:
         try:
             child = space.build(arch)
             loss(child, images).backward()
+            child.zero_grad()
             row["children_trained"] += 1
             with tempfile.TemporaryDirectory() as folder:
                 export_onnx(child, Path(folder) / "child.onnx", input_shape=shape)
@@ -93,42 +100,53 @@ def loss(child: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return output.square().sum()
 
 
+def prepare() -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--children", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "space.json")
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    classifiers = torchvision.models.list_models(module=torchvision.models)
-    names = arguments.only or [*classifiers, *(f"timm:{name}" for name in TIMM)]
-    rows: list[dict[str, Any]] = []
-    if arguments.out.exists() and not arguments.only:
-        rows = json.loads(arguments.out.read_text())["networks"]
-    for name in names:
-        if any(row["model"] == name for row in rows):
-            continue
-        rows.append(examine(name, arguments.children))
-        row = rows[-1]
-        outcome = "pass" if row["passed"] else row["explanation"]
-        print(f"{name}: {row['searchable']}/{row['slots']} slots, {row.get('seconds')} s, {outcome}", flush=True)
-        versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "python": platform.python_version()}
-        summary = {
-            "networks": len(rows),
-            "passed": sum(row["passed"] for row in rows),
-            "two or more searchable slots": sum(row["searchable"] >= 2 for row in rows),
-        }
-        write_json(
-            arguments.out,
-            {
-                "command": "python benchmarks/bench_space.py",
-                "threads": 1,
-                "versions": versions,
-                "summary": summary,
-                "networks": rows,
+    names = arguments.only or [
+        *torchvision.models.list_models(module=torchvision.models),
+        *(f"timm:{name}" for name in TIMM),
+    ]
+    rows: dict[str, dict[str, Any]] = {}
+    if arguments.out.exists():
+        rows = {row["model"]: row for row in json.loads(arguments.out.read_text())["networks"]}
+    missing = [name for name in names if name not in rows]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.jobs, context, prepare, max_tasks_per_child=1) as pool:
+        for work in as_completed(pool.submit(examine, name, arguments.children) for name in missing):
+            row = work.result()
+            rows[row["model"]] = row
+            outcome = "pass" if row["passed"] else row["explanation"]
+            print(f"{row['model']}: {row['searchable']}/{row['slots']} slots, {row.get('seconds')} s, {outcome}", flush=True)
+            save(arguments.out, [rows[name] for name in names if name in rows], arguments.children)
+
+
+def save(path: Path, rows: list[dict[str, Any]], children: int) -> None:
+    versions = {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "onnx")}
+    write_json(
+        path,
+        {
+            "command": "python benchmarks/bench_space.py",
+            "children": children,
+            "threads per job": 1,
+            "versions": {"python": platform.python_version(), **versions},
+            "summary": {
+                "networks": len(rows),
+                "passed": sum(row["passed"] for row in rows),
+                "two or more searchable slots": sum(row["searchable"] >= 2 for row in rows),
             },
-        )
+            "networks": rows,
+        },
+    )
 
 
 if __name__ == "__main__":

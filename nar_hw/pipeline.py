@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,13 @@ def load_task(data: str, *, root: Path | None = None, device: str = "cpu") -> Cl
 
 
 def table_info(table: LatencyTable) -> ModelInfo:
-    """The network and the candidates that a table was measured on."""
-    names = {name for slot in table.slots for name in slot.candidates}
+    """The network and the choices that a table was measured on."""
     return ModelInfo(
         name=table.model,
         input_shape=table.input_shape,
         num_classes=table.num_classes,
         manner=table.manner,
-        operators=tuple(name for name in table.operators if name in names and name != INCUMBENT),
+        **asdict(table.choices),
     )
 
 
@@ -172,7 +171,11 @@ def train_child(
         train(child, task, recipe, out=out, seed=seed, resume=resume, progress=progress)
     else:
         trained = Child.load(baseline)
-        if replace(trained.model, manner=info.manner, operators=info.operators) != info:
+        if (trained.model.name, trained.model.input_shape, trained.model.num_classes) != (
+            info.name,
+            info.input_shape,
+            info.num_classes,
+        ):
             raise RunError(f"{baseline} must hold the trained {info.name} for the same images, but holds {trained.model}")
         fresh = space.inherit(child, trained.network(baseline))
         two_phase(child, task, recipe, new=fresh, out=out, seed=seed, resume=resume, progress=progress)
@@ -219,6 +222,8 @@ def find_arch(
     data: str,
     manner: Manner = "conv",
     operators: tuple[str, ...] | None = None,
+    slots: str | None = None,
+    limit_params: bool = True,
     data_root: Path | None = None,
 ) -> Wanted:
     """What --arch names: a search folder, "incumbent", or codes and names separated by commas.
@@ -233,7 +238,15 @@ def find_arch(
     if model is None:
         raise UserError(f"--model must name the network unless --arch is a search folder, but {text!r} is no folder")
     task = load_task(data, root=data_root)
-    info = ModelInfo(name=model, input_shape=task.input_shape, num_classes=task.num_classes, manner=manner, operators=operators)
+    info = ModelInfo(
+        name=model,
+        input_shape=task.input_shape,
+        num_classes=task.num_classes,
+        manner=manner,
+        operators=operators,
+        slots=slots,
+        limit_params=limit_params,
+    )
     return Wanted(info=info, arch=None if text == INCUMBENT else tuple(item.strip() for item in text.split(",")))
 
 

@@ -36,6 +36,9 @@ class ModelInfo:
     manner: Manner = "conv"
     operators: tuple[str, ...] | None = None
     """The operators asked for; None for all that suit."""
+    slots: str | None = None
+    """Glob over the convolutions to search; None for all spatial ones behind the stem."""
+    limit_params: bool = True
 
     def build(self) -> nn.Module:
         """The network with fresh weights."""
@@ -44,7 +47,12 @@ class ModelInfo:
     def space(self, model: nn.Module | None = None) -> SearchSpace:
         """The search space of ``model`` (default: a fresh one)."""
         return SearchSpace.from_model(
-            self.build() if model is None else model, self.input_shape, operators=self.operators, manner=self.manner
+            self.build() if model is None else model,
+            self.input_shape,
+            operators=self.operators,
+            manner=self.manner,
+            slots=self.slots,
+            limit_params=self.limit_params,
         )
 
     @classmethod
@@ -59,6 +67,8 @@ class ModelInfo:
                 num_classes=int(value["num_classes"]),
                 manner=value["manner"],
                 operators=None if operators is None else tuple(map(str, operators)),
+                slots=value.get("slots"),
+                limit_params=bool(value.get("limit_params", True)),
             )
         except (KeyError, TypeError, ValueError) as problem:
             raise RunError(

@@ -28,6 +28,7 @@ from nar_hw.operators import (
     family,
 )
 from nar_hw.trace import Trace, TracedConv, trace
+from nar_hw.userfile import is_file_name, load_function
 
 Arch = tuple[int, ...]
 Manner = Literal["conv", "block"]
@@ -68,6 +69,17 @@ class Slot:
         return len(self.candidates) == 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What was asked of `SearchSpace.from_model` beside the network and the manner: enough to make the space again."""
+
+    operators: tuple[str, ...] | None = None
+    """Names, ``path/to/file.py:function`` for a user's own; None for all that suit."""
+    slots: str | None = None
+    """Glob over module paths."""
+    limit_params: bool = True
+
+
 class SearchSpace:
     """The children of one network: its skips, widths, stem and head with other operators in its slots."""
 
@@ -80,6 +92,7 @@ class SearchSpace:
         slots: tuple[Slot, ...],
         operators: tuple[str, ...],
         builders: dict[str, Builder],
+        choices: Choices,
     ) -> None:
         self.model = model
         self.input_shape = input_shape
@@ -90,6 +103,7 @@ class SearchSpace:
         self.operators = operators
         """Code -> name: the paper's six, the user's own, the other families, "incumbent"."""
         self._builders = builders
+        self.choices = choices
 
     @classmethod
     def from_model(
@@ -108,8 +122,9 @@ class SearchSpace:
         Args:
             model: the network; it is copied, never changed.
             input_shape: (C, H, W) of one image.
-            operators: names from OPERATORS and builders of your own (their ``__name__`` is the operator's name); by
-                default every operator that suits the slot's family (dense, depthwise, grouped).
+            operators: names from OPERATORS and builders of your own, as functions or as ``path/to/file.py:function`` (the
+                function's name is the operator's); by default every operator that suits the slot's family (dense,
+                depthwise, grouped).
             manner: "conv" gives one slot per spatial convolution, "block" one per residual block (paper 4.2.2).
             slots: glob over module paths ("layer[34].*") or predicate (path, module) of the convolutions to search;
                 by default all with a kernel larger than 1x1 except the stem.
@@ -125,20 +140,26 @@ class SearchSpace:
             raise unknown_name("manner", manner, ("conv", "block"))
         ours = {name for names in FAMILIES.values() for name in names}
         own = {name: builder for name, builder in OPERATORS.items() if name not in ours}
-        for item in operators or ():
-            if not isinstance(item, str):
-                if item.__name__ in own or item.__name__ in ours:
-                    raise SpaceError(
-                        f"an operator of yours must have a name of its own, but {item.__name__!r} is taken: rename it"
-                    )
-                own[item.__name__] = item
-        asked = None if operators is None else {item if isinstance(item, str) else item.__name__ for item in operators}
+        named = [_named(item) for item in operators or ()]
+        for name, builder in named:
+            if builder is not None:
+                if name in own or name in ours:
+                    raise SpaceError(f"an operator of yours must have a name of its own, but {name!r} is taken: rename it")
+                own[name] = builder
+        asked = None if operators is None else {name for name, _ in named}
         if asked is not None and (unknown := sorted(asked - OPERATORS.keys() - own.keys())):
             raise unknown_name("operator", unknown[0], OPERATORS)
         vocabulary = (*FAMILIES["dense"], *own, *FAMILIES["depthwise"], *FAMILIES["grouped"], INCUMBENT)
         model = copy.deepcopy(model)
         traced = trace(model, input_shape)
-        space = cls(model, input_shape, traced.num_classes, manner, (), vocabulary, own)
+        choices = Choices(
+            operators=None
+            if operators is None
+            else tuple(item if isinstance(item, str) else item.__name__ for item in operators),
+            slots=slots if isinstance(slots, str) else None,
+            limit_params=limit_params,
+        )
+        space = cls(model, input_shape, traced.num_classes, manner, (), vocabulary, own, choices)
         convs = _choose(traced, slots)
         groups: dict[str, list[Site]] = {}
         for conv in convs:
@@ -327,6 +348,14 @@ class SearchSpace:
         }
         child.load_state_dict({**target, **fits})
         return tuple(key for key in target if key not in fits)
+
+
+def _named(item: str | Builder) -> tuple[str, Builder | None]:
+    """An operator's name and, where it is the user's own, its builder."""
+    if isinstance(item, str) and not is_file_name(item):
+        return item, None
+    builder = load_function(item, what="operator", error=SpaceError) if isinstance(item, str) else item
+    return builder.__name__, builder
 
 
 def _layout(state: dict[str, torch.Tensor], path: str) -> dict[str, torch.Size]:

@@ -139,6 +139,27 @@ def test_space(run: Run) -> None:
     assert "2 slots, 9 archs" in out
 
 
+def test_ones_own_operators_and_slots_go_the_whole_way(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ops.py").write_text(
+        "from torch import nn\n"
+        "def thin(spec):\n"
+        "    return nn.Sequential(nn.Conv2d(spec.c_in, 2, 3, spec.stride, 1), nn.Conv2d(2, spec.c_out, 1))\n"
+    )
+    chosen = f"--model {NET} --input 3x8x8 --classes 4 --operators conv3x3,ops.py:thin --slots 'layer2.conv*'"
+    slots = ok(run(f"space {chosen} --json"))["slots"]
+    assert [(slot["name"], [item["operator"] for item in slot["candidates"]]) for slot in slots] == [
+        ("layer2.conv1", ["conv3x3", "thin"]),
+        ("layer2.conv2", ["conv3x3", "thin"]),
+    ]
+    ok(run(f"profile {chosen} --runtime fake --validate 0 -o t.json --json"))
+    target = reachable(tmp_path / "t.json")
+    found = ok(run(f"search --model {NET} --data {DATA} --table t.json --target-ms {target} --out x {SHORT} --json"))
+    assert "thin" in found["arch"]
+    ok(run(f"train --arch x --data {DATA} --recipe demo --epochs 1 --out x/child --json"))
+    assert ok(run("export x/child --out x/bundle --json"))
+
+
 def test_count_agrees_with_the_sum_over_slots(run: Run) -> None:
     whole = ok(run(f"count {SPACE} --json"))
     child = ok(run(f"count {SPACE} --arch 0,2,dwsep3x3,0 --json"))

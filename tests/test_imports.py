@@ -10,7 +10,7 @@ import nar_hw
 ROOT = Path(nar_hw.__file__).parent
 ORDER = [
     ["errors", "files"],
-    ["recipes"],
+    ["recipes", "userfile"],
     ["checkpoints"],
     ["operators"],
     ["trace"],

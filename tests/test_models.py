@@ -434,7 +434,7 @@ def test_a_relative_path(user_file: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ("function", "message"),
     [
         ("absent", r"must name a function, but its file has no 'absent'"),
-        ("number", r"must name a function that returns a network, but 'number' is a int"),
+        ("number", r"must name a function, but 'number' is a int"),
         ("made", r"must name a function that returns a network, but 'made' is a network"),
         ("wants_more", r"must build, but wants_more\(\) raised TypeError: .*'depth'"),
         ("raises", r"must build, but raises\(\) raised RuntimeError: no luck$"),
@@ -469,7 +469,7 @@ def test_bad_files(tmp_path: Path, content: str | None, message: str) -> None:
 
 def test_a_file_without_function(tmp_path: Path) -> None:
     with pytest.raises(
-        ModelError, match=r"a model of yours is named path/to/file.py:function, but got 'mine.py': add the function"
+        ModelError, match=r"your own model is named path/to/file.py:function, but got 'mine.py': add the function"
     ):
         build_model("mine.py", input_shape=(3, 8, 8), num_classes=2)
 

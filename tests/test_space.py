@@ -1,11 +1,14 @@
+import dataclasses
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from nar_hw.errors import ModelError, SpaceError, UnknownNameError
+from nar_hw.models import build_model
 from nar_hw.operators import OpSpec
 from nar_hw.space import SearchSpace
 from tests.networks import PreActivation, SharedConv, TinyResNet
@@ -80,6 +83,39 @@ def test_a_child_differs_in_the_chosen_slots_only(seed: int) -> None:
             assert list(module.children()) or repr(child[path]) == repr(module)
     added = {path for path in child if path not in original}
     assert all(any(path.startswith(f"{slot}.") for slot in changed) for path in added)
+
+
+class AroundSlots(fx.Tracer):
+    """Traces a network with the slots' convolutions and norms as opaque calls."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__()
+        sites = [site for slot in space.slots for site in slot.sites]
+        self.opaque = {path for site in sites for path in (site.conv, site.norm)}
+
+    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+        return path in self.opaque or super().is_leaf_module(module, path)
+
+    def edges(self, network: nn.Module) -> list[tuple[str, ...]]:
+        return [(node.name, node.op, str(node.target), str(node.args), str(node.kwargs)) for node in self.trace(network).nodes]
+
+
+@pytest.mark.parametrize("manner", ["conv", "block"])
+@pytest.mark.parametrize("name", ["resnet18", "lresnet50e_ir", "densenet121", "mobilenet_v2", "resnext50_32x4d", "googlenet"])
+def test_nodes_and_edges_outside_the_slots_stay(name: str, manner: str) -> None:
+    shape = (3, 112, 112) if name == "lresnet50e_ir" else (3, 64, 64)
+    model = build_model(name, input_shape=shape, num_classes=10).eval()
+    space = SearchSpace.from_model(model, shape, manner=manner)  # type: ignore[arg-type]
+    arch = tuple(next((code for code in slot.candidates if code != slot.incumbent), slot.incumbent) for slot in space.slots)
+    child, tracer = space.build(arch), AroundSlots(space)
+    before, after = tracer.edges(model), tracer.edges(child)
+    assert before == after
+    assert len(before) > 2 * len(space.slots)
+    kept = {path: repr(module) for path, module in model.named_modules() if not list(module.children())}
+    now = {path: repr(module) for path, module in child.named_modules() if not list(module.children())}
+    changed = {path for path in kept if now.get(path) != kept[path]}
+    assert changed <= tracer.opaque
+    assert len(changed) >= sum(not slot.fixed for slot in space.slots)
 
 
 def test_a_child_is_standalone() -> None:
@@ -182,6 +218,27 @@ def test_a_users_operator_follows_the_papers() -> None:
     assert space.slots[0].candidates == (0, 2, 6)
     assert space.names((0, 6, 2, 6)) == ("conv3x3", "shift", "max3x3", "shift")
     assert isinstance(space.build((6, 0, 0, 0)).layer1.conv1[1], nn.ReLU)
+
+
+def test_a_users_operator_from_a_file_makes_the_space_again(tmp_path: Path) -> None:
+    file = tmp_path / "ops.py"
+    file.write_text(
+        "from torch import nn\n"
+        "def relu1x1(spec):\n"
+        "    return nn.Sequential(nn.Conv2d(spec.c_in, spec.c_out, 1, spec.stride), nn.ReLU())\n"
+        "number = 3\n"
+    )
+    model = TinyResNet()
+    space = SearchSpace.from_model(
+        model, (3, 8, 8), operators=["max3x3", f"{file}:relu1x1"], slots="layer1.*", limit_params=False
+    )
+    assert space.names((6, 2)) == ("relu1x1", "max3x3")
+    again = SearchSpace.from_model(model, (3, 8, 8), **dataclasses.asdict(space.choices))
+    assert again.slots == space.slots
+    with pytest.raises(SpaceError, match=r"operator '.*' must name a function, but 'number' is a int"):
+        SearchSpace.from_model(model, (3, 8, 8), operators=[f"{file}:number"])
+    with pytest.raises(SpaceError, match=r"must name a Python file, but nothing\.py does not exist"):
+        SearchSpace.from_model(model, (3, 8, 8), operators=["nothing.py:f"])
 
 
 def test_patterns_and_predicates_choose_slots() -> None:

@@ -17,7 +17,7 @@ from nar_hw.errors import MissingEntryError, SpaceError, TableError, TableMismat
 from nar_hw.latency.schema import Entry, TableSlot
 from nar_hw.latency.table import LatencyTable
 from nar_hw.operators import OpSpec
-from nar_hw.space import SearchSpace
+from nar_hw.space import Choices, SearchSpace
 from tests.networks import TinyResNet
 
 NAMES = ("conv3x3", "dwsep3x3", "max3x3", "avg3x3", "conv5x5")
@@ -42,6 +42,7 @@ def made(costs: list[dict[str, float]], *, fixed: float = 0.5, rel: float | None
         input_shape=(3, 16, 16),
         num_classes=5,
         manner="conv",
+        choices=Choices(),
         operators=NAMES,
         slots=tuple(slots),
         entries=tuple(entries),
@@ -136,8 +137,8 @@ def test_the_hash_follows_what_predictions_depend_on() -> None:
 
 FAULTS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("no schema", lambda t: t.pop("schema"), "schema must be a positive integer"),
-    ("newer schema", lambda t: t.update(schema=7, nar_hw="3.1.0"), "schema 7 is newer than 1.*install nar-hw>=3.1.0"),
-    ("newer schema without a writer", lambda t: (t.update(schema=2), t.pop("nar_hw")), "install the latest nar-hw"),
+    ("newer schema", lambda t: t.update(schema=7, nar_hw="3.1.0"), "schema 7 is newer than 2.*install nar-hw>=3.1.0"),
+    ("newer schema without a writer", lambda t: (t.update(schema=3), t.pop("nar_hw")), "install the latest nar-hw"),
     ("missing part", lambda t: t.pop("slots"), "lacks slots"),
     ("unknown part", lambda t: t.update(colour="red"), "unknown fields colour"),
     ("model", lambda t: t.update(model=3), "model must be a string, but got 3"),
@@ -410,3 +411,20 @@ def test_a_table_of_other_conditions_is_refused_unless_allowed(space: SearchSpac
         assert difference in message
     assert "--allow-mismatch" in message
     assert len(table.check(space, here, model="their", allow_mismatch=True)) == 3
+
+
+def test_schema_1_still_loads(tmp_path: Path) -> None:
+    table = made([{"conv3x3": 1.0, "max3x3": 0.2}])
+    content = {**table.to_json(), "schema": 1}
+    del content["choices"]
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(content))
+    old = LatencyTable.load(path)
+    assert old.choices == Choices(operators=("conv3x3", "max3x3"))
+    assert old.predict((0,)) == table.predict((0,))
+
+
+def test_the_command_for_a_missing_entry_repeats_the_choices() -> None:
+    choices = Choices(operators=("conv3x3", "my/ops.py:max3x3"), slots="layer[0-9].*", limit_params=False)
+    command = dataclasses.replace(made([{"conv3x3": 1.0}]), choices=choices).profile_command(["conv3x3", "max3x3"])
+    assert "--operators conv3x3,my/ops.py:max3x3 --slots 'layer[0-9].*' --no-limit-params" in command

@@ -66,7 +66,14 @@ Model = Annotated[str, typer.Option("--model", help="Our name, a torchvision nam
 Input = Annotated[str, typer.Option("--input", help="Shape of one image: CxHxW.")]
 Manner = Annotated[Literal["conv", "block"], typer.Option(help="One slot per convolution (conv) or per residual block (block).")]
 Operators = Annotated[
-    str | None, typer.Option(help="Operator names to choose from, separated by commas; default: all that suit.")
+    str | None,
+    typer.Option(help="Names or path/to/file.py:function to choose from, separated by commas; default: all that suit."),
+]
+Slots = Annotated[
+    str | None, typer.Option(help="Glob over the convolutions to search, like 'layer[34].*'; default: all behind the stem.")
+]
+LimitParams = Annotated[
+    bool, typer.Option("--limit-params/--no-limit-params", help="Only operators with no more parameters than the network's own.")
 ]
 Classes = Annotated[int | None, typer.Option(help="Outputs of the network; default: 10 up to 64 pixels, else 1000.")]
 Data = Annotated[str, typer.Option("--data", help="digits, cifar10, cifar100, fashion-mnist, folder:PATH or fake:CxHxWxclasses.")]
@@ -103,14 +110,27 @@ def main() -> None:
 
 
 def model_info(
-    model: str, input: str, manner: Literal["conv", "block"], operators: str | None, classes: int | None
+    model: str,
+    input: str,
+    manner: Literal["conv", "block"],
+    operators: str | None,
+    classes: int | None,
+    slots: str | None = None,
+    limit_params: bool = True,
 ) -> "ModelInfo":
-    """What the options --model, --input, --manner, --operators and --classes describe."""
+    """What the options --model, --input, --manner, --operators, --classes, --slots and --limit-params describe."""
     from nar_hw.runs import ModelInfo, parse_shape
 
     shape = parse_shape(input)
-    number = classes or (10 if max(shape[1:]) <= 64 else 1000)
-    return ModelInfo(name=model, input_shape=shape, num_classes=number, manner=manner, operators=names(operators))
+    return ModelInfo(
+        name=model,
+        input_shape=shape,
+        num_classes=classes or (10 if max(shape[1:]) <= 64 else 1000),
+        manner=manner,
+        operators=names(operators),
+        slots=slots,
+        limit_params=limit_params,
+    )
 
 
 def names(operators: str | None) -> tuple[str, ...] | None:

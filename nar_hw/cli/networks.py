@@ -9,9 +9,11 @@ from nar_hw.cli.app import (
     Classes,
     Input,
     Json,
+    LimitParams,
     Manner,
     Model,
     Operators,
+    Slots,
     app,
     console,
     counted,
@@ -58,16 +60,18 @@ def space(
     input: Input,
     manner: Manner = "conv",
     operators: Operators = None,
+    slots: Slots = None,
+    limit_params: LimitParams = True,
     classes: Classes = None,
     as_json: Json = False,
 ) -> None:
     """The slots of a network and what may stand in them. Example: nar-hw space --model resnet18 --input 3x32x32"""
     from nar_hw.flops import SpaceCounts
 
-    found = model_info(model, input, manner, operators, classes).space()
+    found = model_info(model, input, manner, operators, classes, slots, limit_params).space()
     counts = SpaceCounts(found)
     total = counts.count(found.incumbent)
-    slots: list[dict[str, Any]] = [
+    rows: list[dict[str, Any]] = [
         {
             "slot": position,
             "name": slot.name,
@@ -86,16 +90,16 @@ def space(
 
     def show() -> None:
         table = Table("slot", "name", "input", "output", "incumbent", "candidates (code name: M multiply-adds)")
-        for row in slots:
+        for row in rows:
             candidates = ", ".join(f"{item['code']} {item['operator']}: {item['flops'] / 1e6:.3g}" for item in row["candidates"])
             shapes = ["x".join(map(str, row[key])) for key in ("input", "output")]
             table.add_row(str(row["slot"]), row["name"], *shapes, row["incumbent"], "fixed" if row["fixed"] else candidates)
         console.print(table)
         console.print(
-            f"{len(slots)} slots, {found.size:.4g} archs; the network itself: {sentence(counted(total))}", highlight=False
+            f"{len(rows)} slots, {found.size:.4g} archs; the network itself: {sentence(counted(total))}", highlight=False
         )
 
-    value = {"model": model, "manner": manner, "slots": slots, "archs": str(found.size), **counted(total)}
+    value = {"model": model, "manner": manner, "slots": rows, "archs": str(found.size), **counted(total)}
     emit(as_json, value, show)
 
 
@@ -106,13 +110,15 @@ def count(
     arch: Annotated[str | None, typer.Option(help="Codes or names, separated by commas; default: the network itself.")] = None,
     manner: Manner = "conv",
     operators: Operators = None,
+    slots: Slots = None,
+    limit_params: LimitParams = True,
     classes: Classes = None,
     as_json: Json = False,
 ) -> None:
     """Parameters, FLOPs and pool operations. Example: nar-hw count --model lresnet50e_ir --input 3x112x112 --manner block"""
     from nar_hw.flops import SpaceCounts, count_module
 
-    info = model_info(model, input, manner, operators, classes)
+    info = model_info(model, input, manner, operators, classes, slots, limit_params)
     if arch is None:
         value = {"model": model, "input_shape": list(info.input_shape), **counted(count_module(info.build(), info.input_shape))}
         emit(as_json, value, lambda: console.print(sentence(value), highlight=False))

@@ -12,6 +12,7 @@ from nar_hw.cli.app import (
     DataRoot,
     Device,
     Json,
+    LimitParams,
     Manner,
     Model,
     Operators,
@@ -19,6 +20,7 @@ from nar_hw.cli.app import (
     Resume,
     RuntimeName,
     Seed,
+    Slots,
     Threads,
     app,
     console,
@@ -126,6 +128,8 @@ def train(
     baseline: Annotated[Path | None, typer.Option(help="Folder of the trained network itself, for --init inherited.")] = None,
     manner: Manner = "conv",
     operators: Operators = None,
+    slots: Slots = None,
+    limit_params: LimitParams = True,
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
     data_root: DataRoot = None,
@@ -141,7 +145,16 @@ def train(
             f"--init must be scratch, or inherited together with --baseline, but got --init {init} and --baseline {baseline}"
         )
     chosen = recipe_named(recipe)
-    wanted = find_arch(arch, model=model, data=data, manner=manner, operators=names(operators), data_root=data_root)
+    wanted = find_arch(
+        arch,
+        model=model,
+        data=data,
+        manner=manner,
+        operators=names(operators),
+        slots=slots,
+        limit_params=limit_params,
+        data_root=data_root,
+    )
     with progress_bar() as progress:
         child = train_child(
             wanted.info,

@@ -12,12 +12,14 @@ from nar_hw.cli.app import (
     Device,
     Input,
     Json,
+    LimitParams,
     Manner,
     Model,
     Operators,
     Precision,
     RuntimeName,
     Seed,
+    Slots,
     Threads,
     app,
     console,
@@ -45,6 +47,8 @@ def profile(
     method: Annotated[str, typer.Option(help="How to measure: in-context where the runtime has per-layer times.")] = "in-context",
     manner: Manner = "conv",
     operators: Operators = None,
+    slots: Slots = None,
+    limit_params: LimitParams = True,
     classes: Classes = None,
     validate: Annotated[int, typer.Option(help="Held-out children to check the table with; 0 for none.")] = 40,
     budget: Annotated[float | None, typer.Option(help="Seconds to spend at most.")] = None,
@@ -55,7 +59,7 @@ def profile(
     from nar_hw.latency.profiler import profile as run_profile
     from nar_hw.runtimes import RuntimeConfig
 
-    info = model_info(model, input, manner, operators, classes)
+    info = model_info(model, input, manner, operators, classes, slots, limit_params)
     config = RuntimeConfig(
         runtime=runtime, precision=precision, batch=batch, threads=threads, device=device, memory_format=memory_format
     )

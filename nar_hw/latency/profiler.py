@@ -225,6 +225,7 @@ def make_table(
         input_shape=space.input_shape,
         num_classes=space.num_classes,
         manner=space.manner,
+        choices=space.choices,
         operators=space.operators,
         slots=tuple(slots),
         entries=tuple(_rounded(found.entries[spec]) for spec in numbers),

@@ -11,9 +11,10 @@ from typing import Any
 
 from nar_hw import __version__
 from nar_hw.errors import TableError
-from nar_hw.operators import OpSpec
+from nar_hw.operators import INCUMBENT, OpSpec
+from nar_hw.space import Choices
 
-SCHEMA = 1
+SCHEMA = 2
 
 AGAIN = "measure it again with nar-hw profile"
 
@@ -53,6 +54,7 @@ FIELDS = (
     "input_shape",
     "num_classes",
     "manner",
+    "choices",
     "operators",
     "fingerprint",
     "method",
@@ -117,6 +119,8 @@ class Reader:
     def content(self, content: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of a LatencyTable from the file's JSON object."""
         self._schema(content)
+        if content["schema"] == 1:
+            content = self._from_schema_1(content)
         self._keys("the table", content, FIELDS)
         operators = self._texts("operators", content["operators"])
         if len(set(operators)) < len(operators) or not operators:
@@ -140,6 +144,7 @@ class Reader:
             "input_shape": tuple(shape),
             "num_classes": content["num_classes"],
             "manner": content["manner"],
+            "choices": self._choices(content["choices"]),
             "operators": operators,
             "fingerprint": self._object("fingerprint", content["fingerprint"]),
             "method": self._method(content["method"]),
@@ -159,6 +164,23 @@ class Reader:
             writer = content.get("nar_hw")
             needed = f"nar-hw>={writer}" if isinstance(writer, str) else "the latest nar-hw"
             raise self._error(f"schema {schema} is newer than {SCHEMA}, the newest nar-hw {__version__} reads: install {needed}")
+
+    def _from_schema_1(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Schema 1 did not say what had been asked: all its candidates were, of all convolutions, under the paper's rule."""
+        used = {name for slot in content.get("slots") or [] if isinstance(slot, dict) for name in slot.get("candidates") or ()}
+        operators = [name for name in content.get("operators") or [] if name in used and name != INCUMBENT]
+        return {**content, "choices": {"operators": operators, "slots": None, "limit_params": True}}
+
+    def _choices(self, value: Any) -> Choices:
+        choices = self._object("choices", value)
+        self._keys("choices", choices, ("operators", "slots", "limit_params"))
+        if type(choices["limit_params"]) is not bool:
+            raise self.fail("choices.limit_params", "true or false", choices["limit_params"])
+        return Choices(
+            operators=None if choices["operators"] is None else self._texts("choices.operators", choices["operators"]),
+            slots=None if choices["slots"] is None else self._text("choices.slots", choices["slots"]),
+            limit_params=choices["limit_params"],
+        )
 
     def _keys(self, field: str, value: Mapping[str, Any], known: tuple[str, ...]) -> None:
         missing, unknown = [key for key in known if key not in value], [key for key in value if key not in known]

@@ -8,7 +8,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.resources import files
 from itertools import combinations
@@ -24,7 +24,9 @@ from nar_hw import __version__
 from nar_hw.errors import MissingEntryError, SpaceError, TableError, TableMismatchError, unknown_name
 from nar_hw.files import read_json, write_text
 from nar_hw.latency.schema import SCHEMA, Entry, Reader, TableSlot, entry_to_json, to_text
-from nar_hw.space import Arch, Manner, SearchSpace
+from nar_hw.operators import INCUMBENT
+from nar_hw.space import Arch, Choices, Manner, SearchSpace
+from nar_hw.userfile import is_file_name
 
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[Any]
@@ -43,6 +45,8 @@ class LatencyTable:
     num_classes: int
     """Outputs of the network: its head is part of ``fixed_ms``."""
     manner: Manner
+    choices: Choices
+    """What was asked of the space that was profiled."""
     operators: tuple[str, ...]
     """Code -> name, as in the space that was profiled."""
     slots: tuple[TableSlot, ...]
@@ -93,6 +97,7 @@ class LatencyTable:
             "input_shape": list(self.input_shape),
             "num_classes": self.num_classes,
             "manner": self.manner,
+            "choices": asdict(self.choices),
             "operators": list(self.operators),
             "fingerprint": self.fingerprint,
             "method": self.method,
@@ -201,7 +206,17 @@ class LatencyTable:
         """The command that measures this table anew with ``operators`` as candidates."""
         words = ["nar-hw", "profile", "--model", self.model, "--input", "x".join(map(str, self.input_shape))]
         words += ["--classes", str(self.num_classes)]
-        words += ["--manner", self.manner, "--operators", ",".join(name for name in operators if name != "incumbent")]
+        own = {name.rpartition(":")[2]: name for name in self.choices.operators or () if is_file_name(name)}
+        words += [
+            "--manner",
+            self.manner,
+            "--operators",
+            ",".join(own.get(name, name) for name in operators if name != INCUMBENT),
+        ]
+        if self.choices.slots is not None:
+            words += ["--slots", self.choices.slots]
+        if not self.choices.limit_params:
+            words += ["--no-limit-params"]
         for name in ("runtime", "precision", "batch", "threads"):
             if name in self.fingerprint:
                 words += [f"--{name}", str(self.fingerprint[name])]

@@ -8,6 +8,7 @@ from torch import nn
 
 from nar_hw.errors import ModelError, unknown_name
 from nar_hw.models.weights import load_weights
+from nar_hw.userfile import is_file_name
 
 __all__ = ["build_model", "known_models", "load_weights"]
 
@@ -84,7 +85,7 @@ def _builder(name: str) -> Callable[..., nn.Module]:
         return builder
     if name.startswith("timm:"):
         return by_name.timm_builder(name.removeprefix("timm:"))
-    if name.endswith(".py") or ".py:" in name:
+    if is_file_name(name):
         return by_name.file_builder(name)
     if name in by_name.torchvision_classifiers():
         return by_name.torchvision_builder(name)

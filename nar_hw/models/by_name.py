@@ -1,19 +1,15 @@
 """Networks of others: torchvision's and timm's by name, a user's by file and function."""
 
-import hashlib
-import importlib.util
 import inspect
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import torchvision
 from torch import nn
 
 from nar_hw.errors import ModelError, unknown_name
+from nar_hw.userfile import importable, load_function, one_line
 
 Builder = Callable[..., nn.Module]
 
@@ -75,52 +71,22 @@ def file_builder(name: str) -> Builder:
     can be imported from while it runs. Raises ModelError when the file or the function is missing, raises, or returns
     something else than an nn.Module.
     """
-    file, _, attribute = name.rpartition(":")
-    path = Path(file)
-    if not name.rpartition(":")[0].endswith(".py") or not attribute:
-        raise ModelError(f"a model of yours is named path/to/file.py:function, but got {name!r}: add the function")
-    if not path.is_file():
-        raise ModelError(f"model {name!r} must name a Python file, but {path} does not exist")
+    function = load_function(name, what="model", error=ModelError)
+    folder, _, attribute = name.rpartition(":")
+    if isinstance(function, nn.Module):
+        raise ModelError(f"model {name!r} must name a function that returns a network, but {attribute!r} is a network")
 
     def build(*, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-        with _importable(path.resolve().parent):
-            function = _function(_load(path, name), attribute, name)
-            given = {"input_shape": input_shape, "num_classes": num_classes}
+        with importable(Path(folder).resolve().parent):
             try:
-                network = function(**_accepted(function, given))
+                network = function(**_accepted(function, {"input_shape": input_shape, "num_classes": num_classes}))
             except Exception as problem:
-                raise ModelError(f"model {name!r} must build, but {attribute}() raised {_one_line(problem)}") from problem
+                raise ModelError(f"model {name!r} must build, but {attribute}() raised {one_line(problem)}") from problem
         if not isinstance(network, nn.Module):
             raise ModelError(f"model {name!r} must return an nn.Module, but {attribute}() returned a {type(network).__name__}")
         return network
 
     return build
-
-
-def _load(path: Path, name: str) -> ModuleType:
-    key = f"nar_hw_model_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(key, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[key] = module  # dataclasses and pickle look their classes' module up
-    try:
-        spec.loader.exec_module(module)
-    except Exception as problem:
-        del sys.modules[key]
-        raise ModelError(f"model {name!r} must import, but {path} raised {_one_line(problem)}") from problem
-    return module
-
-
-def _function(module: ModuleType, attribute: str, name: str) -> Builder:
-    function = getattr(module, attribute, None)
-    if function is None:
-        raise ModelError(f"model {name!r} must name a function, but its file has no {attribute!r}")
-    if isinstance(function, nn.Module) or not callable(function):
-        kind = "network" if isinstance(function, nn.Module) else type(function).__name__
-        raise ModelError(f"model {name!r} must name a function that returns a network, but {attribute!r} is a {kind}")
-    builder: Builder = function
-    return builder
 
 
 def _accepted(function: Builder, given: dict[str, object]) -> dict[str, object]:
@@ -129,16 +95,3 @@ def _accepted(function: Builder, given: dict[str, object]) -> dict[str, object]:
         return given
     by_keyword = {parameter.name for parameter in parameters if parameter.kind is not parameter.POSITIONAL_ONLY}
     return {key: value for key, value in given.items() if key in by_keyword}
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-
-
-def _one_line(problem: Exception) -> str:
-    return f"{type(problem).__name__}: {' '.join(str(problem).split())}"
