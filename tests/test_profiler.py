@@ -10,10 +10,11 @@ from rich.progress import Progress
 from torch import nn
 
 from nar_hw.errors import MeasurementError, RuntimeUnavailableError, UnknownNameError, UserError
-from nar_hw.latency.children import ChildLoader, ChildTimes, Clock, children_at_once, measure, typical
+from nar_hw.latency.children import ChildLoader, Clock, children_at_once, measure, typical
 from nar_hw.latency.designs import orthogonal, profiled as profiled_children
 from nar_hw.latency.estimate import calibrate, mean_of_middle
 from nar_hw.latency.in_context import Join
+from nar_hw.latency.journal import ChildTimes
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
 from nar_hw.runtimes import RuntimeConfig

@@ -47,7 +47,7 @@ class Commands(typer.core.TyperGroup):
             errors.print(f"nar-hw: {_one_line(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            errors.print("nar-hw: stopped; what was finished is kept", style="yellow")
+            errors.print("nar-hw: stopped; what was finished is kept, and --resume goes on", style="yellow")
             raise typer.Exit(130) from None
 
 
@@ -85,7 +85,7 @@ Precision = Annotated[str, typer.Option(help="fp32, fp16, bf16 or int8.")]
 Batch = Annotated[int, typer.Option(help="Images per inference.")]
 Threads = Annotated[int, typer.Option(help="CPU threads of one inference.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<index>.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from what was kept.")]
 
 
 @app.callback()

@@ -17,6 +17,7 @@ from nar_hw.cli.app import (
     Model,
     Operators,
     Precision,
+    Resume,
     RuntimeName,
     Seed,
     Slots,
@@ -51,8 +52,10 @@ def profile(
     limit_params: LimitParams = True,
     classes: Classes = None,
     validate: Annotated[int, typer.Option(help="Held-out children to check the table with; 0 for none.")] = 40,
+    rounds: Annotated[int, typer.Option(help="Visits of each child at most; fewer once its time is known well enough.")] = 20,
     budget: Annotated[float | None, typer.Option(help="Seconds to spend at most.")] = None,
     seed: Seed = 0,
+    resume: Resume = False,
     as_json: Json = False,
 ) -> None:
     """Measure a latency table on this device. Example: nar-hw profile --model resnet18 --input 3x32x32 -o table.json"""
@@ -69,9 +72,12 @@ def profile(
             config=config,
             model_name=model,
             method=method,
+            rounds=rounds,
             seed=seed,
             validate=validate,
             budget_s=budget,
+            journal=output.with_suffix(".part"),
+            resume=resume,
             progress=progress,
         )
     table.save(output)

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nar_hw.errors import MeasurementError
+from nar_hw.latency.journal import Batch, ChildTimes, Journal
 from nar_hw.latency.timing import check_samples, normalise, summarize
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.runtimes.base import Runtime
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 K = TypeVar("K", bound=Hashable)
 
+FEWEST_ROUNDS = 6
 MEMORY = 2**30
 """Bytes that loaded children may take together; a loaded network takes about 2.5 x its weights."""
 
@@ -84,20 +86,6 @@ def child_loader(space: SearchSpace, config: RuntimeConfig) -> ChildLoader:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChildTimes:
-    """One child's times, at the speed that the machine had in the median over the whole measurement."""
-
-    whole: Floats
-    """(rounds,) ms end to end, the median of each visit."""
-    profiled: Floats
-    """(rounds,) ms end to end with the runtime's profiler on; empty unless profiled."""
-    layers: dict[str, Floats]
-    """Node -> (runs,) ms of each profiled run; empty unless profiled."""
-    producers: dict[str, list[str]]
-    """Node -> the nodes that it reads from; empty where the runtime does not tell."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Measured(Generic[K]):
     """What `measure` found."""
 
@@ -122,6 +110,9 @@ def measure(
     repeats: int | None = None,
     profile: bool = False,
     deadline: float = math.inf,
+    tolerance: float = 0.0,
+    stage: str = "children",
+    journal: Journal | None = None,
     tick: Callable[[int], object] = lambda steps: None,
 ) -> Measured[K]:
     """Time children end to end and, with ``profile``, node by node.
@@ -138,6 +129,9 @@ def measure(
         rounds: visits of each child; fewer, but at least two, when the deadline comes first.
         profile: load each child a second time with the runtime's profiler on.
         deadline: time.monotonic() at which to stop.
+        tolerance: stop after FEWEST_ROUNDS or more when the children's times are known this well (see `settled`); 0 never.
+        stage: what the journal calls these children.
+        journal: keeps each batch that is finished; what it holds already is not measured again.
         tick: called with the number of visits made; there are (rounds + 1) * (1 + profile) of each child.
 
     Raises:
@@ -146,31 +140,40 @@ def measure(
     distinct = list(dict.fromkeys(archs))
     clock = Clock(reference)
     runs = _repeats(clock, reference)
-    batches = [distinct[start : start + at_once] for start in range(0, len(distinct), at_once)]
-    found = []
-    for left, group in zip(range(len(batches), 0, -1), batches, strict=True):
+    found = journal.batches(stage, distinct) if journal else []
+    done = {arch for members, _ in found for arch in members}
+    tick((rounds + 1) * (1 + profile) * len(done))
+    missing = [arch for arch in distinct if arch not in done]
+    groups = [missing[start : start + at_once] for start in range(0, len(missing), at_once)]
+    for left, group in zip(range(len(groups), 0, -1), groups, strict=True):
         now = time.monotonic()
-        found.append(
-            _measure_batch(load, group, reference, clock, rounds, repeats or runs, profile, now + (deadline - now) / left, tick)
-        )
-    every = np.concatenate([batch.reference for batch in found])
+        until = now + (deadline - now) / left
+        batch = _measure_batch(load, group, reference, clock, rounds, repeats or runs, profile, until, tolerance, tick)
+        found.append((group, batch))
+        if journal:
+            journal.add(stage, distinct, group, batch)
+    every = np.concatenate([batch.reference for _, batch in found])
     speed = float(np.median(every))
-    children: dict[K, ChildTimes] = {}
-    for batch in found:
-        factor = speed / float(np.median(batch.reference))
-        for arch, times in batch.children.items():
-            children[arch] = ChildTimes(
-                whole=times.whole * factor,
-                profiled=times.profiled * factor,
-                layers={name: values * factor for name, values in times.layers.items()},
-                producers=times.producers,
-            )
+    children = {
+        arch: _at_speed(times, speed / float(np.median(batch.reference)))
+        for members, batch in found
+        for arch, times in zip(members, batch.children, strict=True)
+    }
     return Measured(
-        children=children,
+        children={arch: children[arch] for arch in distinct},
         reference=every,
         clock=clock.name,
-        rounds=min(batch.rounds for batch in found),
-        doubts=tuple(dict.fromkeys(doubt for batch in found for doubt in batch.doubts)),
+        rounds=min(batch.rounds for _, batch in found),
+        doubts=tuple(dict.fromkeys(doubt for _, batch in found for doubt in batch.doubts)),
+    )
+
+
+def _at_speed(times: ChildTimes, factor: float) -> ChildTimes:
+    return ChildTimes(
+        whole=times.whole * factor,
+        profiled=times.profiled * factor,
+        layers={name: values * factor for name, values in times.layers.items()},
+        producers=times.producers,
     )
 
 
@@ -226,8 +229,9 @@ def _measure_batch(
     repeats: int,
     profile: bool,
     deadline: float,
+    tolerance: float,
     tick: Callable[[int], object],
-) -> Measured[K]:
+) -> Batch:
     with ExitStack() as stack:
         runtimes = [
             stack.enter_context(closing(load(arch, profiled)))
@@ -243,27 +247,45 @@ def _measure_batch(
                 tick(1)
             visits.append(visit)
             ends.append((before, clock.time_ms(reference, repeats)))
-            if turn >= 2 and time.monotonic() > deadline:
+            enough = tolerance and turn >= FEWEST_ROUNDS and settled(_normalised(visits, ends)[0], tolerance)
+            if turn >= 2 and (enough or time.monotonic() > deadline):
                 tick((rounds - turn) * len(runtimes))
                 break
         raw = np.array(visits[1:])  # (rounds, items, repeats)
         for item, runtime in enumerate(runtimes):
             _positive(f"{runtime.name}, {_named(archs[item // (1 + profile)])}", raw[:, item])
         kept = typical(np.array(ends[1:]))  # (rounds, 2)
-        factors = normalise(np.ones(raw.shape[:2]), kept)  # (rounds, items)
-        whole = typical(raw) * factors
+        whole, factors = _normalised(visits, ends)
         step = 1 + profile  # items of one child: as it is, profiled
-        children = {
-            arch: ChildTimes(
+        children = tuple(
+            ChildTimes(
                 whole=whole[:, item],
                 profiled=whole[:, item + 1] if profile else np.empty(0),
                 layers=_layers(runtimes[item + 1], factors[:, item + 1], repeats) if profile else {},
                 producers=runtimes[item + 1].producers() if profile else {},
             )
-            for arch, item in zip(archs, itertools.count(0, step), strict=False)
-        }
+            for item in range(0, len(runtimes), step)
+        )
         doubts = _doubts(runtimes[0].name, kept.ravel(), whole, raw)
-    return Measured(children=children, reference=kept.ravel(), clock=clock.name, rounds=len(raw), doubts=doubts)
+    return Batch(children=children, reference=kept.ravel(), rounds=len(raw), doubts=doubts)
+
+
+def _normalised(visits: Sequence[list[list[float]]], ends: Sequence[tuple[list[float], list[float]]]) -> tuple[Floats, Floats]:
+    """(rounds, items) ms at the reference's usual speed, without the first round, and the factors that made it so."""
+    raw = np.array(visits[1:])  # (rounds, items, repeats)
+    factors = normalise(np.ones(raw.shape[:2]), typical(np.array(ends[1:])))
+    return typical(raw) * factors, factors
+
+
+def settled(whole: Floats, tolerance: float) -> bool:
+    """Whether more rounds are not worth it: half of the items' medians have a relative standard error up to ``tolerance``.
+
+    whole (rounds, items); the standard error of a median is 1.25 sigma / sqrt(rounds), and sigma comes from the median
+    deviation, which single disturbed visits do not move.
+    """
+    middle = np.median(whole, axis=0)  # (items,)
+    sigma = 1.4826 * np.median(np.abs(whole - middle), axis=0) / middle
+    return bool(1.2533 * np.median(sigma) / math.sqrt(len(whole)) <= tolerance)
 
 
 def typical(runs: Floats) -> Floats:

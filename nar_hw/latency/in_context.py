@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nar_hw.errors import MeasurementError
-from nar_hw.latency.children import ChildTimes, Measured
+from nar_hw.latency.children import Measured
 from nar_hw.latency.estimate import Estimate, calibrate, half_width, mean_of_middle
+from nar_hw.latency.journal import ChildTimes
 from nar_hw.latency.schema import Entry
 from nar_hw.operators import OpSpec
 from nar_hw.space import Arch, SearchSpace, Site

@@ -1,10 +1,12 @@
 """From a search space and a runtime to a latency table."""
 
 import dataclasses
+import hashlib
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +15,9 @@ from nar_hw.errors import MeasurementError, RuntimeUnavailableError, UserError, 
 from nar_hw.latency import in_context, isolated, regression
 from nar_hw.latency.children import ChildLoader, Measured, Steps, child_loader, children_at_once, measure
 from nar_hw.latency.designs import contexts, orthogonal
-from nar_hw.latency.device import fingerprint
+from nar_hw.latency.device import MATTERS, fingerprint
 from nar_hw.latency.estimate import Estimate
+from nar_hw.latency.journal import Journal
 from nar_hw.latency.schema import Entry, TableSlot
 from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.validate import validate as validated, with_validation
@@ -28,7 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "ChildLoader", "child_loader", "profile"]
 
-ROUNDS = 10
+ROUNDS = 20
+OPERATORS_AT_ONCE = 24
+TOLERANCE = 0.004
+"""Relative standard error of a child's time at which no more rounds are made."""
 
 
 def profile(
@@ -41,6 +47,8 @@ def profile(
     seed: int = 0,
     validate: int = 40,
     budget_s: float | None = None,
+    journal: Path | None = None,
+    resume: bool = False,
     progress: "Progress | None" = None,
 ) -> LatencyTable:
     """Measure a latency table for ``space`` on the device and runtime of ``config``.
@@ -52,13 +60,17 @@ def profile(
         method: one of METHODS. in-context: per-layer times inside 3 K + 1 children for K operators. regression: least
             squares over whole children, for runtimes without per-layer times. isolated: each operator alone, calibrated on
             about 9 whole children.
-        rounds: visits of each child; the first ones, which come on top, are dropped.
+        rounds: visits of each child at most; fewer when its time is known well enough before (children.settled). The first
+            ones, which come on top, are dropped.
         seed: of the design.
         validate: how many held-out children to measure end to end; 0 for none.
         budget_s: seconds to spend; rounds, then children are left out to keep it as well as can be.
+        journal: file that keeps what is measured while the profile runs; deleted when it is complete.
+        resume: go on from what the journal holds.
         progress: shows bars.
 
     Raises:
+        RunError: the journal was begun under other conditions.
         UnknownNameError: a method or runtime that does not exist.
         RuntimeUnavailableError: the runtime does not work here, or has no per-layer times for in-context.
         MeasurementError: times that cannot be trusted.
@@ -75,6 +87,9 @@ def profile(
         raise RuntimeUnavailableError(
             f"{runtime.name} has no per-layer times on {config.device}, which method in-context needs: use method regression"
         )
+    kept = None
+    if journal is not None:
+        kept = Journal(journal, _conditions(space, config, method, rounds, seed), resume=resume)
     share = math.inf if budget_s is None else budget_s * (0.5 if validate else 1.0)
     with child_loader(space, config) as load, load(space.incumbent) as reference:
         job = _Job(
@@ -86,6 +101,7 @@ def profile(
             seed=seed,
             budget_s=share,
             deadline=start + share,
+            journal=kept,
             progress=progress,
         )
         found, measured, details = METHODS[method](job)
@@ -101,16 +117,30 @@ def profile(
     }
     table = make_table(space, config, model_name, found, measured, details)
     table = dataclasses.replace(table, notes=(*table.notes, *_agree(table, space, measured)))
-    if not validate:
-        return table
-    if space.size < len(measured.children) + 3:
+    if validate and space.size < len(measured.children) + 3:
         unseen = "not validated: the profile has seen all children of this small space, or all but one or two"
-        return dataclasses.replace(table, notes=(*table.notes, unseen))
-    left = None if budget_s is None else budget_s - (time.monotonic() - start)
-    validation = validated(
-        table, space, config=config, children=validate, seed=seed + 1, rounds=rounds, budget_s=left, progress=progress
-    )
-    return with_validation(table, validation)
+        table = dataclasses.replace(table, notes=(*table.notes, unseen))
+    elif validate:
+        left = None if budget_s is None else budget_s - (time.monotonic() - start)
+        validation = validated(
+            table, space, config=config, children=validate, seed=seed + 1, budget_s=left, journal=kept, progress=progress
+        )
+        table = with_validation(table, validation)
+    if kept:
+        kept.close()
+    return table
+
+
+def _conditions(space: SearchSpace, config: RuntimeConfig, method: str, rounds: int, seed: int) -> dict[str, Any]:
+    """What must be the same for a profile to go on."""
+    mark = fingerprint(config)
+    return {
+        "space": hashlib.sha256(repr((space.input_shape, space.operators, space.slots)).encode()).hexdigest(),
+        **{name: mark[name] for name in MATTERS},
+        "method": method,
+        "rounds": rounds,
+        "seed": seed,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +157,7 @@ class _Job:
     budget_s: float
     deadline: float
     """time.monotonic() at which to stop."""
+    journal: Journal | None
     progress: "Progress | None"
 
     def children(self, archs: list[Arch], *, layers: bool = False) -> Measured[Arch]:
@@ -139,6 +170,8 @@ class _Job:
             rounds=self.rounds,
             profile=layers,
             deadline=self.deadline,
+            tolerance=TOLERANCE,
+            journal=self.journal,
             tick=Steps(self.progress, "profiling", (self.rounds + 1) * (1 + layers) * len(set(archs))),
         )
 
@@ -163,9 +196,12 @@ def _isolated(job: _Job) -> _Found:
         load,
         specs,
         job.reference,
-        at_once=len(specs),
+        at_once=OPERATORS_AT_ONCE,
         rounds=job.rounds,
         repeats=20,
+        tolerance=TOLERANCE,
+        stage="operators",
+        journal=job.journal,
         deadline=time.monotonic() + 0.7 * (job.deadline - time.monotonic()),
         tick=Steps(job.progress, "profiling operators", (job.rounds + 1) * len(specs)),
     )

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from nar_hw.errors import TableError
 from nar_hw.latency.children import Measured, Steps, child_loader, children_at_once, measure
 from nar_hw.latency.designs import held_out, profiled
+from nar_hw.latency.journal import Journal
 from nar_hw.latency.table import LatencyTable
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.space import Arch, SearchSpace
@@ -34,6 +35,7 @@ def validate(
     seed: int = 1,
     rounds: int = 10,
     budget_s: float | None = None,
+    journal: Journal | None = None,
     progress: "Progress | None" = None,
 ) -> dict[str, Any]:
     """Measure random children and compare them with the table; the result is what a table keeps as its validation.
@@ -48,6 +50,7 @@ def validate(
         seed: of the choice of children; another one than the profile's.
         rounds: visits of each child.
         budget_s: seconds after which no more rounds are begun.
+        journal: keeps what is measured.
         progress: shows a bar.
 
     Returns:
@@ -71,7 +74,17 @@ def validate(
         at_once = children_at_once(space, 1)
         deadline = math.inf if budget_s is None else start + budget_s
         tick = Steps(progress, "validating", (rounds + 1) * len(archs))
-        measured = measure(load, archs, reference, at_once=at_once, rounds=rounds, deadline=deadline, tick=tick)
+        measured = measure(
+            load,
+            archs,
+            reference,
+            at_once=at_once,
+            rounds=rounds,
+            deadline=deadline,
+            stage="validation",
+            journal=journal,
+            tick=tick,
+        )
     return {
         "children": len(archs),
         "rounds": measured.rounds,
