@@ -8,7 +8,7 @@ import dataclasses
 import fnmatch
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -224,6 +224,14 @@ class SearchSpace:
 
     def _keeps(self, site: Site, code: int) -> bool:
         return self.operators[code] in (INCUMBENT, site.incumbent.operator)
+
+    def narrowed(self, candidates: Mapping[str, Iterable[int]]) -> "SearchSpace":
+        """The same space with other candidates: slot name -> codes that may stand there; its own operator always may."""
+        space = copy.copy(self)
+        space.slots = tuple(
+            dataclasses.replace(slot, candidates=tuple(sorted({slot.incumbent, *candidates[slot.name]}))) for slot in self.slots
+        )
+        return space
 
     @property
     def incumbent(self) -> Arch:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -185,6 +186,27 @@ def test_tables(run: Run, home: Path) -> None:
         code, out, _ = run(f"table {command}")
         assert code == 0
         assert out
+
+
+def test_a_table_is_filled_compared_found_and_plotted(run: Run, home: Path, tmp_path: Path) -> None:
+    old = tmp_path / "t.json"
+    shutil.copy(home / "table.json", old)
+    more = SPACE.replace("max3x3", "max3x3,avg3x3")
+    ok(run(f"profile {more} --classes 4 --runtime fake --fill -o {old} --validate 8 --json"))
+    assert "avg3x3" in ok(run(f"table show {old} --json"))["slots"][0]["ms"]
+    found = ok(run(f"table diff {home}/table.json {old} --json"))
+    assert len(found["changes"]) == 12
+    assert found["beyond_noise"] == 0
+    code, out, _ = run(f"table diff {home}/table.json {old}")
+    assert code == 0
+    assert "0 of 12 differences exceed the noise" in " ".join(out.split())
+    assert (
+        len(ok(run(f"table list {tmp_path} --runtime fake --device FAKE --model {NET} --precision fp32 --json"))["tables"]) == 1
+    )
+    for other in ("--runtime onnxruntime", "--device gpu", "--model x", "--precision int8"):
+        assert ok(run(f"table list {tmp_path} {other} --json"))["tables"] == []
+    ok(run(f"table validate {old} --children 6 --plot {tmp_path}/v.png --json"))
+    assert (tmp_path / "v.png").exists()
 
 
 def test_bench_prints_a_ratio(run: Run, home: Path) -> None:

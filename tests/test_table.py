@@ -267,7 +267,7 @@ def test_missing_entries_are_all_listed_with_the_command_that_measures_them() ->
     assert "3 operators (layer0.conv: conv5x5; layer1.conv: dwsep3x3, max3x3)" in message
     assert (
         "`nar-hw profile --model own --input 3x16x16 --classes 5 --manner conv --operators conv3x3,dwsep3x3,max3x3,conv5x5 "
-        "--runtime fake --precision fp32 --batch 1 --threads 2 -o table.json`" in message
+        "--runtime fake --precision fp32 --batch 1 --threads 2 --fill -o table.json`" in message
     )
     assert "\n" not in message
 

@@ -1,5 +1,6 @@
 """Commands about latency tables: profile and table."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,30 +57,38 @@ def profile(
     budget: Annotated[float | None, typer.Option(help="Seconds to spend at most.")] = None,
     seed: Seed = 0,
     resume: Resume = False,
+    fill: Annotated[bool, typer.Option("--fill", help="Measure only what the table at --output lacks, and add it.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure a latency table on this device. Example: nar-hw profile --model resnet18 --input 3x32x32 -o table.json"""
+    from nar_hw.latency.fill import fill as run_fill
     from nar_hw.latency.profiler import profile as run_profile
+    from nar_hw.latency.table import LatencyTable
     from nar_hw.runtimes import RuntimeConfig
 
     info = model_info(model, input, manner, operators, classes, slots, limit_params)
     config = RuntimeConfig(
         runtime=runtime, precision=precision, batch=batch, threads=threads, device=device, memory_format=memory_format
     )
+    journal = output.with_suffix(".part")
     with progress_bar() as progress:
-        table = run_profile(
-            info.space(),
-            config=config,
-            model_name=model,
-            method=method,
-            rounds=rounds,
-            seed=seed,
-            validate=validate,
-            budget_s=budget,
-            journal=output.with_suffix(".part"),
-            resume=resume,
-            progress=progress,
-        )
+        if fill:
+            old = LatencyTable.load(output)
+            table = run_fill(old, info.space(), validate=validate, journal=journal, resume=resume, progress=progress)
+        else:
+            table = run_profile(
+                info.space(),
+                config=config,
+                model_name=model,
+                method=method,
+                rounds=rounds,
+                seed=seed,
+                validate=validate,
+                budget_s=budget,
+                journal=journal,
+                resume=resume,
+                progress=progress,
+            )
     table.save(output)
     emit(as_json, {"table": str(output), **outline(table)}, lambda: show_outline(table, output))
 
@@ -87,24 +96,38 @@ def profile(
 @table_app.command("list")
 def table_list(
     folder: Annotated[Path | None, typer.Argument(help="Folder of tables; default: the tables that ship with nar_hw.")] = None,
+    device: Annotated[str | None, typer.Option(help="Part of the device's name.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="Only this runtime.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Only this precision.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
     as_json: Json = False,
 ) -> None:
-    """The tables of a folder. Example: nar-hw table list"""
+    """The tables of a folder. Example: nar-hw table list --runtime onnxruntime --model resnet18"""
     from nar_hw.latency.table import LatencyTable, shipped_tables
 
     paths = shipped_tables() if folder is None else sorted(folder.glob("*.json"))
-    tables = [{"file": str(path), **outline(LatencyTable.load(path))} for path in paths]
+    asked = {"runtime": runtime, "precision": precision, "model": model}
+    tables = [
+        row
+        for path in paths
+        for row in [{"file": str(path), **outline(LatencyTable.load(path))}]
+        if all(value in (None, row[key]) for key, value in asked.items())
+        and (device or "").lower() in (row["device"] or "").lower()
+    ]
 
     def show() -> None:
-        table = Table("file", "device", "runtime", "precision", "batch", "model", "incumbent ms", "MAPE %")
         for row in tables:
             shape = "x".join(map(str, row["input_shape"]))
-            error = "" if row["mape_percent"] is None else f"{row['mape_percent']:.1f}"
-            cells = (row[key] for key in ("device", "runtime", "precision", "batch"))
-            table.add_row(
-                Path(row["file"]).name, *map(str, cells), f"{row['model']} {shape}", f"{row['incumbent_ms']:.4g}", error
+            error = "not validated" if row["mape_percent"] is None else f"error {row['mape_percent']:.1f} %"
+            console.print(
+                f"[bold]{row['model']} {shape}[/bold]  {row['runtime']} {row['precision']}, batch {row['batch']}, "
+                f"{row['threads']} threads  {row['incumbent_ms']:.4g} ms, {error}",
+                highlight=False,
+                soft_wrap=True,
             )
-        console.print(table if tables else "no tables here: make one with `nar-hw profile`")
+            console.print(f"  {row['device']}\n  {row['file']}", style="dim", highlight=False, soft_wrap=True, markup=False)
+        if not tables:
+            console.print("no such tables here: make one with `nar-hw profile`")
 
     emit(as_json, {"tables": tables}, show)
 
@@ -149,16 +172,67 @@ def table_validate(
     path: Path,
     children: Annotated[int, typer.Option(help="Held-out random children to measure.")] = 40,
     seed: Seed = 1,
+    plot: Annotated[Path | None, typer.Option(help="Write a scatter of predicted against measured to this PNG.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure held-out children and keep the errors in the table. Example: nar-hw table validate table.json"""
+    """Measure held-out children, keep the errors in the table. Example: nar-hw table validate table.json --plot table.png"""
     from nar_hw.latency.table import LatencyTable
     from nar_hw.pipeline import revalidate
+    from nar_hw.report.scatter import validation_png
 
     with progress_bar() as progress:
         table = revalidate(LatencyTable.load(path), children=children, seed=seed, progress=progress)
     table.save(path)
+    if plot is not None:
+        validation_png(table, plot)
     emit(as_json, outline(table), lambda: show_outline(table, path))
+
+
+@table_app.command("diff")
+def table_diff(first: Path, second: Path, as_json: Json = False) -> None:
+    """Two tables of one network slot by slot: devices, runtimes or days. Example: nar-hw table diff monday.json friday.json"""
+    from nar_hw.latency.diff import diff
+    from nar_hw.latency.table import LatencyTable
+
+    found = diff(LatencyTable.load(first), LatencyTable.load(second))
+    real = [item for item in found.changes if item.beyond_noise]
+
+    def show() -> None:
+        names = list(dict.fromkeys(item.operator for item in found.changes))
+        table = Table("slot", *names)
+        for slot in dict.fromkeys(item.slot for item in found.changes):
+            cells = {
+                item.operator: f"{item.second_ms / item.first_ms:.2f}{'' if item.beyond_noise else ' ~'}"
+                for item in found.changes
+                if item.slot == slot
+            }
+            table.add_row(slot, *(cells.get(name, "") for name in names))
+        console.print(table)
+        for name, (old, new) in found.conditions.items():
+            console.print(f"{name}: {old} -> {new}", highlight=False, soft_wrap=True, markup=False)
+        before, after = found.incumbent_ms
+        console.print(
+            f"second / first; ~ within noise. {len(real)} of {len(found.changes)} differences exceed the noise. "
+            f"The network itself: {before:.4g} -> {after:.4g} ms ({after / before:.2f}). Rank correlation {found.spearman:.3f}.",
+            highlight=False,
+        )
+        flips: dict[tuple[str, str], list[str]] = {}
+        for slot, faster, slower in found.flips:
+            flips.setdefault((faster, slower), []).append(slot)
+        for (faster, slower), where in flips.items():
+            console.print(
+                f"{faster} is faster than {slower} in the first and slower in the second: {', '.join(where)}", highlight=False
+            )
+
+    value = {
+        "conditions": {name: list(pair) for name, pair in found.conditions.items()},
+        "incumbent_ms": list(found.incumbent_ms),
+        "spearman": found.spearman,
+        "beyond_noise": len(real),
+        "flips": [list(flip) for flip in found.flips],
+        "changes": [{**asdict(item), "beyond_noise": item.beyond_noise} for item in found.changes],
+    }
+    emit(as_json, value, show)
 
 
 def outline(table: "LatencyTable") -> dict[str, Any]:

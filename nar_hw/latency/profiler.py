@@ -247,7 +247,27 @@ def make_table(
     measured: Measured[Arch],
     method: dict[str, Any],
 ) -> LatencyTable:
-    """The table of an estimate: entries in the order in which the slots' candidates first use them."""
+    """The table of an estimate."""
+    slots, specs = slots_of(space)
+    return LatencyTable(
+        model=model_name,
+        input_shape=space.input_shape,
+        num_classes=space.num_classes,
+        manner=space.manner,
+        choices=space.choices,
+        operators=space.operators,
+        slots=slots,
+        entries=tuple(_rounded(found.entries[spec]) for spec in specs),
+        fixed_ms=round(found.fixed_ms, 7),
+        incumbent_ms=_short(float(np.median(measured.reference))),
+        fingerprint=fingerprint(config),
+        method=method,
+        notes=measured.doubts,
+    )
+
+
+def slots_of(space: SearchSpace) -> tuple[tuple[TableSlot, ...], tuple[OpSpec, ...]]:
+    """The slots of a table, and the spec of each of its entries, in the order in which the candidates first use them."""
     numbers: dict[OpSpec, int] = {}
     slots = []
     for slot in space.slots:
@@ -256,21 +276,7 @@ def make_table(
             specs = [spec for site in slot.sites for spec in space.site_specs(site, code)]
             candidates[space.operators[code]] = tuple(numbers.setdefault(spec, len(numbers)) for spec in specs)
         slots.append(TableSlot(name=slot.name, incumbent=space.operators[slot.incumbent], candidates=candidates))
-    return LatencyTable(
-        model=model_name,
-        input_shape=space.input_shape,
-        num_classes=space.num_classes,
-        manner=space.manner,
-        choices=space.choices,
-        operators=space.operators,
-        slots=tuple(slots),
-        entries=tuple(_rounded(found.entries[spec]) for spec in numbers),
-        fixed_ms=round(found.fixed_ms, 7),
-        incumbent_ms=_short(float(np.median(measured.reference))),
-        fingerprint=fingerprint(config),
-        method=method,
-        notes=measured.doubts,
-    )
+    return tuple(slots), tuple(numbers)
 
 
 def _rounded(entry: Entry) -> Entry:

@@ -203,7 +203,7 @@ class LatencyTable:
         )
 
     def profile_command(self, operators: Iterable[str]) -> str:
-        """The command that measures this table anew with ``operators`` as candidates."""
+        """The command that adds ``operators`` to this table."""
         words = ["nar-hw", "profile", "--model", self.model, "--input", "x".join(map(str, self.input_shape))]
         words += ["--classes", str(self.num_classes)]
         own = {name.rpartition(":")[2]: name for name in self.choices.operators or () if is_file_name(name)}
@@ -220,7 +220,7 @@ class LatencyTable:
         for name in ("runtime", "precision", "batch", "threads"):
             if name in self.fingerprint:
                 words += [f"--{name}", str(self.fingerprint[name])]
-        return shlex.join([*words, "-o", "table.json"])
+        return shlex.join([*words, "--fill", "-o", "table.json"])
 
     def parse(self, text: str) -> Arch:
         """An arch from operator codes or names, separated by commas. Raises SpaceError, UnknownNameError."""
@@ -301,6 +301,32 @@ class LatencyTable:
             TableMismatchError: names every field that differs, with both values.
             MissingEntryError: the space has operators for which the table has no entry.
         """
+        if lacking := self.lacking(space):
+            raise self._missing(lacking)
+        differences = [] if model in (None, self.model) else [f"model is {self.model} in the table, {model} here"]
+        return self.check_conditions(fingerprint, differences, allow_mismatch=allow_mismatch)
+
+    def check_conditions(
+        self, fingerprint: Mapping[str, Any] | None, differences: Sequence[str] = (), *, allow_mismatch: bool = False
+    ) -> list[str]:
+        """The part of `check` that is about the device and its conditions; ``differences`` are added to what it finds."""
+        found = list(differences)
+        if fingerprint is not None:
+            from nar_hw.latency.device import same_device
+
+            found += [
+                f"{name} is {self.fingerprint.get(name)} in the table, {fingerprint.get(name)} here"
+                for name in same_device(self.fingerprint, fingerprint)
+            ]
+        if found and not allow_mismatch:
+            raise TableMismatchError(
+                f"the latency table was measured under other conditions: {'; '.join(found)}: "
+                "measure a table here with nar-hw profile, or pass --allow-mismatch"
+            )
+        return found
+
+    def lacking(self, space: SearchSpace) -> dict[str, list[str]]:
+        """Slot -> operators of ``space`` for which the table has no entry. Raises TableMismatchError for another network."""
         structure = self._structure(space)
         if structure:
             raise TableMismatchError(
@@ -311,22 +337,7 @@ class LatencyTable:
             slot.name: [space.operators[code] for code in slot.candidates if space.operators[code] not in own.candidates]
             for slot, own in zip(space.slots, self.slots, strict=True)
         }
-        if any(wanted.values()):
-            raise self._missing({name: names for name, names in wanted.items() if names})
-        differences = [] if model in (None, self.model) else [f"model is {self.model} in the table, {model} here"]
-        if fingerprint is not None:
-            from nar_hw.latency.device import same_device
-
-            differences += [
-                f"{name} is {self.fingerprint.get(name)} in the table, {fingerprint.get(name)} here"
-                for name in same_device(self.fingerprint, fingerprint)
-            ]
-        if differences and not allow_mismatch:
-            raise TableMismatchError(
-                f"the latency table was measured under other conditions: {'; '.join(differences)}: "
-                "measure a table here with nar-hw profile, or pass --allow-mismatch"
-            )
-        return differences
+        return {slot: names for slot, names in wanted.items() if names}
 
     def _structure(self, space: SearchSpace) -> list[str]:
         differences = [
