@@ -110,7 +110,7 @@ def search_run(
     info = _fitted(table_info(table), task)
     set_seed(config.seed)
     space = info.space()
-    table.check(space, _here(table), model=model, allow_mismatch=allow_mismatch)
+    allowed = table.check(space, _here(table), model=model, allow_mismatch=allow_mismatch)
     return search(
         space,
         task,
@@ -122,6 +122,7 @@ def search_run(
         resume=resume,
         progress=progress,
         measure=device_meter(space, table, progress),
+        allowed_mismatch=allowed,
     )
 
 

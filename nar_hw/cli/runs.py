@@ -105,6 +105,7 @@ def search(
         "predicted_ms": result.pick.predicted_ms,
         "measured_ms": result.pick.measured_ms,
         "met": result.met,
+        "allowed_mismatch": list(result.allowed_mismatch),
     }
 
     def show() -> None:

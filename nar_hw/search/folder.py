@@ -77,6 +77,7 @@ class SearchFolder:
                 pareto=tuple(map(self._scored, value["pareto"])),
                 scored=tuple(everything),
                 history=tuple(value["history"]),
+                allowed_mismatch=tuple(value["allowed_mismatch"]),
             )
         except (KeyError, TypeError, ValueError) as problem:
             raise RunError(f"{path} must hold a search's result, but does not ({problem!r}): choose another folder") from None
@@ -124,6 +125,7 @@ class SearchFolder:
             "seed": config["seed"],
             "table": str(self.path / TABLE),
             "table_hash": identity["table_hash"],
+            "allowed_mismatch": list(result.allowed_mismatch),
             "versions": {
                 "nar_hw": nar_hw.__version__,
                 "python": platform.python_version(),

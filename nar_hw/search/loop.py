@@ -50,6 +50,7 @@ def search(
     resume: bool = False,
     progress: Progress | None = None,
     measure: Measure | None = None,
+    allowed_mismatch: Sequence[str] = (),
 ) -> SearchResult:
     """The most accurate arch of ``space`` whose latency is at most ``target_ms``.
 
@@ -70,6 +71,7 @@ def search(
             and not repeated.
         progress: is given a bar.
         measure: returns the latencies in ms of archs on the device.
+        allowed_mismatch: what `LatencyTable.check` found and the user allowed; kept in the result.
 
     Raises:
         TargetError: the target is outside what the space reaches by the table; names the range.
@@ -96,7 +98,7 @@ def search(
             bar.advance()
             if folder is not None:
                 folder.save(run.state_dict())
-        result = run.finish(measure)
+        result = replace(run.finish(measure), allowed_mismatch=tuple(allowed_mismatch))
     if folder is not None:
         folder.finish(result, run.supernet)
     return result

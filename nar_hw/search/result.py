@@ -44,6 +44,8 @@ class SearchResult:
     """Everything scored, each arch once."""
     history: tuple[Mapping[str, float], ...]
     """One item per epoch."""
+    allowed_mismatch: tuple[str, ...] = ()
+    """What differs between the table's conditions and those here, where the user allowed it."""
 
     @property
     def arch(self) -> Arch:
@@ -58,13 +60,16 @@ class SearchResult:
     @property
     def note(self) -> str:
         """The outcome in one line."""
-        pick, how = self.pick, "predicted" if self.pick.measured_ms is None else "measured"
+        pick, target = self.pick, self.target_ms
         if self.met:
-            return f"the pick takes {pick.ms:.4g} ms ({how}) of the {self.target_ms:.4g} ms asked for"
-        return (
-            f"none of the {len(self.finalists)} finalists meets {self.target_ms:.4g} ms on the device: the nearest takes "
-            f"{pick.ms:.4g} ms (predicted {pick.predicted_ms:.4g}): profile again or ask for {self.target_ms**2 / pick.ms:.4g} ms"
-        )
+            how = "predicted" if pick.measured_ms is None else "measured"
+            outcome = f"the pick takes {pick.ms:.4g} ms ({how}) of the {target:.4g} ms asked for"
+        else:
+            outcome = (
+                f"none of the {len(self.finalists)} finalists meets {target:.4g} ms on the device: the nearest takes "
+                f"{pick.ms:.4g} ms (predicted {pick.predicted_ms:.4g}): profile again or ask for {target**2 / pick.ms:.4g} ms"
+            )
+        return "; allowed: ".join([outcome, *self.allowed_mismatch])
 
 
 def choose(finalists: Sequence[Scored], target_ms: float) -> Scored:
