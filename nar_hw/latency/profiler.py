@@ -34,7 +34,6 @@ __all__ = ["METHODS", "ChildLoader", "child_loader", "profile"]
 ROUNDS = 20
 OPERATORS_AT_ONCE = 24
 TOLERANCE = 0.004
-"""Relative standard error of a child's time at which no more rounds are made."""
 
 
 def profile(
@@ -44,6 +43,7 @@ def profile(
     model_name: str,
     method: str = "in-context",
     rounds: int = ROUNDS,
+    tolerance: float = TOLERANCE,
     seed: int = 0,
     validate: int = 40,
     budget_s: float | None = None,
@@ -60,8 +60,8 @@ def profile(
         method: one of METHODS. in-context: per-layer times inside 3 K + 1 children for K operators. regression: least
             squares over whole children, for runtimes without per-layer times. isolated: each operator alone, calibrated on
             about 9 whole children.
-        rounds: visits of each child at most; fewer when its time is known well enough before (children.settled). The first
-            ones, which come on top, are dropped.
+        rounds: visits of each child at most; the first ones, which come on top, are dropped.
+        tolerance: relative standard error of the children's times at which fewer rounds are enough; 0 for all rounds.
         seed: of the design.
         validate: how many held-out children to measure end to end; 0 for none.
         budget_s: seconds to spend; rounds, then children are left out to keep it as well as can be.
@@ -98,6 +98,7 @@ def profile(
             load=load,
             reference=reference,
             rounds=rounds,
+            tolerance=tolerance,
             seed=seed,
             budget_s=share,
             deadline=start + share,
@@ -153,6 +154,7 @@ class _Job:
     reference: Runtime
     """The network itself."""
     rounds: int
+    tolerance: float
     seed: int
     budget_s: float
     deadline: float
@@ -170,7 +172,7 @@ class _Job:
             rounds=self.rounds,
             profile=layers,
             deadline=self.deadline,
-            tolerance=TOLERANCE,
+            tolerance=self.tolerance,
             journal=self.journal,
             tick=Steps(self.progress, "profiling", (self.rounds + 1) * (1 + layers) * len(set(archs))),
         )
@@ -199,7 +201,7 @@ def _isolated(job: _Job) -> _Found:
         at_once=OPERATORS_AT_ONCE,
         rounds=job.rounds,
         repeats=20,
-        tolerance=TOLERANCE,
+        tolerance=job.tolerance,
         stage="operators",
         journal=job.journal,
         deadline=time.monotonic() + 0.7 * (job.deadline - time.monotonic()),
