@@ -61,6 +61,14 @@ class SearchFolder:
         if found := [name for name in (RESULT, STATE) if (self.path / name).exists()]:
             raise RunError(f"{self.path} holds a search already ({found[0]}): resume it, or choose another folder")
 
+    def tidy(self) -> None:
+        """Delete what killed processes left: half-written files, and the checkpoint of a search that is finished."""
+        for name in (RESULT, STATE, WEIGHTS, TABLE):
+            for path in self.path.glob(f".{name}.*"):
+                path.unlink()
+        if (self.path / RESULT).exists():
+            (self.path / STATE).unlink(missing_ok=True)
+
     def finished(self) -> SearchResult | None:
         """The result of this very search, if it is there. Raises RunError for one with other settings or a damaged one."""
         path = self.path / RESULT
@@ -108,7 +116,7 @@ class SearchFolder:
         self.table.save(self.path / TABLE)
         save_weights(self.path / WEIGHTS, supernet)
         write_json(self.path / RESULT, self._record(result))
-        (self.path / STATE).unlink(missing_ok=True)
+        self.tidy()
 
     def _record(self, result: SearchResult) -> dict[str, Any]:
         identity, config = self.identity, self.identity["config"]

@@ -84,10 +84,12 @@ def search(
     table.check(space)
     feasible = Feasible.from_table(space, table, target_ms)
     folder = None if out is None else SearchFolder(out, space, task, table, target_ms=target_ms, config=config, model=model)
-    if folder is not None and not resume:
-        folder.refuse_to_overwrite()
-    if folder is not None and (result := folder.finished()) is not None:
-        return result
+    if folder is not None:
+        if not resume:
+            folder.refuse_to_overwrite()
+        folder.tidy()
+        if (result := folder.finished()) is not None:
+            return result
     with seeded(config.seed):
         run = SearchRun(space, task, feasible, config)
         if folder is not None and (state := folder.checkpoint()) is not None:
