@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,21 @@ class Dropping(TinyResNet):
         return nn.functional.dropout(super().forward(x), 0.1, self.training)
 
 
-def work(out: Path) -> None:
-    """One search in ``out``, resumed where there is one; what the controller knows at the end is kept beside it."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    space = SearchSpace.from_model(Dropping(), (3, 8, 8))
-    table = for_space(space, lambda spec: 0.1 + spec.c_in * len(spec.operator) / 100)
-    task = ClassificationTask(load_data("fake:3x8x8x5"), augmentation=Augmentation(flip=True))
-    target = 0.4 * table.bounds()[0] + 0.6 * table.bounds()[1]
+# Made when the module is imported, once for all processes: they are forked from one that has imported it.
+torch.set_num_threads(1)
+torch.manual_seed(0)
+SPACE = SearchSpace.from_model(Dropping(), (3, 8, 8))
+TABLE = for_space(SPACE, lambda spec: 0.1 + spec.c_in * len(spec.operator) / 100)
+TARGET = 0.4 * TABLE.bounds()[0] + 0.6 * TABLE.bounds()[1]
+DATA = load_data("fake:3x8x8x5")
+
+
+def work(out: Path, watch: Callable[..., None] | None = None) -> None:
+    """One search in ``out``, resumed where there is one; what the strategy knows at the end is kept beside it.
+
+    ``watch`` is called at each call and return of any function.
+    """
+    task = ClassificationTask(DATA, augmentation=Augmentation(flip=True))
     finish = SearchRun.finish
 
     def kept(run: SearchRun, *args: Any) -> Any:
@@ -51,14 +59,15 @@ def work(out: Path) -> None:
         return finish(run, *args)
 
     SearchRun.finish = kept  # type: ignore[method-assign]
-    search(space, task, table, target_ms=target, config=CONFIG, out=out, resume=True)
+    sys.setprofile(watch)
+    search(SPACE, task, TABLE, target_ms=TARGET, config=CONFIG, out=out, resume=True)
+    sys.setprofile(None)
 
 
 def until_call(out: Path, moment: int) -> None:
-    """The search, killed at its ``moment``-th call or return of any function."""
+    """The search, killed at its ``moment``-th call or return."""
     count = itertools.count(1)
-    sys.setprofile(lambda *_: die() if next(count) == moment else None)
-    work(out)
+    work(out, lambda *_: die() if next(count) == moment else None)
 
 
 def until_file(out: Path, moment: int) -> None:
@@ -75,9 +84,7 @@ def die() -> None:
 def calls(out: Path) -> None:
     """The search, with the number of its calls in a file."""
     count = itertools.count(1)
-    sys.setprofile(lambda *_: next(count))
-    work(out)
-    sys.setprofile(None)
+    work(out, lambda *_: next(count))
     out.with_suffix(".calls").write_text(str(next(count)))
 
 
@@ -120,7 +127,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(6))
 def test_killed_at_random_moments(whole: Path, tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     total = int(whole.with_suffix(".calls").read_text())
