@@ -280,6 +280,30 @@ def test_a_few_children_at_a_time_give_the_same_as_all_at_once(space: SearchSpac
         assert relative[0] == pytest.approx(relative[1], rel=0.02)
 
 
+class Warm(FakeRuntime):
+    """A network that ran last is a tenth faster: its weights are still in the caches."""
+
+    last: "Warm | None" = None
+
+    def time_ms(self, repeats: int) -> list[float]:
+        warm = Warm.last is self
+        Warm.last = self
+        return [ms * (0.9 if warm else 1.0) for ms in super().time_ms(repeats)]
+
+
+def test_what_the_caches_hold_does_not_favour_children_by_their_place(
+    space: SearchSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archs = [space.incumbent, *ends(space), (0, 1, 2, 0), (2, 0, 1, 1)]
+    monkeypatch.setattr("nar_hw.latency.children.runtime_class", lambda name: Warm)
+    device = FakeDevice(noise=0.0, drift=0.2, period_ms=300.0)
+    with FakeRuntime.on(device), ChildLoader(space, FAKE) as load, load(space.incumbent) as reference:
+        found = measure(load, archs, reference, at_once=len(archs), rounds=8)
+    exact = np.array([truth(space, arch, device) for arch in archs])
+    ratio = np.array([np.median(found.children[arch].whole) for arch in archs]) / exact
+    assert np.ptp(ratio) < 0.01 * ratio.mean()
+
+
 def test_large_networks_are_loaded_a_few_at_a_time(space: SearchSpace) -> None:
     assert children_at_once(space, 2) > 100
     large = SearchSpace.from_model(TinyResNet(), SHAPE)

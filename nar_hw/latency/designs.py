@@ -45,15 +45,16 @@ def latin(space: SearchSpace, *, replicates: int = 3, seed: int = 0) -> list[Arc
 
 
 def contexts(space: SearchSpace, *, replicates: int = 3, seed: int = 0) -> list[Arch]:
-    """The network itself and ``replicates`` x K latin children, those of the last replicate half made of its operators.
+    """The network itself and ``replicates`` x K latin children, those of the last of several replicates half made of its operators.
 
     Small networks are not quite additive: what stays in the caches depends on how much of the network is kept. A search
     ends between a random child and the network itself, so a profile must see both neighbourhoods.
     """
     rng = random.Random(f"contexts {seed}")
     archs = latin(space, replicates=replicates, seed=seed)
-    own = len(archs) // replicates
-    return [space.incumbent, *archs[:-own], *(_nearer(space, arch, rng) for arch in archs[-own:])]
+    own = len(archs) // replicates if replicates > 1 else 0
+    random_ones = len(archs) - own
+    return [space.incumbent, *archs[:random_ones], *(_nearer(space, arch, rng) for arch in archs[random_ones:])]
 
 
 def orthogonal(space: SearchSpace, *, seed: int = 0) -> list[Arch]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "ChildLoader", "child_loader", "profile"]
 
 ROUNDS = 20
+MANY_SLOTS = 16
 OPERATORS_AT_ONCE = 24
 TOLERANCE = 0.004
 
@@ -57,7 +58,8 @@ def profile(
         space: the search space.
         config: runtime, device and conditions.
         model_name: what the table says its network is: the --model that builds it again.
-        method: one of METHODS. in-context: per-layer times inside 3 K + 1 children for K operators. regression: least
+        method: one of METHODS. in-context: per-layer times inside K + 1 children for K operators, 3 K + 1
+            in spaces of fewer than 16 slots. regression: least
             squares over whole children, for runtimes without per-layer times. isolated: each operator alone, calibrated on
             about 9 whole children.
         rounds: visits of each child at most; the first ones, which come on top, are dropped.
@@ -182,7 +184,8 @@ _Found = tuple[Estimate, Measured[Arch], dict[str, Any]]
 
 
 def _in_context(job: _Job) -> _Found:
-    replicates = 2 if job.budget_s < 15 else 3
+    # Operators of large networks have many contexts in each child; those of small ones depend more on their neighbours.
+    replicates = 1 if len(job.space.slots) >= MANY_SLOTS else 3
     measured = job.children(contexts(job.space, replicates=replicates, seed=job.seed), layers=True)
     return in_context.estimate(job.space, measured), measured, {"replicates": replicates}
 

@@ -1,9 +1,9 @@
 """Measuring so that a busy or drifting machine cancels out, and refusing times that cannot be trusted.
 
 Noise on a shared machine is slow: many runs in a row share it, so a longer row does not help. What is to be compared is
-visited in turn, round after round, and each visit may be divided by a reference network visited just before and after.
+visited in turn, round after round, and each visit may be divided by a reference network visited before and after each round.
 
-Shape legend: visits (rounds, items), reference (rounds, 2) milliseconds, before and after the items of each round.
+Shape legend: visits (rounds, items), reference (rounds + 1,) milliseconds, before the first and after each round.
 """
 
 import math
@@ -73,42 +73,33 @@ def interleave(
     *,
     rounds: int,
     repeats: int = 5,
-    reference: Runtime | None = None,
     progress: "Progress | None" = None,
 ) -> dict[K, Floats]:
     """Visit all ``items`` in turn, ``rounds`` times; the median of each visit's ``repeats`` runs, (rounds,) ms per item.
 
-    The first visit of each, which may be 50 % off, comes on top and is dropped. With a ``reference`` the machine's drift
-    is divided out. A runtime that gives NaN, zero or negative times keeps them: `check_samples` names it.
+    The first visit of each, which may be 50 % off, comes on top and is dropped. A runtime that gives NaN, zero or negative
+    times keeps them: `check_samples` names it.
     """
     runtimes = list(items.values())
     task = progress.add_task("measuring", total=(rounds + 1) * len(runtimes)) if progress else None
     visits = np.empty((rounds + 1, len(runtimes)))  # (1 + rounds, items)
-    ends = np.empty((rounds + 1, 2))  # (1 + rounds, 2)
     for turn in range(rounds + 1):
-        if reference:
-            ends[turn, 0] = np.median(reference.time_ms(repeats))
         for position, runtime in enumerate(runtimes):
             visits[turn, position] = np.median(runtime.time_ms(repeats))
             if progress and task is not None:
                 progress.advance(task)
-        if reference:
-            ends[turn, 1] = np.median(reference.time_ms(repeats))
-    kept = normalise(visits[1:], ends[1:]) if reference else visits[1:]
-    return {key: kept[:, position].copy() for position, key in enumerate(items)}
+    return {key: visits[1:, position].copy() for position, key in enumerate(items)}
 
 
-def normalise(visits: Floats, reference: Floats) -> Floats:
+def normalise(visits: Floats, reference: Floats, positions: Floats) -> Floats:
     """``visits`` as they would have been at the machine's usual speed: each times median(reference) / local reference.
 
-    The local reference runs in a straight line from the one before a round's items to the one after them.
+    The local reference runs in a straight line from the one before a round to the one after it. ``positions`` (rounds,
+    items) tells when in its round an item was visited, from 0 to 1.
     """
-    assert visits.ndim == 2, visits.shape
-    assert reference.shape == (len(visits), 2), reference.shape
-    items = visits.shape[1]
-    position = (np.arange(items) + 0.5) / max(items, 1)  # (items,)
-    local = reference[:, :1] + (reference[:, 1:] - reference[:, :1]) * position  # (rounds, items)
-    return np.asarray(visits * np.median(reference) / local, dtype=np.float64)
+    assert reference.shape == (len(visits) + 1,), reference.shape
+    before, after = reference[:-1, None], reference[1:, None]
+    return np.asarray(visits * np.median(reference) / (before + (after - before) * positions), dtype=np.float64)
 
 
 def check_samples(name: str, samples: Sequence[float] | Floats) -> None:
