@@ -120,6 +120,7 @@ BATCH = Batch(
     ),
     reference=np.array([2.0, 2.1]),
     rounds=2,
+    disturbed=0.1,
     doubts=("busy",),
 )
 SPECS = [OpSpec(operator="conv3x3", c_in=n, c_out=n, h=4, w=4) for n in (1, 2, 3)]

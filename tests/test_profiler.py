@@ -137,7 +137,7 @@ def test_the_table_says_how_it_was_measured_and_for_what(space: SearchSpace) -> 
     assert table.method["name"] == "in-context"
     assert table.method["rounds"] == 4
     assert table.method["seed"] == 7
-    assert table.method["children"] <= 10
+    assert table.method["children"] <= 7 * 3 + 1
     assert (table.model, table.input_shape, table.num_classes, table.manner) == ("own", SHAPE, 5, "conv")
     assert table.fingerprint["runtime"] == "fake"
     assert table.check(space, table.fingerprint) == []
@@ -153,7 +153,11 @@ def test_a_profile_is_the_same_for_the_same_seed(space: SearchSpace) -> None:
 def test_progress_ends_full(space: SearchSpace) -> None:
     progress = Progress(disable=True)
     profiled(space, FakeDevice(), progress=progress, validate=3)
-    assert [task.description for task in progress.tasks] == ["profiling", "validating"]
+    assert [task.description for task in progress.tasks] == [
+        "profiling children",
+        "profiling whole children",
+        "validating",
+    ]
     assert all(task.finished for task in progress.tasks)
 
 
@@ -161,7 +165,7 @@ def test_a_budget_cuts_rounds_and_children_but_leaves_two_rounds(space: SearchSp
     progress = Progress(disable=True)
     table = profiled(space, FakeDevice(), budget_s=0.0, rounds=50, progress=progress)
     assert table.method["rounds"] == 2
-    assert table.method["replicates"] == 2
+    assert table.method["replicates"] == 4
     assert progress.tasks[0].finished
 
 

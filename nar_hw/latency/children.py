@@ -15,7 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
@@ -155,19 +155,36 @@ def measure(
         found.append((group, batch))
         if journal:
             journal.add(stage, distinct, group, batch)
-    every = np.concatenate([batch.reference for _, batch in found])
+    measured = _joined([batch for _, batch in found], [arch for members, _ in found for arch in members], clock.name)
+    return replace(measured, children={arch: measured.children[arch] for arch in distinct})
+
+
+def _joined(batches: Sequence[Batch], keys: Sequence[K], clock: str) -> Measured[K]:
+    """Batches as one measurement, all at the speed that the reference had in the median over all of them."""
+    every = np.concatenate([batch.reference for batch in batches])
     speed = float(np.median(every))
-    children = {
-        arch: _at_speed(times, speed / float(np.median(batch.reference)))
-        for members, batch in found
-        for arch, times in zip(members, batch.children, strict=True)
-    }
+    times = [_at_speed(child, speed / float(np.median(batch.reference))) for batch in batches for child in batch.children]
+    disturbed = float(np.mean([batch.disturbed for batch in batches]))
+    busy = f"busy machine: {disturbed:.0%} of the runs took over 1.3 times as long as the fastest beside them and were left out"
     return Measured(
-        children={arch: children[arch] for arch in distinct},
+        children=dict(zip(keys, times, strict=True)),
         reference=every,
-        clock=clock.name,
-        rounds=min(batch.rounds for _, batch in found),
-        doubts=tuple(dict.fromkeys(doubt for _, batch in found for doubt in batch.doubts)),
+        clock=clock,
+        rounds=min(batch.rounds for batch in batches),
+        doubts=(*dict.fromkeys(doubt for batch in batches for doubt in batch.doubts), *([busy] if disturbed > 0.2 else [])),
+    )
+
+
+def both(first: Measured[K], second: Measured[K]) -> Measured[K]:
+    """Two measurements beside the same network as one, at the speed of the first."""
+    factor = float(np.median(first.reference) / np.median(second.reference))
+    children = {arch: _at_speed(times, factor) for arch, times in second.children.items()}
+    return Measured(
+        children={**children, **first.children},
+        reference=first.reference,
+        clock=first.clock,
+        rounds=min(first.rounds, second.rounds),
+        doubts=tuple(dict.fromkeys((*first.doubts, *second.doubts))),
     )
 
 
@@ -258,9 +275,8 @@ def _measure_batch(
                 break
         raw = np.array(visits[1:])  # (rounds, items, repeats)
         for item, runtime in enumerate(runtimes):
-            _positive(
-                f"{runtime.name}, {_named(archs[item // (1 + profile)])}", raw[:, item, : fewer if runtime.profile else repeats]
-            )
+            own = raw[:, item, : fewer if runtime.profile else repeats]
+            _positive(f"{runtime.name}, {_named(archs[item // (1 + profile)])}", own)
         kept = typical(np.array(marks[1:]))  # (rounds + 1,)
         whole, factors = _normalised(visits, marks)
         step = 1 + profile  # items of one child: as it is, profiled
@@ -273,8 +289,13 @@ def _measure_batch(
             )
             for item in range(0, len(runtimes), step)
         )
-        doubts = _doubts(runtimes[0].name, kept, whole, raw)
-    return Batch(children=children, reference=kept, rounds=len(raw), doubts=doubts)
+        return Batch(
+            children=children,
+            reference=kept,
+            rounds=len(raw),
+            disturbed=1 - float(_undisturbed(raw).sum() / np.isfinite(raw).sum()),
+            doubts=_doubts(runtimes[0].name, kept, whole),
+        )
 
 
 def _order(turn: int, items: int) -> list[int]:
@@ -327,25 +348,20 @@ def _positive(name: str, runs: Floats) -> None:
         raise MeasurementError(f"{name}: {str(problem).removeprefix('times: ')}") from None
 
 
-def _doubts(runtime: str, reference: Floats, whole: Floats, raw: Floats) -> tuple[str, ...]:
+def _doubts(runtime: str, reference: Floats, whole: Floats) -> tuple[str, ...]:
     """What is wrong with usable times. Raises MeasurementError where the reference (visits,) does not cancel it.
 
-    whole (rounds, items) normalised, raw (rounds, items, repeats).
+    whole (rounds, items) normalised.
     """
     low, middle, high = np.quantile(whole, (0.1, 0.5, 0.9), axis=0)  # (items,)
     spread = float(np.median((high - low) / middle))
-    doubts = []
     try:
         check_samples(f"{runtime}, the network itself", reference)
     except MeasurementError as problem:
         if spread > 0.3 or reference.max() > 4 * reference.min():
             raise
-        doubts.append(str(problem))
-    if (share := 1 - float(_undisturbed(raw).sum() / np.isfinite(raw).sum())) > 0.2:
-        doubts.append(
-            f"busy machine: {share:.0%} of the runs took over 1.3 times as long as the fastest beside them and were left out"
-        )
-    return tuple(doubts)
+        return (str(problem),)
+    return ()
 
 
 def _layers(runtime: Runtime, factors: Floats, repeats: int) -> dict[str, Floats]:

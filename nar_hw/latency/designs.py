@@ -45,7 +45,7 @@ def latin(space: SearchSpace, *, replicates: int = 3, seed: int = 0) -> list[Arc
 
 
 def contexts(space: SearchSpace, *, replicates: int = 3, seed: int = 0) -> list[Arch]:
-    """The network itself and ``replicates`` x K latin children, those of the last of several replicates half made of its operators.
+    """The network itself and ``replicates`` x K latin children, the last of several replicates half made of its operators.
 
     Small networks are not quite additive: what stays in the caches depends on how much of the network is kept. A search
     ends between a random child and the network itself, so a profile must see both neighbourhoods.

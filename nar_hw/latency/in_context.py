@@ -19,13 +19,17 @@ import numpy.typing as npt
 
 from nar_hw.errors import MeasurementError
 from nar_hw.latency.children import Measured
-from nar_hw.latency.estimate import Estimate, calibrate, half_width, mean_of_middle
+from nar_hw.latency.estimate import Estimate, calibrate, mean_of_middle
 from nar_hw.latency.journal import ChildTimes
+from nar_hw.latency.regression import contrast_errors, least_squares
 from nar_hw.latency.schema import Entry
 from nar_hw.operators import OpSpec
 from nar_hw.space import Arch, SearchSpace, Site
 
 Floats = npt.NDArray[np.float64]
+
+SPREAD = 0.03
+"""How far the network as a whole may move an entry, relative (one standard deviation)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +45,14 @@ class _Context:
 
 
 def estimate(space: SearchSpace, measured: Measured[Arch]) -> Estimate:
-    """Entries per operator spec, pooled over slots and children.
+    """Entries per operator spec, pooled over slots and children. Children without layer times count as wholes only.
 
     Raises MeasurementError when an operator has no node in the profile: its names do not join to module paths.
     """
-    join = Join(space, measured.children.values())
+    profiled = {arch: times for arch, times in measured.children.items() if times.layers}
+    join = Join(space, profiled.values())
     contexts: dict[OpSpec, list[_Context]] = defaultdict(list)
-    for arch, times in measured.children.items():
+    for arch, times in profiled.items():
         for spec, context in _contexts(space, arch, join.nodes(times)):
             contexts[spec].append(context)
     silent = [spec.operator for spec, found in contexts.items() if not all(context.nodes for context in found)]
@@ -57,16 +62,24 @@ def estimate(space: SearchSpace, measured: Measured[Arch]) -> Estimate:
         )
     raw = {spec: mean_of_middle([context.ms for context in found]) for spec, found in contexts.items()}
     nodes = {spec: float(np.mean([context.nodes for context in found])) for spec, found in contexts.items()}
-    used = [[spec for _, _, spec in space.specs(arch)] for arch in measured.children]
-    fixed, scale, overhead = calibrate(
-        np.array([np.median(times.whole) for times in measured.children.values()]),
+    used = [[spec for _, _, spec in space.specs(arch)] for arch in profiled]
+    _, scale, overhead = calibrate(
+        np.array([np.median(times.whole) for times in profiled.values()]),
         np.array([sum(raw[spec] for spec in specs) for specs in used]),
         np.array([sum(nodes[spec] for spec in specs) for specs in used]),
-        slowdown=_slowdown(measured.children.values()),
+        slowdown=_slowdown(profiled.values()),
         smallest=min(raw[spec] / nodes[spec] for spec in raw),
     )
-    entries = {spec: _entry(spec, raw[spec], found, scale, overhead * nodes[spec]) for spec, found in contexts.items()}
-    return Estimate(entries=entries, fixed_ms=fixed, details={"scale": scale, "overhead_ms": overhead})
+    whole = {arch: float(np.median(times.whole)) for arch, times in measured.children.items()}
+    guess = {spec: scale * raw[spec] - overhead * nodes[spec] for spec in raw}
+    fit = least_squares(space, whole, guess, spread=SPREAD)
+    errors = contrast_errors(space, fit)
+    entries = {
+        spec: _entry(spec, ms, errors[spec], [context.runs * scale for context in contexts[spec]], ms - scale * raw[spec])
+        for spec, ms in fit.ms.items()
+    }
+    details = {"scale": scale, "overhead_ms": overhead, "residual_mape": fit.residual_mape}
+    return Estimate(entries=entries, fixed_ms=fit.fixed_ms, details=details)
 
 
 def _slowdown(children: Iterable[ChildTimes]) -> float:
@@ -135,8 +148,7 @@ def _contexts(space: SearchSpace, arch: Arch, nodes: Mapping[str, Sequence[Float
             yield spec, _Context(ms=ms * share, runs=runs * share, nodes=len(found) / len(specs))
 
 
-def _entry(spec: OpSpec, raw: float, found: Sequence[_Context], scale: float, off: float) -> Entry:
-    ms = scale * raw - off
-    every = np.concatenate([context.runs for context in found]) * scale - off
+def _entry(spec: OpSpec, ms: float, error: float, runs: Sequence[Floats], more: float) -> Entry:
+    every = np.concatenate(runs) + more
     p10, p90 = (max(float(value), ms / 10) for value in np.quantile(every, (0.1, 0.9)))
-    return Entry(spec=spec, ms=ms, p10=p10, p90=p90, n=len(every), rel=half_width([scale * context.ms for context in found], ms))
+    return Entry(spec=spec, ms=ms, p10=p10, p90=p90, n=len(every), rel=1.96 * error / ms)

@@ -44,6 +44,8 @@ class Batch:
     """(visits,) ms of the network itself, as they were."""
     rounds: int
     """Visits of each child that were kept."""
+    disturbed: float
+    """Share of runs in which something else had the core."""
     doubts: tuple[str, ...]
     """What is wrong with the times although they can be used."""
 
@@ -84,6 +86,7 @@ class Journal:
             "children": children,
             "reference": batch.reference.tolist(),
             "rounds": batch.rounds,
+            "disturbed": batch.disturbed,
             "doubts": list(batch.doubts),
         }
         with self.path.open("a", encoding="utf-8") as file:
@@ -118,7 +121,13 @@ def _batch(line: Mapping[str, Any]) -> Batch:
         )
         for child in line["children"]
     )
-    return Batch(children=children, reference=np.array(line["reference"]), rounds=line["rounds"], doubts=tuple(line["doubts"]))
+    return Batch(
+        children=children,
+        reference=np.array(line["reference"]),
+        rounds=line["rounds"],
+        disturbed=line["disturbed"],
+        doubts=tuple(line["doubts"]),
+    )
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

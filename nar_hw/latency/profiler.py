@@ -13,7 +13,7 @@ import numpy as np
 
 from nar_hw.errors import MeasurementError, RuntimeUnavailableError, UserError, unknown_name
 from nar_hw.latency import in_context, isolated, regression
-from nar_hw.latency.children import ChildLoader, Measured, Steps, child_loader, children_at_once, measure
+from nar_hw.latency.children import ChildLoader, Measured, Steps, both, child_loader, children_at_once, measure
 from nar_hw.latency.designs import contexts, orthogonal
 from nar_hw.latency.device import MATTERS, fingerprint
 from nar_hw.latency.estimate import Estimate
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "ChildLoader", "child_loader", "profile"]
 
 ROUNDS = 20
-MANY_SLOTS = 16
+WHOLE = 6
+"""Replicates of in-context profiles that are measured as wholes only."""
 OPERATORS_AT_ONCE = 24
 TOLERANCE = 0.004
 
@@ -58,8 +59,8 @@ def profile(
         space: the search space.
         config: runtime, device and conditions.
         model_name: what the table says its network is: the --model that builds it again.
-        method: one of METHODS. in-context: per-layer times inside K + 1 children for K operators, 3 K + 1
-            in spaces of fewer than 16 slots. regression: least
+        method: one of METHODS. in-context: per-layer times inside K + 1 children for K operators, and 6 K
+            more as wholes. regression: least
             squares over whole children, for runtimes without per-layer times. isolated: each operator alone, calibrated on
             about 9 whole children.
         rounds: visits of each child at most; the first ones, which come on top, are dropped.
@@ -164,7 +165,9 @@ class _Job:
     journal: Journal | None
     progress: "Progress | None"
 
-    def children(self, archs: list[Arch], *, layers: bool = False) -> Measured[Arch]:
+    def children(
+        self, archs: list[Arch], *, layers: bool = False, stage: str = "children", until: float = math.inf
+    ) -> Measured[Arch]:
         """Whole children measured, with their layers if wanted."""
         return measure(
             self.load,
@@ -173,10 +176,11 @@ class _Job:
             at_once=children_at_once(self.space, 1 + layers),
             rounds=self.rounds,
             profile=layers,
-            deadline=self.deadline,
+            deadline=min(until, self.deadline),
             tolerance=self.tolerance,
+            stage=stage,
             journal=self.journal,
-            tick=Steps(self.progress, "profiling", (self.rounds + 1) * (1 + layers) * len(set(archs))),
+            tick=Steps(self.progress, f"profiling {stage}", (self.rounds + 1) * (1 + layers) * len(set(archs))),
         )
 
 
@@ -184,9 +188,11 @@ _Found = tuple[Estimate, Measured[Arch], dict[str, Any]]
 
 
 def _in_context(job: _Job) -> _Found:
-    # Operators of large networks have many contexts in each child; those of small ones depend more on their neighbours.
-    replicates = 1 if len(job.space.slots) >= MANY_SLOTS else 3
-    measured = job.children(contexts(job.space, replicates=replicates, seed=job.seed), layers=True)
+    replicates = 1 + (WHOLE if job.budget_s >= 15 else WHOLE // 2)
+    archs = contexts(job.space, replicates=replicates, seed=job.seed)
+    first = 1 + max(len(slot.candidates) for slot in job.space.slots)
+    profiled = job.children(archs[:first], layers=True, until=job.deadline - 0.5 * job.budget_s)
+    measured = both(profiled, job.children(archs[first:], stage="whole children"))
     return in_context.estimate(job.space, measured), measured, {"replicates": replicates}
 
 

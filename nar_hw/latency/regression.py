@@ -5,6 +5,8 @@ cannot be told from the fixed part; there, a guess from each operator's work dec
 """
 
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,45 +21,65 @@ Floats = npt.NDArray[np.float64]
 
 
 def estimate(space: SearchSpace, measured: Measured[Arch]) -> Estimate:
-    """Entries per operator spec, pooled over slots, by bounded least squares: no entry is zero or negative.
+    """Entries per operator spec, pooled over slots; beforehand, each is what its work suggests +- 100 %."""
+    whole = {arch: float(np.median(times.whole)) for arch, times in measured.children.items()}
+    found = least_squares(space, whole, _guess(space, whole), spread=1.0)
+    archs = list(whole)
+    used = np.array([[_calls(space, arch)[spec] > 0 for spec in found.ms] for arch in archs]).sum(axis=0)
+    errors = contrast_errors(space, found)
+    entries = {
+        spec: _entry(spec, ms, errors[spec], int(n) * measured.rounds)
+        for (spec, ms), n in zip(found.ms.items(), used, strict=True)
+    }
+    return Estimate(entries=entries, fixed_ms=found.fixed_ms, details={"residual_mape": found.residual_mape})
 
-    Children count as in `calibrate` (an error of 1 % of the mean, more in slow and less in fast children); the guess for
-    an entry counts as +- 100 %.
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What `least_squares` found."""
+
+    ms: dict[OpSpec, float]
+    fixed_ms: float
+    covariance: Floats
+    """(specs, specs) ms squared."""
+    residual_mape: float
+    """What is left over, in percent."""
+
+
+def least_squares(space: SearchSpace, whole: Mapping[Arch, float], guess: Mapping[OpSpec, float], *, spread: float) -> Fit:
+    """The entries that best explain whole children (ms), by bounded least squares: none is zero or negative.
+
+    Children count as in `calibrate` (an error of 1 % of the mean, more in slow and less in fast children); the ``guess`` (ms)
+    of an entry counts as +- ``spread``, relative. The fixed part is not guessed.
     """
     from scipy.optimize import lsq_linear
 
-    archs = list(measured.children)
-    whole = np.array([np.median(measured.children[arch].whole) for arch in archs])  # (children,)
-    guess = _guess(space, archs, whole)
+    times = np.array(list(whole.values()))  # (children,)
     specs = list(guess)
-    calls = np.array([[counts[spec] for spec in specs] for counts in (_calls(space, arch) for arch in archs)], dtype=np.float64)
-    noise = 0.01 * np.sqrt(whole * whole.mean())  # (children,)
+    calls = np.array([[counts[spec] for spec in specs] for counts in (_calls(space, arch) for arch in whole)], dtype=np.float64)
+    noise = 0.01 * np.sqrt(times * times.mean())  # (children,)
     prior = np.array(list(guess.values()))  # (specs,)
-    left = np.concatenate([np.concatenate([calls, np.ones((len(archs), 1))], axis=1) / noise[:, None], _prior_rows(prior)])
-    right = np.concatenate([whole / noise, np.ones(len(specs))])
+    known = np.concatenate([np.diag(1 / (spread * prior)), np.zeros((len(prior), 1))], axis=1)
+    left = np.concatenate([np.concatenate([calls, np.ones((len(times), 1))], axis=1) / noise[:, None], known])
+    right = np.concatenate([times / noise, np.full(len(specs), 1 / spread)])
     lowest = np.append(0.01 * prior, 0.0)
     found = lsq_linear(left, right, (lowest, np.full(len(lowest), np.inf))).x
-    residual = (calls @ found[:-1] + found[-1]) / whole - 1
+    residual = (calls @ found[:-1] + found[-1]) / times - 1
     # Children repeat their error in every round: their number, not that of the runs, decides how sure an entry is.
-    spread = max(1.0, float(np.sqrt(np.mean((residual * whole / noise) ** 2))))
-    errors = _errors(space, specs, spread**2 * np.linalg.inv(left.T @ left)[:-1, :-1])
-    used = (calls > 0).sum(axis=0)
-    entries = {
-        spec: _entry(spec, float(ms), errors[spec], int(n) * measured.rounds)
-        for spec, ms, n in zip(specs, found[:-1], used, strict=True)
-    }
-    return Estimate(entries=entries, fixed_ms=float(found[-1]), details={"residual_mape": 100 * float(np.mean(np.abs(residual)))})
-
-
-def _prior_rows(prior: Floats) -> Floats:
-    return np.concatenate([np.diag(1 / prior), np.zeros((len(prior), 1))], axis=1)
+    scatter = max(1.0, float(np.sqrt(np.mean((residual * times / noise) ** 2))))
+    return Fit(
+        ms=dict(zip(specs, map(float, found[:-1]), strict=True)),
+        fixed_ms=float(found[-1]),
+        covariance=scatter**2 * np.linalg.inv(left.T @ left)[:-1, :-1],
+        residual_mape=100 * float(np.mean(np.abs(residual))),
+    )
 
 
 def _calls(space: SearchSpace, arch: Arch) -> Counter[OpSpec]:
     return Counter(spec for _, _, spec in space.specs(arch))
 
 
-def _guess(space: SearchSpace, archs: list[Arch], whole: Floats) -> dict[OpSpec, float]:
+def _guess(space: SearchSpace, whole: Mapping[Arch, float]) -> dict[OpSpec, float]:
     """Milliseconds per spec in proportion to its work, so that the children come out right on average."""
     work: dict[OpSpec, float] = {}
     for slot in space.slots:
@@ -68,15 +90,16 @@ def _guess(space: SearchSpace, archs: list[Arch], whole: Floats) -> dict[OpSpec,
                     read, written = spec.c_in * size_in[0] * size_in[1], spec.c_out * size_out[0] * size_out[1]
                     # Multiply-adds, and the maps that are read and written: a value moved costs about ten of them.
                     work[spec] = weights * size_out[0] * size_out[1] + 10.0 * (read + written)
-    total = np.array([sum(work[spec] * count for spec, count in _calls(space, arch).items()) for arch in archs])
-    return {spec: value * float(whole.mean() / total.mean()) for spec, value in work.items()}
+    total = np.array([sum(work[spec] * count for spec, count in _calls(space, arch).items()) for arch in whole])
+    return {spec: value * float(np.mean(list(whole.values())) / total.mean()) for spec, value in work.items()}
 
 
-def _errors(space: SearchSpace, specs: list[OpSpec], covariance: Floats) -> dict[OpSpec, float]:
+def contrast_errors(space: SearchSpace, fit: Fit) -> dict[OpSpec, float]:
     """Standard error (ms) of each spec against the mean of its slot's operators; the worst of its slots.
 
     What all operators of a slot have in common is a guess, but it changes no comparison and no prediction.
     """
+    specs = list(fit.ms)
     number = {spec: index for index, spec in enumerate(specs)}
     errors = dict.fromkeys(specs, 0.0)
     for slot in space.slots:
@@ -86,7 +109,7 @@ def _errors(space: SearchSpace, specs: list[OpSpec], covariance: Floats) -> dict
                 for spec in space.site_specs(site, code):
                     row[number[spec]] += 1
         contrasts = calls - calls.mean(axis=0)
-        deviations = np.sqrt(np.einsum("ij,jk,ik->i", contrasts, covariance, contrasts)) / calls.sum(axis=1)
+        deviations = np.sqrt(np.einsum("ij,jk,ik->i", contrasts, fit.covariance, contrasts)) / calls.sum(axis=1)
         for row, deviation in zip(calls, deviations, strict=True):
             for index in np.flatnonzero(row):
                 errors[specs[index]] = max(errors[specs[index]], float(deviation))
