@@ -91,9 +91,9 @@ def device_meter(
 def search_run(
     model: str,
     data: str,
-    table: LatencyTable,
+    table: LatencyTable | Sequence[LatencyTable],
     *,
-    target_ms: float,
+    target_ms: float | Sequence[float],
     out: Path,
     config: SearchConfig,
     data_root: Path | None = None,
@@ -102,15 +102,18 @@ def search_run(
     allow_mismatch: bool = False,
     progress: Progress | None = None,
 ) -> SearchResult:
-    """Search the space of ``table`` and write ``out``/run.json.
+    """Search the space of ``table`` (of several, the first; finalists are measured on its device) and write ``out``/run.json.
 
     Raises TargetError, TableMismatchError (another model, or another device unless allowed) and what `nar_hw.search` raises.
     """
     task = load_task(data, root=data_root, device=device)
-    info = _fitted(table_info(table), task)
+    first, *others = table if isinstance(table, Sequence) else [table]
+    info = _fitted(table_info(first), task)
     set_seed(config.seed)
     space = info.space()
-    allowed = table.check(space, _here(table), model=model, allow_mismatch=allow_mismatch)
+    allowed = first.check(space, _here(first), model=model, allow_mismatch=allow_mismatch)
+    for other in others:  # whose devices are elsewhere
+        allowed += other.check(space, model=model, allow_mismatch=allow_mismatch)
     return search(
         space,
         task,
@@ -121,7 +124,7 @@ def search_run(
         out=out,
         resume=resume,
         progress=progress,
-        measure=device_meter(space, table, progress),
+        measure=device_meter(space, first, progress),
         allowed_mismatch=allowed,
     )
 

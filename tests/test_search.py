@@ -28,6 +28,7 @@ from nar_hw.errors import (
 from nar_hw.operators import OpSpec
 from nar_hw.runs import ModelInfo, read_arch
 from nar_hw.search import loop
+from nar_hw.search.budget import Budget
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.feasible import Feasible
 from nar_hw.search.folder import SearchFolder
@@ -251,7 +252,7 @@ def test_a_damaged_checkpoint_is_one_error(tmp_path: Path, damage: bytes | None)
 
 
 def test_a_checkpoint_without_its_parts_is_one_error(tmp_path: Path) -> None:
-    folder = SearchFolder(tmp_path, SPACE, made_task(), TABLE, target_ms=TARGET, config=CONFIG, model=None)
+    folder = SearchFolder(tmp_path, SPACE, made_task(), [TABLE], targets_ms=[TARGET], config=CONFIG, model=None)
     folder.save({"supernet": {}})
     with pytest.raises(RunError, match="does not fit this search"):
         run(out=tmp_path, resume=True)
@@ -372,15 +373,16 @@ def test_a_device_that_no_arch_is_fast_enough_for_is_measured_once() -> None:
 
 
 def scored(accuracy: float, predicted: float, measured: float | None = None) -> Scored:
-    return Scored(arch=(), accuracy=accuracy, predicted_ms=predicted, measured_ms=measured)
+    load = max(predicted, measured or 0) / 2
+    return Scored(arch=(), accuracy=accuracy, predicted_ms=predicted, measured_ms=measured, load=load)
 
 
 def test_choice_among_finalists() -> None:
     slow, good, tied = scored(0.99, 2.1, 1.0), scored(0.9, 1.9, 1.95), scored(0.9, 1.9, 1.8)
-    assert choose([slow, good, tied], 2.0) == tied
-    assert choose([slow, good], 2.0) == good
-    assert choose([scored(0.9, 1.5, 2.5), scored(0.8, 1.9, 2.3)], 2.0).accuracy == 0.8
-    assert choose([scored(0.9, 2.0), scored(0.8, 1.9)], 2.0).accuracy == 0.9  # exactly at the target
+    assert choose([slow, good, tied]) == tied
+    assert choose([slow, good]) == good
+    assert choose([scored(0.9, 1.5, 2.5), scored(0.8, 1.9, 2.3)]).accuracy == 0.8
+    assert choose([scored(0.9, 2.0), scored(0.8, 1.9)]).accuracy == 0.9  # exactly at the target
 
 
 class Spy(STRATEGIES["random"]):  # type: ignore[misc]
@@ -399,7 +401,7 @@ class Spy(STRATEGIES["random"]):  # type: ignore[misc]
 def made_run(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> SearchRun:
     monkeypatch.setitem(STRATEGIES, "random", Spy)
     config = dataclasses.replace(CONFIG, strategy="random", **settings)
-    made = SearchRun(SPACE, made_task(), Feasible.from_table(SPACE, TABLE, TARGET), config)
+    made = SearchRun(SPACE, made_task(), Budget.of(SPACE, [TABLE], [TARGET], config), config)
     made.strategy.calls = []
     return made
 
@@ -499,7 +501,11 @@ def test_images_for_the_statistics_are_training_images_and_change_each_epoch() -
 
 def test_scores_are_not_reused_when_weights_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     made = made_run(monkeypatch, warmup_epochs=0, samples=2, updates=1)
-    arch = SPACE.incumbent if made.feasible.meets([SPACE.incumbent])[0] else made.feasible.sample(1, np.random.default_rng(0))[0]
+    arch = (
+        SPACE.incumbent
+        if made.budget.feasible.meets([SPACE.incumbent])[0]
+        else made.budget.feasible.sample(1, np.random.default_rng(0))[0]
+    )
     monkeypatch.setattr(made.strategy, "ask", lambda n: [arch] * n)
     counted = []
     forward = made.supernet.forward

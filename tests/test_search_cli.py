@@ -67,3 +67,56 @@ def test_the_pick_is_measured_where_the_device_is_here(run: Run, table: Path) ->
 
 def parsed(table: Path, found: dict[str, Any]) -> tuple[int, ...]:
     return LatencyTable.load(table).parse(",".join(found["arch"]))
+
+
+def tablet(table: Path, path: Path) -> Path:
+    """The same network on another device, where pools are slow."""
+
+    def edit(content: dict[str, Any]) -> None:
+        content["fingerprint"].update(device="a tablet")
+        for entry in content["entries"]:
+            entry["ms"] *= 9 if entry["spec"]["operator"] == "max3x3" else 2
+
+    return edited(table, path, edit)
+
+
+def test_several_tables_flops_and_params(run: Run, table: Path, tmp_path: Path) -> None:
+    other = tablet(table, tmp_path / "t.json")
+    asked = reachable(other)
+    limits = f"--table {other} --target-ms {asked} --max-flops 1000000 --max-params 30000"
+    found = ok(run(line(table, limits, "--json")))
+    assert found["met"]
+    assert found["measured_ms"] is not None
+    latency, flops, params = found["others"]
+    assert latency["name"] == "ms on a tablet (fake fp32)"
+    assert latency["cost"] == pytest.approx(LatencyTable.load(other).predict(parsed(table, found)))
+    assert latency["cost"] <= asked
+    assert 0 < flops["cost"] <= flops["target"] == 1_000_000
+    assert 0 < params["cost"] <= params["target"] == 30_000
+    assert ok(run(line(table, limits, "--resume --json"))) == found
+    mean = ok(run(line(table, limits, "--combine mean --weight 3 --weight 1 --json").replace("--out x", "--out y")))
+    assert json.loads((tmp_path / "y/run.json").read_text())["load"] == pytest.approx(
+        max(
+            0.75 * mean["predicted_ms"] / mean["target_ms"] + 0.25 * mean["others"][0]["cost"] / asked,
+            0.75 * mean["measured_ms"] / mean["target_ms"] + 0.25 * mean["others"][0]["cost"] / asked,
+            mean["others"][1]["cost"] / 1_000_000,
+            mean["others"][2]["cost"] / 30_000,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--max-params 1000", r"one arch must meet all targets, but none does: the nearest takes .* of 1000 parameters"),
+        ("--table {table} --combine median", r"unknown combine 'median': use one of mean"),
+        ("--table {table} --weight 1 --weight 2", r"combine=mean with weights must hold"),
+        ("--target-ms 3", r"there must be one target, or one for each of 1 tables, but got 2"),
+        ("--max-flops 0", r"max_flops >= 1 must hold"),
+    ],
+)
+def test_limits_that_cannot_be_are_refused_before_the_search(
+    run: Run, table: Path, tmp_path: Path, options: str, message: str
+) -> None:
+    assert re.search(message, refused(run(line(table, options.format(table=table)))))
+    assert not (tmp_path / "x").exists()

@@ -56,12 +56,22 @@ def demo(
 def search(
     model: Model,
     data: Data,
-    table: Annotated[Path, typer.Option("--table", help="The latency table of the device to deploy on.")],
-    target_ms: Annotated[float, typer.Option(help="The latency not to be exceeded.")],
+    table: Annotated[
+        list[Path], typer.Option("--table", help="The latency table of the device to deploy on; once for each of several.")
+    ],
+    target_ms: Annotated[
+        list[float], typer.Option(help="The latency not to be exceeded; of several tables one for all, or once for each.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     reward: Annotated[
         str, typer.Option(help="absolute, one-sided, mnasnet-soft, mnasnet-hard, proxyless-rl or accuracy.")
     ] = "absolute",
+    combine: Annotated[
+        str, typer.Option(help="Of several tables: worst (each target is met) or mean (of latency / target, at most 1).")
+    ] = "worst",
+    weight: Annotated[list[float] | None, typer.Option(help="Of a table in the mean; once for each.")] = None,
+    max_flops: Annotated[int | None, typer.Option(help="Most FLOPs (multiply-adds of one image).")] = None,
+    max_params: Annotated[int | None, typer.Option(help="Most parameters.")] = None,
     strategy: Annotated[str, typer.Option(help="How archs are proposed.")] = "reinforce",
     epochs: Annotated[int, typer.Option(help="Epochs of shared weights and strategy in turn.")] = 140,
     warmup_epochs: Annotated[int, typer.Option(help="Epochs of the shared weights alone, before these.")] = 10,
@@ -81,13 +91,24 @@ def search(
     from nar_hw.pipeline import search_run
     from nar_hw.search.config import SearchConfig
 
-    loaded = LatencyTable.load(table)
-    config = SearchConfig(strategy=strategy, reward=reward, epochs=epochs, warmup_epochs=warmup_epochs, batch=batch, seed=seed)
+    config = SearchConfig(
+        strategy=strategy,
+        reward=reward,
+        combine=combine,  # type: ignore[arg-type]
+        weights=tuple(weight or ()),
+        max_flops=max_flops,
+        max_params=max_params,
+        epochs=epochs,
+        warmup_epochs=warmup_epochs,
+        batch=batch,
+        seed=seed,
+    )
+    tables = [LatencyTable.load(path) for path in table]
     with progress_bar() as progress:
         result = search_run(
             model,
             data,
-            loaded,
+            tables,
             target_ms=target_ms,
             out=out,
             config=config,
@@ -99,11 +120,12 @@ def search(
         )
     value: dict[str, Any] = {
         "out": str(out),
-        "arch": [loaded.operators[code] for code in result.arch],
+        "arch": [tables[0].operators[code] for code in result.arch],
         "accuracy": result.pick.accuracy,
-        "target_ms": target_ms,
+        "target_ms": result.target_ms,
         "predicted_ms": result.pick.predicted_ms,
         "measured_ms": result.pick.measured_ms,
+        "others": [asdict(item) for item in result.others],
         "met": result.met,
         "allowed_mismatch": list(result.allowed_mismatch),
     }

@@ -276,7 +276,7 @@ def _commands(folder: Path, run: Fields, child: Fields, table: LatencyTable | No
 
 
 CONDITIONS = ("runtime", "precision", "batch", "threads")
-SEARCH_OPTIONS = ("reward", "strategy", "epochs", "warmup_epochs", "batch", "seed")
+SEARCH_OPTIONS = ("reward", "strategy", "epochs", "warmup_epochs", "batch", "seed", "max_flops", "max_params")
 
 
 def _told(values: Mapping[str, Any], names: Sequence[str]) -> tuple[tuple[str, str], ...]:

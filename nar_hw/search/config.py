@@ -12,6 +12,8 @@ from nar_hw.search.strategies import STRATEGIES
 
 Paths = Literal["strategy", "fair", "uniform"]
 PATHS: tuple[Paths, ...] = ("strategy", "fair", "uniform")
+Combine = Literal["worst", "mean"]
+COMBINE: tuple[Combine, ...] = ("worst", "mean")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,14 @@ class SearchConfig:
     """Name in REWARDS."""
     reward_options: Mapping[str, float] = field(default_factory=dict)
     """Keyword arguments of the reward."""
+    combine: Combine = "worst"
+    """Of several tables: every one has to meet its target, or the mean of latency / target has to be at most 1."""
+    weights: tuple[float, ...] = ()
+    """Of the tables in the mean; equal by default."""
+    max_flops: int | None = None
+    """Limit of an arch's FLOPs (multiply-adds of one image, pools free)."""
+    max_params: int | None = None
+    """Limit of an arch's parameters."""
     seed: int = 0
     warmup_epochs: int = 10
     """PreTrain: epochs in which only the shared weights learn, before the strategy scores anything."""
@@ -74,6 +84,13 @@ class SearchConfig:
         for paths in (self.warmup_paths, self.paths):
             if paths not in PATHS:
                 raise unknown_name("paths", paths, PATHS)
+        if self.combine not in COMBINE:
+            raise unknown_name("combine", self.combine, COMBINE)
+        _require(self, "weights > 0, of a mean", all(weight > 0 for weight in self.weights), "weights")
+        _require(self, "combine=mean with weights", self.combine == "mean" or not self.weights, "combine", "weights")
+        for name in ("max_flops", "max_params"):
+            limit = getattr(self, name)
+            _require(self, f"{name} >= 1", limit is None or limit >= 1, name)
         _require(self, "warmup_paths is fair or uniform", self.warmup_paths != "strategy", "warmup_paths")
         _require(self, "warmup_epochs >= 0", self.warmup_epochs >= 0, "warmup_epochs")
         for name in ("epochs", "updates", "samples", "valid_batch", "recalibration_batches"):
@@ -105,7 +122,7 @@ class SearchConfig:
     def from_json(cls, value: Mapping[str, Any]) -> "SearchConfig":
         """The config that `to_json` wrote. Raises UnknownNameError for a field that does not exist, UserError for a value."""
         _known("search setting", value, [item.name for item in fields(cls)])
-        return cls(**value)
+        return cls(**{**value, "weights": tuple(value.get("weights", ()))})
 
 
 def _known(kind: str, given: Collection[str], known: Collection[str]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from nar_hw.errors import RunError
 from nar_hw.files import read_json, write_json
 from nar_hw.runs import ModelInfo
 from nar_hw.search.config import SearchConfig
-from nar_hw.search.result import Scored, SearchResult
+from nar_hw.search.result import Scored, SearchResult, Standing
 from nar_hw.search.supernet import Supernet
 from nar_hw.space import SearchSpace
 from nar_hw.tasks import Task
@@ -36,21 +36,23 @@ class SearchFolder:
         path: Path,
         space: SearchSpace,
         task: Task,
-        table: "LatencyTable",
+        tables: "Sequence[LatencyTable]",
         *,
-        target_ms: float,
+        targets_ms: Sequence[float],
         config: SearchConfig,
         model: ModelInfo | None,
     ) -> None:
         self.path = Path(path)
-        self.space, self.table = space, table
+        self.space, self.tables = space, tables
         identity = {
             "model": None if model is None else asdict(model),
             "manner": space.manner,
             "slots": [[slot.name, [space.operators[code] for code in slot.candidates]] for slot in space.slots],
             "data": task.record,
-            "target_ms": target_ms,
-            "table_hash": table.hash,
+            "target_ms": targets_ms[0],
+            "table_hash": tables[0].hash,
+            "more_targets_ms": targets_ms[1:],
+            "more_tables": [table.hash for table in tables[1:]],
             "config": config.to_json(),
         }
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))
@@ -61,9 +63,15 @@ class SearchFolder:
         if found := [name for name in (RESULT, STATE) if (self.path / name).exists()]:
             raise RunError(f"{self.path} holds a search already ({found[0]}): resume it, or choose another folder")
 
+    @property
+    def _files(self) -> "dict[str, LatencyTable]":
+        """The tables by the names of their files here: table.json, table-2.json and so on."""
+        names = [TABLE, *(f"table-{number}.json" for number in range(2, len(self.tables) + 1))]
+        return dict(zip(names, self.tables, strict=True))
+
     def tidy(self) -> None:
         """Delete what killed processes left: half-written files, and the checkpoint of a search that is finished."""
-        for name in (RESULT, STATE, WEIGHTS, TABLE):
+        for name in (RESULT, STATE, WEIGHTS, *self._files):
             for path in self.path.glob(f".{name}.*"):
                 path.unlink()
         if (self.path / RESULT).exists():
@@ -81,6 +89,7 @@ class SearchFolder:
             return SearchResult(
                 pick=self._scored(value["pick"]),
                 target_ms=float(value["target_ms"]),
+                others=tuple(Standing(**item) for item in value["others"]),
                 finalists=tuple(map(self._scored, value["finalists"])),
                 pareto=tuple(map(self._scored, value["pareto"])),
                 scored=tuple(everything),
@@ -112,8 +121,9 @@ class SearchFolder:
         save_state(self.path / STATE, {"identity": self.identity, "run": state})
 
     def finish(self, result: SearchResult, supernet: Supernet) -> None:
-        """Write the table, the shared weights and, last, run.json; the checkpoint is then no longer needed."""
-        self.table.save(self.path / TABLE)
+        """Write the tables, the shared weights and, last, run.json; the checkpoint is then no longer needed."""
+        for name, table in self._files.items():
+            table.save(self.path / name)
         save_weights(self.path / WEIGHTS, supernet)
         write_json(self.path / RESULT, self._record(result))
         self.tidy()
@@ -132,6 +142,7 @@ class SearchFolder:
             "strategy": config["strategy"],
             "seed": config["seed"],
             "table": str(self.path / TABLE),
+            "tables": list(self._files),
             "table_hash": identity["table_hash"],
             "allowed_mismatch": list(result.allowed_mismatch),
             "versions": {
@@ -144,6 +155,8 @@ class SearchFolder:
             "predicted_ms": pick.predicted_ms,
             "measured_ms": pick.measured_ms,
             "accuracy": pick.accuracy,
+            "load": pick.load,
+            "others": [asdict(item) for item in result.others],
             "met": result.met,
             "note": result.note,
             "pick": self._plain(pick),
@@ -160,6 +173,7 @@ class SearchFolder:
             "accuracy": item.accuracy,
             "predicted_ms": item.predicted_ms,
             "measured_ms": item.measured_ms,
+            "load": item.load,
         }
 
     def _scored(self, value: Mapping[str, Any]) -> Scored:

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
-from nar_hw.errors import MeasurementError, TrainingError
+from nar_hw.errors import MeasurementError, TargetError, TrainingError
+from nar_hw.search.budget import Budget
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.feasible import Feasible
 from nar_hw.search.folder import SearchFolder
 from nar_hw.search.randomness import generator_states, restore_generators, seeded
-from nar_hw.search.result import Scored, SearchResult, choose, front
+from nar_hw.search.result import Scored, SearchResult, Standing, choose, front
 from nar_hw.search.reward import REWARDS
 from nar_hw.search.scoring import Scorer
 from nar_hw.search.strategies import STRATEGIES
@@ -34,6 +35,8 @@ RECENT = 0.25
 """Share of the epochs whose scores count when archs are chosen for the final scoring: older weights scored otherwise."""
 ROUNDS = 2
 """How often finalists are measured at most."""
+TRIES = 20
+"""How often a strategy is asked again for archs within the budget."""
 OTHERS = 4
 """Random archs drawn for each that is wanted, of which some come twice."""
 
@@ -41,9 +44,9 @@ OTHERS = 4
 def search(
     space: SearchSpace,
     task: Task,
-    table: "LatencyTable",
+    table: "LatencyTable | Sequence[LatencyTable]",
     *,
-    target_ms: float,
+    target_ms: float | Sequence[float],
     config: SearchConfig | None = None,
     model: "ModelInfo | None" = None,
     out: Path | None = None,
@@ -52,7 +55,7 @@ def search(
     measure: Measure | None = None,
     allowed_mismatch: Sequence[str] = (),
 ) -> SearchResult:
-    """The most accurate arch of ``space`` whose latency is at most ``target_ms``.
+    """The most accurate arch of ``space`` whose latency is at most ``target_ms`` and whose other costs are within their limits.
 
     In each epoch the shared weights of all archs are trained, one arch per step; after the warm-up, the strategy then
     proposes archs, which are scored by the accuracy on one validation minibatch and the latency by ``table``. At the end
@@ -62,28 +65,32 @@ def search(
     Args:
         space: its network's weights are where the incumbent operators start.
         task: batches, loss and score, on the device to search on.
-        table: latencies of the device to deploy on; a search needs no such device.
-        target_ms: the latency not to be exceeded.
-        config: all other settings.
+        table: latencies of the device to deploy on, or of several; a search needs no such device.
+        target_ms: the latency not to be exceeded; of several tables one for all, or one for each.
+        config: all other settings, among them the limits of FLOPs and parameters.
         model: how to build the space again, for run.json.
         out: folder for run.json and, after every epoch, a checkpoint; None: nothing is written.
         resume: go on from the last whole epoch in ``out`` (from the start if there is none); a finished search is read
             and not repeated.
         progress: is given a bar.
-        measure: returns the latencies in ms of archs on the device.
+        measure: returns the latencies in ms of archs on the (first table's) device.
         allowed_mismatch: what `LatencyTable.check` found and the user allowed; kept in the result.
 
     Raises:
-        TargetError: the target is outside what the space reaches by the table; names the range.
-        TableError: the table is of another space, or is not additive.
+        TargetError: the target is outside what the space reaches by the table, or no arch meets all targets; names the range.
+        TableError: a table is of another space, or is not additive.
+        UserError: there is not one target for each table, or not one weight.
         RunError: ``out`` holds a search already and ``resume`` is not set, or one with other settings.
         TrainingError: the shared weights diverged.
         MeasurementError: ``measure`` did not return a positive time for each arch.
     """
     config = config or SearchConfig()
-    table.check(space)
-    feasible = Feasible.from_table(space, table, target_ms)
-    folder = None if out is None else SearchFolder(out, space, task, table, target_ms=target_ms, config=config, model=model)
+    tables = table if isinstance(table, Sequence) else [table]
+    targets_ms = target_ms if isinstance(target_ms, Sequence) else [target_ms]
+    for item in tables:
+        item.check(space)
+    budget = Budget.of(space, tables, targets_ms, config)
+    folder = None if out is None else SearchFolder(out, space, task, tables, targets_ms=targets_ms, config=config, model=model)
     if folder is not None:
         if not resume:
             folder.refuse_to_overwrite()
@@ -91,7 +98,7 @@ def search(
         if (result := folder.finished()) is not None:
             return result
     with seeded(config.seed):
-        run = SearchRun(space, task, feasible, config)
+        run = SearchRun(space, task, budget, config)
         if folder is not None and (state := folder.checkpoint()) is not None:
             folder.restore(run.load_state_dict, state)
         bar = _Bar(progress, run)
@@ -109,8 +116,8 @@ def search(
 class SearchRun:
     """Everything that changes in a search. Usually made by `search`."""
 
-    def __init__(self, space: SearchSpace, task: Task, feasible: Feasible, config: SearchConfig) -> None:
-        self.space, self.task, self.feasible, self.config = space, task, feasible, config
+    def __init__(self, space: SearchSpace, task: Task, budget: Budget, config: SearchConfig) -> None:
+        self.space, self.task, self.budget, self.config = space, task, budget, config
         self.epochs = config.recipe.epochs
         self.steps = task.train_size // config.batch
         if self.steps == 0:
@@ -122,7 +129,7 @@ class SearchRun:
         if config.channels_last:
             self.supernet = self.supernet.to(memory_format=torch.channels_last)
         self.optimizer = _optimizer(self.supernet, config)
-        self.strategy = STRATEGIES[config.strategy](feasible, seed=config.seed, **config.strategy_options)
+        self.strategy = STRATEGIES[config.strategy](budget.feasible, seed=config.seed, **config.strategy_options)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.rng = random.Random(config.seed)
         self.fair = FairPaths(space)
@@ -178,18 +185,28 @@ class SearchRun:
             return [self.fair.draw(self.rng) for _ in range(self.steps)]
         if kind == "uniform":
             return [self.space.sample(self.rng) for _ in range(self.steps)]
-        return self.strategy.paths(self.steps)
+        return self._within(self.strategy.paths, self.steps)
+
+    def _within(self, propose: Callable[[int], list[Arch]], n: int) -> list[Arch]:
+        """``n`` proposals within the budget: of several limits, a strategy may know a relaxation only."""
+        archs: list[Arch] = []
+        for _ in range(TRIES):
+            proposed = propose(n)
+            archs += [arch for arch, meets in zip(proposed, self.budget.feasible.meets(proposed), strict=True) if meets]
+            if len(archs) >= n:
+                return archs[:n]
+        return archs + self.budget.feasible.sample(n - len(archs), np.random.default_rng(self.rng.getrandbits(32)))
 
     def _train_strategy(self) -> dict[str, float]:
         """Updates of the strategy at fixed weights; returns means over the archs of the epoch."""
-        config, target = self.config, self.feasible.target_ms
-        rewards, accuracies, latencies = (np.empty((config.updates, config.samples)) for _ in range(3))
+        config = self.config
+        rewards, accuracies, latencies, loads = (np.empty((config.updates, config.samples)) for _ in range(4))
         self.scorer.renew()
         for update in range(config.updates):
-            archs = self.strategy.ask(config.samples)
+            archs = self._within(self.strategy.ask, config.samples)
             accuracies[update] = self.scorer.on_minibatch(archs)
-            latencies[update] = self.feasible.latency_ms(archs)
-            rewards[update] = REWARDS[config.reward](accuracies[update], latencies[update], target, **config.reward_options)
+            latencies[update], loads[update] = self.budget.latency_ms(archs), self.budget.loads(archs)
+            rewards[update] = REWARDS[config.reward](accuracies[update], loads[update], 1.0, **config.reward_options)
             self.strategy.tell(archs, rewards[update].tolist(), accuracies[update].tolist())
             for arch, reward, accuracy in zip(archs, rewards[update].tolist(), accuracies[update].tolist(), strict=True):
                 if math.isfinite(reward):
@@ -199,6 +216,7 @@ class SearchRun:
             "reward": float(rewards[told].mean()),
             "accuracy": float(accuracies[told].mean()),
             "latency_ms": float(latencies.mean()),
+            "load": float(loads.mean()),
             "best_reward": float(rewards[told].max()),
             "dropped": int((~told).sum()),
             **self.strategy.scalars(),
@@ -209,25 +227,28 @@ class SearchRun:
 
         Where the device is slower than the table says and all of them miss the target, others that should meet it are tried.
         """
-        target = self.feasible.target_ms
         self.scorer.renew()
-        finalists, rescored = self._finalists(self.feasible, measure, ())
+        finalists, rescored = self._finalists(self.budget.feasible, measure, ())
         for _ in range(ROUNDS - 1):
-            if measure is None or any(item.meets(target) for item in finalists):
+            if measure is None or any(item.met for item in finalists):
                 break
             slower = float(np.median([item.ms / item.predicted_ms for item in finalists]))
-            if target / slower < self.feasible.bounds_ms[0]:
-                break
-            tighter = replace(self.feasible, target_ms=target / slower)
+            try:
+                tighter = self.budget.tightened(slower).feasible
+            except TargetError:
+                break  # no arch is fast enough
             more = self._finalists(tighter, measure, {item.arch for item in finalists})
             finalists, rescored = finalists + more[0], rescored + more[1]
         finalists.sort(key=_rank)
         known = {item.arch: item for item in (*rescored, *finalists)}
         earlier = [self._scored(arch, accuracy) for arch, (_, accuracy, _) in self.scores.items() if arch not in known]
         everything = (*known.values(), *earlier)
+        pick = choose(finalists)
+        first, *others = self.budget.costs
         return SearchResult(
-            pick=choose(finalists, target),
-            target_ms=target,
+            pick=pick,
+            target_ms=first.target,
+            others=tuple(Standing(name=item.name, cost=float(item.of([pick.arch])[0]), target=item.target) for item in others),
             finalists=tuple(finalists),
             pareto=front(everything),
             scored=everything,
@@ -238,7 +259,20 @@ class SearchRun:
         """The best archs within ``limits`` that are not ``known``, measured; and all that were scored to find them."""
         rescored = sorted((self._scored(arch, self.scorer.on_all(arch)) for arch in self._hopefuls(limits, known)), key=_rank)
         finalists = rescored[: self.config.finalists]
-        return (finalists if measure is None or not finalists else _measured(finalists, measure)), rescored
+        return (finalists if measure is None or not finalists else self._measured(finalists, measure)), rescored
+
+    def _measured(self, finalists: Sequence[Scored], measure: Measure) -> list[Scored]:
+        archs = [item.arch for item in finalists]
+        times = [float(ms) for ms in measure(archs)]
+        if len(times) != len(archs) or not all(math.isfinite(ms) and ms > 0 for ms in times):
+            raise MeasurementError(
+                f"measure must return one positive time in ms for each of {len(archs)} archs, but returned {times}"
+            )
+        loads = self.budget.loads(archs, times).tolist()
+        return [
+            replace(item, measured_ms=ms, load=max(item.load, load))
+            for item, ms, load in zip(finalists, times, loads, strict=True)
+        ]
 
     def _hopefuls(self, limits: Feasible, known: Collection[Arch]) -> list[Arch]:
         """Distinct archs within ``limits``: the strategy's own choice, those with the best recent rewards, then others."""
@@ -256,7 +290,8 @@ class SearchRun:
         ]
 
     def _scored(self, arch: Arch, accuracy: float) -> Scored:
-        return Scored(arch=arch, accuracy=accuracy, predicted_ms=float(self.feasible.latency_ms([arch])[0]))
+        predicted, load = self.budget.latency_ms([arch])[0], self.budget.loads([arch])[0]
+        return Scored(arch=arch, accuracy=accuracy, predicted_ms=float(predicted), load=float(load))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next epoch depends on; tensors, numbers, strings and containers of them."""
@@ -312,15 +347,6 @@ def _rank(item: Scored) -> tuple[float, float]:
     return -item.accuracy, item.predicted_ms
 
 
-def _measured(finalists: Sequence[Scored], measure: Measure) -> list[Scored]:
-    times = [float(ms) for ms in measure([item.arch for item in finalists])]
-    if len(times) != len(finalists) or not all(math.isfinite(ms) and ms > 0 for ms in times):
-        raise MeasurementError(
-            f"measure must return one positive time in ms for each of {len(finalists)} archs, but returned {times}"
-        )
-    return [replace(item, measured_ms=ms) for item, ms in zip(finalists, times, strict=True)]
-
-
 class _Bar:
     """The progress of the epochs, with what the last one showed."""
 
@@ -339,8 +365,9 @@ class _Bar:
         log = run.history[-1]
         if log["warmup"]:
             return f"search: warm-up, loss {log['loss']:.3f}"
+        load = f", load {log['load']:.2f}" if len(run.budget.costs) > 1 else ""
         entropy = f", entropy {log['entropy']:.1f}" if "entropy" in log else ""
         return (
             f"search: reward {log['reward']:.3f}, accuracy {100 * log['accuracy']:.1f} %, "
-            f"{log['latency_ms']:.4g} of {run.feasible.target_ms:.4g} ms{entropy}"
+            f"{log['latency_ms']:.4g} of {run.budget.costs[0].target:.4g} ms{load}{entropy}"
         )

@@ -16,17 +16,31 @@ class Scored:
     accuracy: float
     """In [0, 1], with shared weights: of the whole validation split for a finalist, else of the last minibatch."""
     predicted_ms: float
+    """By the first table."""
+    load: float
+    """Costs relative to what was asked (nar_hw/search/budget.py), predicted or measured, the greater: at most 1 is met."""
     measured_ms: float | None = None
-    """On the device; None where it was not measured."""
+    """On the first table's device; None where it was not measured."""
 
     @property
     def ms(self) -> float:
         """Measured where it was measured, else predicted."""
         return self.predicted_ms if self.measured_ms is None else self.measured_ms
 
-    def meets(self, target_ms: float) -> bool:
-        """Whether the prediction and, where there is one, the measurement are at or under the target."""
-        return self.predicted_ms <= target_ms * (1 + ROUNDING) and self.ms <= target_ms * (1 + ROUNDING)
+    @property
+    def met(self) -> bool:
+        """Whether everything asked for holds."""
+        return self.load <= 1 + ROUNDING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What an arch costs in one respect, and what was asked."""
+
+    name: str
+    """With its unit."""
+    cost: float
+    target: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +48,11 @@ class SearchResult:
     """The outcome of `nar_hw.search`."""
 
     pick: Scored
-    """The most accurate finalist that meets the target; where none does, the one that comes nearest."""
+    """The most accurate finalist that meets all targets; where none does, the one that comes nearest."""
     target_ms: float
+    """By the first table."""
+    others: tuple[Standing, ...] = ()
+    """How the pick stands to the targets of the other tables, of FLOPs and of parameters, by prediction."""
     finalists: tuple[Scored, ...]
     """By falling accuracy."""
     pareto: tuple[Scored, ...]
@@ -54,16 +71,18 @@ class SearchResult:
 
     @property
     def met(self) -> bool:
-        """Whether the pick meets the target."""
-        return self.pick.meets(self.target_ms)
+        """Whether the pick meets all targets."""
+        return self.pick.met
 
     @property
     def note(self) -> str:
         """The outcome in one line."""
         pick, target = self.pick, self.target_ms
+        beside = ", ".join(f"{item.cost:.4g} of {item.target:.4g} {item.name}" for item in self.others)
         if self.met:
             how = "predicted" if pick.measured_ms is None else "measured"
             outcome = f"the pick takes {pick.ms:.4g} ms ({how}) of the {target:.4g} ms asked for"
+            outcome += f" and {beside}" if beside else ""
         else:
             outcome = (
                 f"none of the {len(self.finalists)} finalists meets {target:.4g} ms on the device: the nearest takes "
@@ -72,12 +91,12 @@ class SearchResult:
         return "; allowed: ".join([outcome, *self.allowed_mismatch])
 
 
-def choose(finalists: Sequence[Scored], target_ms: float) -> Scored:
-    """The most accurate finalist that meets the target, of equals the faster; where none does, the fastest."""
-    meeting = [item for item in finalists if item.meets(target_ms)]
+def choose(finalists: Sequence[Scored]) -> Scored:
+    """The most accurate finalist that meets all targets, of equals the faster; where none does, the nearest."""
+    meeting = [item for item in finalists if item.met]
     if meeting:
         return max(meeting, key=lambda item: (item.accuracy, -item.ms))
-    return min(finalists, key=lambda item: item.ms)
+    return min(finalists, key=lambda item: item.load)
 
 
 def front(scored: Sequence[Scored]) -> tuple[Scored, ...]:

@@ -1,0 +1,246 @@
+"""What an arch may cost — latency by one or more tables, FLOPs, parameters — as one number relative to what was asked.
+
+Shape legend: N archs, S slots, V operator codes, K costs, M limits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nar_hw.errors import TargetError, UserError
+from nar_hw.flops import SpaceCounts
+from nar_hw.search.config import SearchConfig
+from nar_hw.search.feasible import ROUNDING, Feasible, Floats, Ints
+from nar_hw.space import Arch, SearchSpace
+
+if TYPE_CHECKING:
+    from nar_hw.latency.table import LatencyTable
+
+Archs = Sequence[Arch] | Ints
+
+DRAWS = 20
+"""How often `Within.sample` draws before it walks."""
+TOLERANCE = 2e-6
+"""By how much the solver may break a limit."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cost:
+    """One cost of an arch, a sum over its slots, and what was asked of it."""
+
+    name: str
+    """With its unit, as in "FLOPs" and "ms on a CPU"."""
+    entries: Floats
+    """(S, V); infinite where a code is no candidate."""
+    fixed: float
+    """What no choice changes."""
+    target: float
+
+    def of(self, archs: Archs) -> Floats:
+        """(N,) costs of (N, S) archs."""
+        slots = len(self.entries)
+        codes = np.asarray(archs, dtype=np.int64).reshape(-1, slots)
+        return np.asarray(self.fixed + self.entries[np.arange(slots), codes].sum(axis=1))
+
+    @property
+    def least(self) -> float:
+        """The cost of the cheapest arch."""
+        return self.fixed + float(self.entries.min(axis=1).sum())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Budget:
+    """Everything that was asked of an arch's costs.
+
+    The load of an arch is 1 where it costs what was asked and more where it costs too much: the largest of its costs relative
+    to their targets, or of weighted means of them.
+    """
+
+    candidates: tuple[tuple[int, ...], ...]
+    """Operator codes per slot."""
+    costs: tuple[Cost, ...]
+    """The latency by each table, then FLOPs and parameters where they have a limit."""
+    mixes: Floats
+    """(M, K): the weights of the costs in each limit; each row sums to 1."""
+
+    @classmethod
+    def of(
+        cls, space: SearchSpace, tables: "Sequence[LatencyTable]", targets_ms: Sequence[float], config: SearchConfig
+    ) -> "Budget":
+        """One target for all tables or one for each, and what ``config`` says of the rest.
+
+        Raises:
+            UserError: the numbers of tables, targets and weights do not fit together.
+            MissingEntryError: a table has no entry for a candidate.
+        """
+        count = len(tables)
+        if len(targets_ms) not in (1, count):
+            raise UserError(f"there must be one target, or one for each of {count} tables, but got {len(targets_ms)}")
+        if len(config.weights) not in (0, count):
+            raise UserError(f"there must be one weight for each of {count} tables, but got {len(config.weights)}")
+        targets = list(targets_ms) * (count // len(targets_ms))
+        costs = [_latency(space, table, target) for table, target in zip(tables, targets, strict=True)]
+        if config.max_flops is not None or config.max_params is not None:
+            costs += _counts(space, config)
+        mixes = np.eye(len(costs))
+        if config.combine == "mean":
+            weights = np.array(config.weights or [1.0] * count)
+            mixes[count - 1, :count] = weights / weights.sum()
+            mixes = mixes[count - 1 :]
+        return cls(candidates=tuple(slot.candidates for slot in space.slots), costs=tuple(costs), mixes=mixes)
+
+    def latency_ms(self, archs: Archs) -> Floats:
+        """(N,) milliseconds of (N, S) archs by the first table."""
+        return self.costs[0].of(archs)
+
+    def loads(self, archs: Archs, measured_ms: Sequence[float] | None = None) -> Floats:
+        """(N,) loads of (N, S) archs, with latencies that were measured in place of the first table's predictions."""
+        ratios = np.stack([cost.of(archs) / cost.target for cost in self.costs])  # (K, N)
+        if measured_ms is not None:
+            ratios[0] = np.asarray(measured_ms) / self.costs[0].target
+        return np.asarray((self.mixes @ ratios).max(axis=0))
+
+    def tightened(self, factor: float) -> "Budget":
+        """The budget for a device that is ``factor`` times as slow as the first table says."""
+        first, *others = self.costs
+        return replace(self, costs=(replace(first, target=first.target / factor), *others))
+
+    @cached_property
+    def feasible(self) -> Feasible:
+        """The archs within the budget. Raises TargetError when there are none, naming what can be reached."""
+        if len(self.costs) == 1:
+            cost = self.costs[0]
+            return Feasible(candidates=self.candidates, cost_ms=cost.entries, fixed_ms=cost.fixed, target_ms=cost.target)
+        if not all(cost.target > 0 for cost in self.costs):
+            raise TargetError(f"targets must be more than 0, but got {', '.join(f'{cost.target:.4g}' for cost in self.costs)}")
+        if self.loads([self.nearest])[0] > 1 + ROUNDING:
+            needs = ", ".join(f"{cost.of([self.nearest])[0]:.4g} of {cost.target:.4g} {cost.name}" for cost in self.costs)
+            least = ", ".join(f"{cost.least:.4g}" for cost in self.costs)
+            raise TargetError(
+                f"one arch must meet all targets, but none does: the nearest takes {needs} (each alone goes down to {least}): "
+                "raise one"
+            )
+        limits = len(self.mixes)
+        weights = np.vstack([np.eye(limits), np.full(limits, 1 / limits)])
+        return min((Within.relaxed(self, row) for row in weights), key=lambda item: item.count)
+
+    @cached_property
+    def nearest(self) -> Arch:
+        """The arch with the least load."""
+        found = self._solve(np.zeros_like(self.costs[0].entries), 1.0, np.inf)
+        assert found is not None
+        return found
+
+    def best(self, scores: Floats) -> Arch:
+        """The arch within the budget with the largest sum of ``scores`` (S, V)."""
+        for load in (1 + ROUNDING, 1 - TOLERANCE):
+            found = self._solve(scores, 0.0, load)
+            if found is not None and self.loads([found])[0] <= 1 + ROUNDING:
+                return found
+        return self.nearest
+
+    @cached_property
+    def relative(self) -> tuple[Floats, Floats]:
+        """(M, S, V) entries, 0 for no candidates, and (M,) fixed parts of the limits, relative to the targets."""
+        entries = np.stack([np.where(np.isfinite(cost.entries), cost.entries, 0) / cost.target for cost in self.costs])
+        return np.tensordot(self.mixes, entries, 1), self.mixes @ np.array([cost.fixed / cost.target for cost in self.costs])
+
+    def _solve(self, scores: Floats, weight: float, most: float) -> Arch | None:
+        """The arch with the largest sum of ``scores`` less ``weight`` times its load, which is at most ``most``."""
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
+        slots, codes = np.array([(slot, code) for slot, row in enumerate(self.candidates) for code in row]).T
+        entries, fixed = self.relative
+        once = np.column_stack([np.arange(len(self.candidates))[:, None] == slots, np.zeros(len(self.candidates))])
+        under = np.column_stack([entries[:, slots, codes], -np.ones(len(fixed))])
+        found = milp(  # of one variable for each candidate, and the load
+            np.append(-scores[slots, codes], weight),
+            integrality=np.append(np.ones(len(slots)), 0),
+            bounds=Bounds(0, np.append(np.ones(len(slots)), most)),
+            constraints=[LinearConstraint(once, 1, 1), LinearConstraint(under, -np.inf, -fixed)],
+            options={"mip_rel_gap": 0},
+        )
+        return None if found.x is None else tuple(map(int, codes[found.x[:-1] > 0.5]))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Within(Feasible):
+    """The archs within several limits at once.
+
+    What is inherited speaks of one relaxation of them, a weighted mean of the limits, and so of more archs; `meets`, `sample`
+    and `best` are of the limits themselves.
+    """
+
+    budget: Budget
+
+    @classmethod
+    def relaxed(cls, budget: Budget, weights: Floats) -> "Within":
+        """With the relaxation that has ``weights`` (M,)."""
+        entries, fixed = budget.relative
+        cost = np.where(np.isfinite(budget.costs[0].entries), np.tensordot(weights, entries, 1), np.inf)
+        slowest = weights @ fixed + np.where(np.isfinite(cost), cost, 0).max(axis=1).sum()
+        return cls(
+            candidates=budget.candidates,
+            cost_ms=cost,
+            fixed_ms=float(weights @ fixed),
+            target_ms=min(1.0, float(slowest)),
+            budget=budget,
+        )
+
+    def meets(self, archs: Archs) -> NDArray[np.bool_]:
+        """(N,) whether archs are within every limit."""
+        return np.asarray(self.budget.loads(archs) <= 1 + ROUNDING)
+
+    def best(self, scores: Floats, *, states: int = 0) -> Arch:
+        """The arch within every limit with the largest sum of ``scores`` (S, V)."""
+        return self.budget.best(scores)
+
+    def sample(self, n: int, rng: np.random.Generator) -> list[Arch]:
+        """``n`` archs, each uniformly random among all within the limits; where few draws are, along a random walk."""
+        found: list[Arch] = []
+        for _ in range(DRAWS):
+            archs = self._draw(n, rng)
+            found += [tuple(map(int, arch)) for arch in archs[self.meets(archs)]]
+            if len(found) >= n:
+                return found[:n]
+        arch = self.budget.nearest
+        while len(found) < n:
+            for position in rng.permutation(self.slots):
+                changed = (*arch[:position], int(rng.choice(self.candidates[position])), *arch[position + 1 :])
+                arch = changed if self.meets([changed])[0] else arch
+            found.append(arch)
+        return found
+
+
+def _latency(space: SearchSpace, table: "LatencyTable", target_ms: float) -> Cost:
+    known = Feasible.from_table(space, table, table.predict(space.incumbent))
+    mark = table.fingerprint
+    return Cost(
+        name=f"ms on {mark.get('device')} ({mark.get('runtime')} {mark.get('precision')})",
+        entries=known.cost_ms,
+        fixed=known.fixed_ms,
+        target=target_ms,
+    )
+
+
+def _counts(space: SearchSpace, config: SearchConfig) -> list[Cost]:
+    """FLOPs and parameters, those of the two that have a limit. Raises UserError where slots share parameters."""
+    counts = SpaceCounts(space)
+    probes = [tuple(slot.candidates[turn % len(slot.candidates)] for slot in space.slots) for turn in range(8)]
+    costs = []
+    for name, field, limit in (("FLOPs", "flops", config.max_flops), ("parameters", "params", config.max_params)):
+        if limit is None:
+            continue
+        entries = np.full((len(space.slots), len(space.operators)), np.inf)
+        for position, slot in enumerate(space.slots):
+            for code in slot.candidates:
+                entries[position, code] = getattr(counts.candidate(position, code), field)
+        cost = Cost(name=name, entries=entries, fixed=getattr(counts.fixed, field), target=limit)
+        if not np.array_equal(cost.of(probes), getattr(counts, field)(probes)):
+            raise UserError(f"a limit of {name} needs slots that share none, but some here do: search without it")
+        costs.append(cost)
+    return costs
