@@ -27,6 +27,7 @@ from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.folder import TABLE
 from nar_hw.search.loop import search
+from nar_hw.search.progress import TensorBoard
 from nar_hw.search.result import SearchResult
 from nar_hw.space import Arch, Manner, SearchSpace
 from nar_hw.tasks import ClassificationTask
@@ -100,12 +101,17 @@ def search_run(
     device: str = "cpu",
     resume: bool = False,
     allow_mismatch: bool = False,
+    tensorboard: bool = False,
     progress: Progress | None = None,
 ) -> SearchResult:
     """Search the space of ``table`` (of several, the first; finalists are measured on its device) and write ``out``/run.json.
 
-    Raises TargetError, TableMismatchError (another model, or another device unless allowed) and what `nar_hw.search` raises.
+    With ``tensorboard``, the scalars of each epoch are written to ``out``/tensorboard.
+
+    Raises TargetError, TableMismatchError (another model, or another device unless allowed), UserError (no TensorBoard) and
+    what `nar_hw.search` raises.
     """
+    on_epoch = TensorBoard(out / "tensorboard") if tensorboard else None
     task = load_task(data, root=data_root, device=device)
     first, *others = table if isinstance(table, Sequence) else [table]
     info = _fitted(table_info(first), task)
@@ -125,6 +131,7 @@ def search_run(
         resume=resume,
         progress=progress,
         measure=device_meter(space, first, progress),
+        on_epoch=on_epoch,
         allowed_mismatch=allowed,
     )
 

@@ -544,6 +544,7 @@ def test_progress_is_shown() -> None:
     assert bar.completed == bar.total == 4
     assert "reward" in bar.description
     assert f"of {TARGET:.4g} ms" in bar.description
+    assert f"entropy {RESULT.history[-1]['entropy']:.1f}" in bar.description
 
 
 def test_the_package_is_callable() -> None:

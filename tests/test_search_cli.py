@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,3 +121,36 @@ def test_limits_that_cannot_be_are_refused_before_the_search(
 ) -> None:
     assert re.search(message, refused(run(line(table, options.format(table=table)))))
     assert not (tmp_path / "x").exists()
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder)).Reload()
+    return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
+def test_tensorboard_gets_what_the_history_has_once_an_epoch(run: Run, table: Path, tmp_path: Path) -> None:
+    """Also where an interrupted search has written of epochs that are repeated."""
+    pytest.importorskip("tensorboard")
+    from nar_hw.search.progress import TensorBoard
+
+    interrupted = TensorBoard(tmp_path / "x/tensorboard")
+    for epoch in (1, 2, 3):
+        interrupted({"epoch": epoch, "warmup": 0, "reward": 99.0})
+    ok(run(line(table, "--tensorboard --json").replace("--epochs 1", "--epochs 2")))
+    history = json.loads((tmp_path / "x/run.json").read_text())["history"]
+    found = scalars(tmp_path / "x/tensorboard")
+    assert {"reward", "accuracy", "load", "latency_ms", "entropy", "loss"} <= found.keys()
+    for tag, values in found.items():
+        assert values == [(number, pytest.approx(log[tag])) for number, log in enumerate(history, 1)]
+        assert len(values) == 2
+
+
+def test_tensorboard_that_is_not_installed_is_one_line(run: Run, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    message = refused(run(line(table, "--tensorboard")))
+    assert "need the package tensorboard" in message
+    assert "pip install 'nar-hw[tensorboard]'" in message
+    assert not Path("x").exists()
+    assert ok(run(line(table, "--json")))

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from nar_hw.checkpoints import load_state, save_state
 from nar_hw.data import Augmentation, load_data
+from nar_hw.search import loop
 from nar_hw.search.config import SearchConfig
-from nar_hw.search.loop import SearchRun, search
 from nar_hw.space import SearchSpace
 from nar_hw.tasks import ClassificationTask
 from tests.networks import TinyResNet
@@ -52,15 +52,15 @@ def work(out: Path, watch: Callable[..., None] | None = None) -> None:
     ``watch`` is called at each call and return of any function.
     """
     task = ClassificationTask(DATA, augmentation=Augmentation(flip=True))
-    finish = SearchRun.finish
+    conclude = loop.conclude
 
-    def kept(run: SearchRun, *args: Any) -> Any:
+    def kept(run: loop.SearchRun, *args: Any) -> Any:
         save_state(out.with_suffix(".strategy"), run.strategy.state_dict())
-        return finish(run, *args)
+        return conclude(run, *args)
 
-    SearchRun.finish = kept  # type: ignore[method-assign]
+    loop.conclude = kept
     sys.setprofile(watch)
-    search(SPACE, task, TABLE, target_ms=TARGET, config=CONFIG, out=out, resume=True)
+    loop.search(SPACE, task, TABLE, target_ms=TARGET, config=CONFIG, out=out, resume=True)
     sys.setprofile(None)
 
 

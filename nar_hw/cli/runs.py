@@ -80,6 +80,7 @@ def search(
     device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
     data_root: DataRoot = None,
     allow_mismatch: Annotated[bool, typer.Option("--allow-mismatch", help="Use a table of another device.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write scalars to OUT/tensorboard.")] = False,
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
@@ -116,6 +117,7 @@ def search(
             device=device,
             resume=resume,
             allow_mismatch=allow_mismatch,
+            tensorboard=tensorboard,
             progress=progress,
         )
     value: dict[str, Any] = {

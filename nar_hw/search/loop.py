@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
-from nar_hw.errors import MeasurementError, TargetError, TrainingError
+from nar_hw.errors import TrainingError
 from nar_hw.search.budget import Budget
 from nar_hw.search.config import SearchConfig
-from nar_hw.search.feasible import Feasible
+from nar_hw.search.finals import Measure, conclude
 from nar_hw.search.folder import SearchFolder
+from nar_hw.search.progress import Bar
 from nar_hw.search.randomness import generator_states, restore_generators, seeded
-from nar_hw.search.result import Scored, SearchResult, Standing, choose, front
+from nar_hw.search.result import SearchResult
 from nar_hw.search.reward import REWARDS
 from nar_hw.search.scoring import Scorer
 from nar_hw.search.strategies import STRATEGIES
@@ -30,15 +31,8 @@ if TYPE_CHECKING:
     from nar_hw.latency.table import LatencyTable
     from nar_hw.runs import ModelInfo
 
-Measure = Callable[[list[Arch]], Sequence[float]]
-RECENT = 0.25
-"""Share of the epochs whose scores count when archs are chosen for the final scoring: older weights scored otherwise."""
-ROUNDS = 2
-"""How often finalists are measured at most."""
 TRIES = 20
 """How often a strategy is asked again for archs within the budget."""
-OTHERS = 4
-"""Random archs drawn for each that is wanted, of which some come twice."""
 
 
 def search(
@@ -53,6 +47,7 @@ def search(
     resume: bool = False,
     progress: Progress | None = None,
     measure: Measure | None = None,
+    on_epoch: Callable[[Mapping[str, float]], None] | None = None,
     allowed_mismatch: Sequence[str] = (),
 ) -> SearchResult:
     """The most accurate arch of ``space`` whose latency is at most ``target_ms`` and whose other costs are within their limits.
@@ -74,6 +69,7 @@ def search(
             and not repeated.
         progress: is given a bar.
         measure: returns the latencies in ms of archs on the (first table's) device.
+        on_epoch: is called with each new item of the history.
         allowed_mismatch: what `LatencyTable.check` found and the user allowed; kept in the result.
 
     Raises:
@@ -101,13 +97,15 @@ def search(
         run = SearchRun(space, task, budget, config)
         if folder is not None and (state := folder.checkpoint()) is not None:
             folder.restore(run.load_state_dict, state)
-        bar = _Bar(progress, run)
+        bar = Bar(progress, budget.costs, epochs=run.epochs, done=run.epoch)
         while run.epoch < run.epochs:
             run.advance()
-            bar.advance()
+            bar(run.history[-1])
+            if on_epoch is not None:
+                on_epoch(run.history[-1])
             if folder is not None:
                 folder.save(run.state_dict())
-        result = replace(run.finish(measure), allowed_mismatch=tuple(allowed_mismatch))
+        result = replace(conclude(run, measure), allowed_mismatch=tuple(allowed_mismatch))
     if folder is not None:
         folder.finish(result, run.supernet)
     return result
@@ -222,77 +220,6 @@ class SearchRun:
             **self.strategy.scalars(),
         }
 
-    def finish(self, measure: Measure | None) -> SearchResult:
-        """Score the best archs on the whole validation split, measure the best of these, and choose.
-
-        Where the device is slower than the table says and all of them miss the target, others that should meet it are tried.
-        """
-        self.scorer.renew()
-        finalists, rescored = self._finalists(self.budget.feasible, measure, ())
-        for _ in range(ROUNDS - 1):
-            if measure is None or any(item.met for item in finalists):
-                break
-            slower = float(np.median([item.ms / item.predicted_ms for item in finalists]))
-            try:
-                tighter = self.budget.tightened(slower).feasible
-            except TargetError:
-                break  # no arch is fast enough
-            more = self._finalists(tighter, measure, {item.arch for item in finalists})
-            finalists, rescored = finalists + more[0], rescored + more[1]
-        finalists.sort(key=_rank)
-        known = {item.arch: item for item in (*rescored, *finalists)}
-        earlier = [self._scored(arch, accuracy) for arch, (_, accuracy, _) in self.scores.items() if arch not in known]
-        everything = (*known.values(), *earlier)
-        pick = choose(finalists)
-        first, *others = self.budget.costs
-        return SearchResult(
-            pick=pick,
-            target_ms=first.target,
-            others=tuple(Standing(name=item.name, cost=float(item.of([pick.arch])[0]), target=item.target) for item in others),
-            finalists=tuple(finalists),
-            pareto=front(everything),
-            scored=everything,
-            history=tuple(self.history),
-        )
-
-    def _finalists(self, limits: Feasible, measure: Measure | None, known: Collection[Arch]) -> tuple[list[Scored], list[Scored]]:
-        """The best archs within ``limits`` that are not ``known``, measured; and all that were scored to find them."""
-        rescored = sorted((self._scored(arch, self.scorer.on_all(arch)) for arch in self._hopefuls(limits, known)), key=_rank)
-        finalists = rescored[: self.config.finalists]
-        return (finalists if measure is None or not finalists else self._measured(finalists, measure)), rescored
-
-    def _measured(self, finalists: Sequence[Scored], measure: Measure) -> list[Scored]:
-        archs = [item.arch for item in finalists]
-        times = [float(ms) for ms in measure(archs)]
-        if len(times) != len(archs) or not all(math.isfinite(ms) and ms > 0 for ms in times):
-            raise MeasurementError(
-                f"measure must return one positive time in ms for each of {len(archs)} archs, but returned {times}"
-            )
-        loads = self.budget.loads(archs, times).tolist()
-        return [
-            replace(item, measured_ms=ms, load=max(item.load, load))
-            for item, ms, load in zip(finalists, times, loads, strict=True)
-        ]
-
-    def _hopefuls(self, limits: Feasible, known: Collection[Arch]) -> list[Arch]:
-        """Distinct archs within ``limits``: the strategy's own choice, those with the best recent rewards, then others."""
-        wanted = self.config.rescored
-        recent = self.epochs - max(1, RECENT * self.config.epochs)
-        scored = [(reward, arch) for arch, (reward, _, epoch) in self.scores.items() if epoch > recent]
-        scored.sort(key=lambda item: -item[0])
-        best = self.strategy.best()
-        others = limits.sample(OTHERS * wanted, np.random.default_rng(self.rng.getrandbits(32)))
-        archs = dict.fromkeys(
-            [*([] if best is None else [best]), *(arch for _, arch in scored), *self.strategy.paths(wanted), *others]
-        )
-        return [arch for arch, meets in zip(archs, limits.meets(list(archs)), strict=True) if meets and arch not in known][
-            :wanted
-        ]
-
-    def _scored(self, arch: Arch, accuracy: float) -> Scored:
-        predicted, load = self.budget.latency_ms([arch])[0], self.budget.loads([arch])[0]
-        return Scored(arch=arch, accuracy=accuracy, predicted_ms=float(predicted), load=float(load))
-
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next epoch depends on; tensors, numbers, strings and containers of them."""
         archs = list(self.scores)
@@ -340,34 +267,3 @@ def _optimizer(supernet: Supernet, config: SearchConfig) -> torch.optim.SGD:
             # The fused step cannot begin the momentum of one operator beside that of others; zero begins it all the same.
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
-
-
-def _rank(item: Scored) -> tuple[float, float]:
-    """By falling accuracy, of equals the faster first."""
-    return -item.accuracy, item.predicted_ms
-
-
-class _Bar:
-    """The progress of the epochs, with what the last one showed."""
-
-    def __init__(self, progress: Progress | None, run: SearchRun) -> None:
-        self._progress, self._run = progress, run
-        self._task = None if progress is None else progress.add_task(self._text(), total=run.epochs, completed=run.epoch)
-
-    def advance(self) -> None:
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, description=self._text(), completed=self._run.epoch)
-
-    def _text(self) -> str:
-        run = self._run
-        if not run.history:
-            return "search"
-        log = run.history[-1]
-        if log["warmup"]:
-            return f"search: warm-up, loss {log['loss']:.3f}"
-        load = f", load {log['load']:.2f}" if len(run.budget.costs) > 1 else ""
-        entropy = f", entropy {log['entropy']:.1f}" if "entropy" in log else ""
-        return (
-            f"search: reward {log['reward']:.3f}, accuracy {100 * log['accuracy']:.1f} %, "
-            f"{log['latency_ms']:.4g} of {run.budget.costs[0].target:.4g} ms{load}{entropy}"
-        )
