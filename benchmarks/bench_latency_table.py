@@ -118,7 +118,7 @@ def examine(case: Case, progress: Progress) -> dict[str, Any]:
 def whole(space: SearchSpace, config: RuntimeConfig, archs: Sequence[Arch], *, rounds: int) -> tuple[Measured[Arch], float]:
     start = time.monotonic()
     with child_loader(space, config) as load, load(space.incumbent) as reference:
-        found = measure(load, archs, reference, at_once=children_at_once(space, 1), rounds=rounds)
+        found = measure(load, archs, reference, at_once=children_at_once(space), rounds=rounds)
     return found, round(time.monotonic() - start, 1)
 
 

@@ -206,7 +206,7 @@ def measure_children(
     valid = [space.validate(arch) for arch in archs]
     tick = Steps(progress, "measuring children", len(set(valid)) * (rounds + 1))
     with child_loader(space, config) as load, load(space.incumbent) as reference:
-        found = measure(load, valid, reference, at_once=children_at_once(space, sessions=1), rounds=rounds, tick=tick)
+        found = measure(load, valid, reference, at_once=children_at_once(space), rounds=rounds, tick=tick)
     times = [summarize(found.children[arch].whole) for arch in valid]
     return ChildrenMs(
         ms=tuple(item.ms for item in times),

@@ -176,6 +176,7 @@ def test_tables(run: Run, home: Path) -> None:
     table = home / "table.json"
     shown = ok(run(f"table show {table} --json"))
     assert len(shown["slots"]) == 4
+    assert shown["ties"] == {slot: list(map(list, pairs)) for slot, pairs in LatencyTable.load(table).ties().items()}
     predicted = ok(run(f"table predict {table} --arch 0,0,0,0 --json"))["predicted_ms"]
     assert predicted == pytest.approx(shown["fixed_ms"] + sum(slot["ms"]["conv3x3"] for slot in shown["slots"]))
     listed = ok(run(f"table list {home} --json"))["tables"]

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, strategies as st
 from rich.progress import Progress
 from torch import nn
 
 from nar_hw.errors import MeasurementError, RuntimeUnavailableError, UnknownNameError, UserError
-from nar_hw.latency.children import ChildLoader, Clock, children_at_once, measure, typical
+from nar_hw.latency.children import ChildLoader, Clock, _normalised, children_at_once, measure, typical
 from nar_hw.latency.designs import orthogonal, profiled as profiled_children
 from nar_hw.latency.estimate import calibrate, mean_of_middle
 from nar_hw.latency.in_context import Join
@@ -154,8 +155,8 @@ def test_progress_ends_full(space: SearchSpace) -> None:
     progress = Progress(disable=True)
     profiled(space, FakeDevice(), progress=progress, validate=3)
     assert [task.description for task in progress.tasks] == [
+        "profiling operators in context",
         "profiling children",
-        "profiling whole children",
         "validating",
     ]
     assert all(task.finished for task in progress.tasks)
@@ -284,6 +285,16 @@ def test_a_few_children_at_a_time_give_the_same_as_all_at_once(space: SearchSpac
         assert relative[0] == pytest.approx(relative[1], rel=0.02)
 
 
+@given(
+    st.lists(st.floats(0.1, 10), min_size=1, max_size=8),
+    st.lists(st.floats(0.5, 2), min_size=2, max_size=10),
+)
+def test_a_machine_whose_speed_changes_from_round_to_round_is_divided_out(truth: list[float], speeds: list[float]) -> None:
+    whole, factors = _normalised([[[ms * slow] * 3 for ms in truth] for slow in (9.0, *speeds)])
+    np.testing.assert_allclose(whole, np.tile(np.median(speeds) * np.array(truth), (len(speeds), 1)), rtol=1e-9)
+    np.testing.assert_allclose(factors * np.array(speeds), np.median(speeds), rtol=1e-9)
+
+
 class Warm(FakeRuntime):
     """A network that ran last is a tenth faster: its weights are still in the caches."""
 
@@ -300,7 +311,7 @@ def test_what_the_caches_hold_does_not_favour_children_by_their_place(
 ) -> None:
     archs = [space.incumbent, *ends(space), (0, 1, 2, 0), (2, 0, 1, 1)]
     monkeypatch.setattr("nar_hw.latency.children.runtime_class", lambda name: Warm)
-    device = FakeDevice(noise=0.0, drift=0.2, period_ms=300.0)
+    device = FakeDevice(noise=0.0, drift=0.2, period_ms=3000.0)
     with FakeRuntime.on(device), ChildLoader(space, FAKE) as load, load(space.incumbent) as reference:
         found = measure(load, archs, reference, at_once=len(archs), rounds=8)
     exact = np.array([truth(space, arch, device) for arch in archs])
@@ -309,10 +320,9 @@ def test_what_the_caches_hold_does_not_favour_children_by_their_place(
 
 
 def test_large_networks_are_loaded_a_few_at_a_time(space: SearchSpace) -> None:
-    assert children_at_once(space, 2) > 100
+    assert children_at_once(space) > 100
     large = SearchSpace.from_model(TinyResNet(), SHAPE)
-    large.model.fc = nn.Linear(10_000, 10_000, device="meta")  # 400 MB
-    assert children_at_once(large, 2) == 1
+    large.model.fc = nn.Linear(40_000, 40_000, device="meta")  # 6.4 GB
     assert children_at_once(large, 1) == 1
 
 
@@ -378,7 +388,7 @@ def test_nodes_of_some_children_are_charged_to_the_operator_before_them(space: S
             "Reorder_1": ["layer2.conv1/Conv"],
             "lost/Relu": ["conv1/Conv"],
         }
-        return ChildTimes(whole=np.ones(2), profiled=np.ones(2), layers={node: np.ones(4) for node in nodes}, producers=producers)
+        return ChildTimes(whole=np.ones(2), layers={node: np.ones(4) for node in nodes}, producers=producers)
 
     always = ("conv1/Conv", "layer1.conv2/Pool", "layer2.conv1/Conv", "fc/Gemm")
     rich = times(*always, "layer1/Add", "layer1.relu/Relu", "Reorder_1", "lost/Relu")

@@ -11,7 +11,7 @@ from scipy.stats import binom
 from torch import nn
 
 from nar_hw.errors import MeasurementError
-from nar_hw.latency.timing import check_samples, interleave, normalise, stable, summarize
+from nar_hw.latency.timing import check_samples, interleave, stable, summarize
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.fake import FAULTS, FakeDevice, FakeRuntime
 
@@ -80,21 +80,6 @@ def test_a_device_that_still_warms_up_is_not_stable(samples: list[float], slow: 
 
 
 # Interleaving
-
-
-@given(
-    st.integers(1, 8).flatmap(lambda items: st.lists(st.floats(0.1, 10), min_size=items, max_size=items)),
-    st.lists(st.floats(0.5, 2), min_size=2, max_size=10),
-    st.integers(0, 99),
-)
-def test_normalise_divides_a_steady_drift_out_exactly(truth: list[float], speeds: list[float], seed: int) -> None:
-    """The machine's slowness runs in a straight line within a round; the reference takes 3 ms at slowness 1."""
-    before, after = np.array(speeds)[:-1, None], np.array(speeds)[1:, None]
-    positions = np.random.default_rng(seed).random((len(speeds) - 1, len(truth)))
-    visits = np.array(truth) * (before + (after - before) * positions)
-    usual = np.median(speeds)
-    found = normalise(visits, 3.0 * np.array(speeds), positions)
-    np.testing.assert_allclose(found, np.tile(usual * np.array(truth), (len(visits), 1)))
 
 
 def test_interleave_gives_each_items_own_time_without_its_first_visit() -> None:

@@ -142,6 +142,7 @@ def table_show(path: Path, as_json: Json = False) -> None:
         {"slot": slot.name, "ms": {name: float(row[table.operators.index(name)]) for name in slot.candidates}}
         for slot, row in zip(table.slots, table.matrix, strict=True)
     ]
+    ties = table.ties()
 
     def show() -> None:
         names = list(dict.fromkeys(name for row in slots for name in row["ms"]))
@@ -149,9 +150,13 @@ def table_show(path: Path, as_json: Json = False) -> None:
         for row in slots:
             shown.add_row(row["slot"], *(f"{row['ms'][name]:.4f}" if name in row["ms"] else "" for name in names))
         console.print(shown)
+        for slot, pairs in ties.items():
+            console.print(f"{slot}: within noise {', '.join(f'{a} = {b}' for a, b in pairs)}", highlight=False, soft_wrap=True)
         show_outline(table, path)
 
-    emit(as_json, {**outline(table), "slots": slots}, show)
+    emit(
+        as_json, {**outline(table), "slots": slots, "ties": {slot: list(map(list, pairs)) for slot, pairs in ties.items()}}, show
+    )
 
 
 @table_app.command("predict")

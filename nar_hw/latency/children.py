@@ -8,6 +8,7 @@ Shape legend: rounds = visits that are kept, repeats = runs of one visit.
 
 import itertools
 import math
+import os
 import random
 import shutil
 import tempfile
@@ -24,7 +25,7 @@ import numpy.typing as npt
 
 from nar_hw.errors import MeasurementError
 from nar_hw.latency.journal import Batch, ChildTimes, Journal
-from nar_hw.latency.timing import check_samples, normalise, summarize
+from nar_hw.latency.timing import check_samples, summarize
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.runtimes.base import Runtime
 from nar_hw.space import Arch, SearchSpace
@@ -36,7 +37,9 @@ Floats = npt.NDArray[np.float64]
 K = TypeVar("K", bound=Hashable)
 
 FEWEST_ROUNDS = 6
-MEMORY = 2**30
+MARK_EVERY = 4
+"""Children between two visits of the reference."""
+MEMORY = 2**32
 """Bytes that loaded children may take together; a loaded network takes about 2.5 x its weights."""
 
 
@@ -92,7 +95,7 @@ class Measured(Generic[K]):
 
     children: dict[K, ChildTimes]
     reference: Floats
-    """(visits,) ms of the network itself, as they were."""
+    """(visits,) ms of the network itself, at the speed of the children."""
     clock: str
     """"thread" or "wall": see Clock."""
     rounds: int
@@ -116,26 +119,26 @@ def measure(
     journal: Journal | None = None,
     tick: Callable[[int], object] = lambda steps: None,
 ) -> Measured[K]:
-    """Time children end to end and, with ``profile``, node by node.
+    """Time children end to end or, with ``profile``, node by node.
 
-    ``at_once`` of them are loaded together and visited in turn, ``rounds`` times (and once before, which is dropped); the
-    reference network is visited between the rounds, and every time is divided by how slow it was then. Once, not before and
-    after: a second visit in a row finds its weights in the caches, is several percent faster, and would make the children at
-    the beginning of a round look slow.
+    ``at_once`` of them are loaded together and visited in turn, ``rounds`` times (and once before, which is dropped), in another
+    order each time; every time is divided by how slow the machine was in that round. The reference network is visited in
+    between, never twice in a row: that would find its weights in the caches. It tells how slow the machine was beside other
+    batches, so that all children are given at the speed of the whole measurement.
 
     Args:
         load: makes a runtime of (arch, whether it is profiled).
         archs: the children, or whatever ``load`` takes; one that comes twice is measured once.
         reference: the network itself, loaded.
         at_once: how many children may be loaded at the same time.
-        repeats: runs of each visit, half as many of profiled children; by default about 12 ms of the reference, at least 5.
+        repeats: runs of each visit; by default about 12 ms of the reference, at least 5.
         rounds: visits of each child; fewer, but at least two, when the deadline comes first.
-        profile: load each child a second time with the runtime's profiler on.
+        profile: with the runtime's profiler on, which slows the children down.
         deadline: time.monotonic() at which to stop.
         tolerance: stop after FEWEST_ROUNDS or more when the children's times are known this well (see `settled`); 0 never.
         stage: what the journal calls these children.
         journal: keeps each batch that is finished; what it holds already is not measured again.
-        tick: called with the number of visits made; there are (rounds + 1) * (1 + profile) of each child.
+        tick: called with the number of visits made; there are rounds + 1 of each child.
 
     Raises:
         MeasurementError: times that are not positive, or that drift or split so that the reference does not cancel it.
@@ -145,7 +148,7 @@ def measure(
     runs = _repeats(clock, reference)
     found = journal.batches(stage, distinct) if journal else []
     done = {arch for members, _ in found for arch in members}
-    tick((rounds + 1) * (1 + profile) * len(done))
+    tick((rounds + 1) * len(done))
     missing = [arch for arch in distinct if arch not in done]
     groups = [missing[start : start + at_once] for start in range(0, len(missing), at_once)]
     for left, group in zip(range(len(groups), 0, -1), groups, strict=True):
@@ -175,23 +178,9 @@ def _joined(batches: Sequence[Batch], keys: Sequence[K], clock: str) -> Measured
     )
 
 
-def both(first: Measured[K], second: Measured[K]) -> Measured[K]:
-    """Two measurements beside the same network as one, at the speed of the first."""
-    factor = float(np.median(first.reference) / np.median(second.reference))
-    children = {arch: _at_speed(times, factor) for arch, times in second.children.items()}
-    return Measured(
-        children={**children, **first.children},
-        reference=first.reference,
-        clock=first.clock,
-        rounds=min(first.rounds, second.rounds),
-        doubts=tuple(dict.fromkeys((*first.doubts, *second.doubts))),
-    )
-
-
 def _at_speed(times: ChildTimes, factor: float) -> ChildTimes:
     return ChildTimes(
         whole=times.whole * factor,
-        profiled=times.profiled * factor,
         layers={name: values * factor for name, values in times.layers.items()},
         producers=times.producers,
     )
@@ -253,64 +242,57 @@ def _measure_batch(
     tick: Callable[[int], object],
 ) -> Batch:
     with ExitStack() as stack:
-        runtimes = [
-            stack.enter_context(closing(load(arch, profiled)))
-            for arch in archs
-            for profiled in ((False, True) if profile else (False,))
-        ]
+        runtimes = [stack.enter_context(closing(load(arch, profile))) for arch in archs]
         visits: list[list[list[float]]] = []  # rounds of items of repeats
-        fewer = math.ceil((repeats + 1) / 2)  # a profiled run tells more, and its nodes are pooled over children
-        marks = [clock.time_ms(reference, repeats)]  # of the reference: before the first round and after each
+        marks: list[list[list[float]]] = []  # rounds of visits of repeats of the reference
         for turn in range(rounds + 1):
             visit: list[list[float]] = [[] for _ in runtimes]
-            for item in _order(turn, len(runtimes)):
-                runs = fewer if runtimes[item].profile else repeats
-                visit[item] = [*clock.time_ms(runtimes[item], runs), *[math.nan] * (repeats - runs)]
+            mark = []
+            for number, item in enumerate(random.Random(turn).sample(range(len(runtimes)), len(runtimes))):
+                if number % MARK_EVERY == 0:
+                    mark.append(clock.time_ms(reference, repeats))
+                visit[item] = clock.time_ms(runtimes[item], repeats)
                 tick(1)
             visits.append(visit)
-            marks.append(clock.time_ms(reference, repeats))
-            enough = tolerance and turn >= FEWEST_ROUNDS and settled(_normalised(visits, marks)[0], tolerance)
+            marks.append(mark)
+            enough = tolerance and turn >= FEWEST_ROUNDS and settled(_normalised(visits)[0], tolerance)
             if turn >= 2 and (enough or time.monotonic() > deadline):
                 tick((rounds - turn) * len(runtimes))
                 break
         raw = np.array(visits[1:])  # (rounds, items, repeats)
         for item, runtime in enumerate(runtimes):
-            own = raw[:, item, : fewer if runtime.profile else repeats]
-            _positive(f"{runtime.name}, {_named(archs[item // (1 + profile)])}", own)
-        kept = typical(np.array(marks[1:]))  # (rounds + 1,)
-        whole, factors = _normalised(visits, marks)
-        step = 1 + profile  # items of one child: as it is, profiled
+            _positive(f"{runtime.name}, {_named(archs[item])}", raw[:, item])
+        own_speed = typical(np.array(marks[1:]))  # (rounds, marks)
+        whole, factors = _normalised(visits)
         children = tuple(
             ChildTimes(
                 whole=whole[:, item],
-                profiled=whole[:, item + 1] if profile else np.empty(0),
-                layers=_layers(runtimes[item + 1], factors[:, item + 1], fewer) if profile else {},
-                producers=runtimes[item + 1].producers() if profile else {},
+                layers=_layers(runtime, factors, repeats) if profile else {},
+                producers=runtime.producers() if profile else {},
             )
-            for item in range(0, len(runtimes), step)
+            for item, runtime in enumerate(runtimes)
         )
         return Batch(
             children=children,
-            reference=kept,
+            reference=(own_speed * factors[:, None]).ravel(),
             rounds=len(raw),
-            disturbed=1 - float(_undisturbed(raw).sum() / np.isfinite(raw).sum()),
-            doubts=_doubts(runtimes[0].name, kept, whole),
+            disturbed=1 - float(_undisturbed(raw).mean()),
+            doubts=_doubts(runtimes[0].name, own_speed.ravel(), whole),
         )
 
 
-def _order(turn: int, items: int) -> list[int]:
-    """The items in the order of one round: shuffled, so that none always follows the same other one."""
-    return random.Random(turn).sample(range(items), items)
+def _normalised(visits: Sequence[list[list[float]]]) -> tuple[Floats, Floats]:
+    """(rounds, items) ms at the machine's usual speed, and the factors (rounds,) that made it so; without the first round.
 
-
-def _normalised(visits: Sequence[list[list[float]]], marks: Sequence[list[float]]) -> tuple[Floats, Floats]:
-    """(rounds, items) ms at the reference's usual speed, without the first round, and the factors that made it so."""
-    raw = np.array(visits[1:])  # (rounds, items, repeats)
-    rounds, items, _ = raw.shape
-    order = np.array([_order(turn, items) for turn in range(1, rounds + 1)])  # (rounds, items): the item at each position
-    positions = (np.argsort(order, axis=1) + 0.5) / items
-    factors = normalise(np.ones((rounds, items)), typical(np.array(marks[1:])), positions)
-    return typical(raw) * factors, factors
+    A round is as slow as the median of its items is beside their own medians over all rounds.
+    """
+    times = typical(np.array(visits[1:]))  # (rounds, items)
+    slowness = np.ones(len(times))
+    for _ in range(5):  # median polish
+        own = np.median(times / slowness[:, None], axis=0)
+        slowness = np.median(times / own, axis=1)
+    factors = np.median(slowness) / slowness
+    return times * factors[:, None], factors
 
 
 def settled(whole: Floats, tolerance: float) -> bool:
@@ -334,7 +316,7 @@ def typical(runs: Floats) -> Floats:
 
 
 def _undisturbed(runs: Floats) -> npt.NDArray[np.bool_]:
-    return np.asarray(runs <= 1.3 * np.nanmin(runs, axis=-1, keepdims=True))
+    return np.asarray(runs <= 1.3 * runs.min(axis=-1, keepdims=True))
 
 
 def _named(key: Hashable) -> str:
@@ -375,10 +357,11 @@ def _layers(runtime: Runtime, factors: Floats, repeats: int) -> dict[str, Floats
     return {name: values.ravel() for name, values in zip(names, visits, strict=True)}
 
 
-def children_at_once(space: SearchSpace, sessions: int) -> int:
-    """How many children, each loaded ``sessions`` times, fit into MEMORY."""
+def children_at_once(space: SearchSpace) -> int:
+    """How many loaded children fit into MEMORY, and into a quarter of this machine's."""
     weights = sum(parameter.nbytes for parameter in space.model.parameters())
-    return max(1, int(MEMORY / (2.5 * weights * sessions + 1)))
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else MEMORY
+    return max(1, int(min(MEMORY, machine / 4) / (2.5 * weights + 1)))
 
 
 class Steps:

@@ -44,15 +44,19 @@ class _Context:
     """How many nodes of the profile it is made of."""
 
 
-def estimate(space: SearchSpace, measured: Measured[Arch]) -> Estimate:
-    """Entries per operator spec, pooled over slots and children. Children without layer times count as wholes only.
+def estimate(space: SearchSpace, profiled: Measured[Arch], measured: Measured[Arch]) -> Estimate:
+    """Entries per operator spec, pooled over slots and children.
 
-    Raises MeasurementError when an operator has no node in the profile: its names do not join to module paths.
+    Args:
+        profiled: some children, with their layers.
+        measured: these and more children as wholes, without the profiler.
+
+    Raises:
+        MeasurementError: an operator has no node in the profile: its names do not join to module paths.
     """
-    profiled = {arch: times for arch, times in measured.children.items() if times.layers}
-    join = Join(space, profiled.values())
+    join = Join(space, profiled.children.values())
     contexts: dict[OpSpec, list[_Context]] = defaultdict(list)
-    for arch, times in profiled.items():
+    for arch, times in profiled.children.items():
         for spec, context in _contexts(space, arch, join.nodes(times)):
             contexts[spec].append(context)
     silent = [spec.operator for spec, found in contexts.items() if not all(context.nodes for context in found)]
@@ -62,15 +66,15 @@ def estimate(space: SearchSpace, measured: Measured[Arch]) -> Estimate:
         )
     raw = {spec: mean_of_middle([context.ms for context in found]) for spec, found in contexts.items()}
     nodes = {spec: float(np.mean([context.nodes for context in found])) for spec, found in contexts.items()}
-    used = [[spec for _, _, spec in space.specs(arch)] for arch in profiled]
+    used = [[spec for _, _, spec in space.specs(arch)] for arch in profiled.children]
+    whole = {arch: float(np.median(times.whole)) for arch, times in measured.children.items()}
     _, scale, overhead = calibrate(
-        np.array([np.median(times.whole) for times in profiled.values()]),
+        np.array([whole[arch] for arch in profiled.children]),
         np.array([sum(raw[spec] for spec in specs) for specs in used]),
         np.array([sum(nodes[spec] for spec in specs) for specs in used]),
-        slowdown=_slowdown(profiled.values()),
+        slowdown=_slowdown(profiled, whole, float(np.median(measured.reference) / np.median(profiled.reference))),
         smallest=min(raw[spec] / nodes[spec] for spec in raw),
     )
-    whole = {arch: float(np.median(times.whole)) for arch, times in measured.children.items()}
     guess = {spec: scale * raw[spec] - overhead * nodes[spec] for spec in raw}
     fit = least_squares(space, whole, guess, spread=SPREAD)
     errors = contrast_errors(space, fit)
@@ -82,9 +86,10 @@ def estimate(space: SearchSpace, measured: Measured[Arch]) -> Estimate:
     return Estimate(entries=entries, fixed_ms=fit.fixed_ms, details=details)
 
 
-def _slowdown(children: Iterable[ChildTimes]) -> float:
-    """By how many ms the profiler slows a run down, per node."""
-    return float(np.median([(np.median(times.profiled) - np.median(times.whole)) / len(times.layers) for times in children]))
+def _slowdown(profiled: Measured[Arch], whole: Mapping[Arch, float], speed: float) -> float:
+    """By how many ms the profiler slows a run down, per node; not less than nothing."""
+    more = [(speed * np.median(times.whole) - whole[arch]) / len(times.layers) for arch, times in profiled.children.items()]
+    return max(0.0, float(np.median(more)))
 
 
 class Join:

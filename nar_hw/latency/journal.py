@@ -27,8 +27,6 @@ class ChildTimes:
 
     whole: Floats
     """(rounds,) ms end to end, the median of each visit."""
-    profiled: Floats
-    """(rounds,) ms end to end with the runtime's profiler on; empty unless profiled."""
     layers: dict[str, Floats]
     """Node -> (runs,) ms of each profiled run; empty unless profiled."""
     producers: dict[str, list[str]]
@@ -41,7 +39,7 @@ class Batch:
 
     children: tuple[ChildTimes, ...]
     reference: Floats
-    """(visits,) ms of the network itself, as they were."""
+    """(visits,) ms of the network itself, at the speed of the children."""
     rounds: int
     """Visits of each child that were kept."""
     disturbed: float
@@ -73,7 +71,6 @@ class Journal:
         children = [
             {
                 "whole": child.whole.tolist(),
-                "profiled": child.profiled.tolist(),
                 "layers": {name: runs.tolist() for name, runs in child.layers.items()},
                 "producers": child.producers,
             }
@@ -115,7 +112,6 @@ def _batch(line: Mapping[str, Any]) -> Batch:
     children = tuple(
         ChildTimes(
             whole=np.array(child["whole"]),
-            profiled=np.array(child["profiled"]),
             layers={name: np.array(runs) for name, runs in child["layers"].items()},
             producers=child["producers"],
         )

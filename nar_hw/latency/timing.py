@@ -1,9 +1,9 @@
 """Measuring so that a busy or drifting machine cancels out, and refusing times that cannot be trusted.
 
 Noise on a shared machine is slow: many runs in a row share it, so a longer row does not help. What is to be compared is
-visited in turn, round after round, and each visit may be divided by a reference network visited before and after each round.
+visited in turn, round after round.
 
-Shape legend: visits (rounds, items), reference (rounds + 1,) milliseconds, before the first and after each round.
+Shape legend: visits (rounds, items) milliseconds.
 """
 
 import math
@@ -89,17 +89,6 @@ def interleave(
             if progress and task is not None:
                 progress.advance(task)
     return {key: visits[1:, position].copy() for position, key in enumerate(items)}
-
-
-def normalise(visits: Floats, reference: Floats, positions: Floats) -> Floats:
-    """``visits`` as they would have been at the machine's usual speed: each times median(reference) / local reference.
-
-    The local reference runs in a straight line from the one before a round to the one after it. ``positions`` (rounds,
-    items) tells when in its round an item was visited, from 0 to 1.
-    """
-    assert reference.shape == (len(visits) + 1,), reference.shape
-    before, after = reference[:-1, None], reference[1:, None]
-    return np.asarray(visits * np.median(reference) / (before + (after - before) * positions), dtype=np.float64)
 
 
 def check_samples(name: str, samples: Sequence[float] | Floats) -> None:

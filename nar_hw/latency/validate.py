@@ -71,7 +71,7 @@ def validate(
             f"a validation needs at least 3 children that were not profiled, but there are {len(archs)}: pass validate=0"
         )
     with child_loader(space, config or config_of(table)) as load, load(space.incumbent) as reference:
-        at_once = children_at_once(space, 1)
+        at_once = children_at_once(space)
         deadline = math.inf if budget_s is None else start + budget_s
         tick = Steps(progress, "validating", (rounds + 1) * len(archs))
         measured = measure(
