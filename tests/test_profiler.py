@@ -323,7 +323,7 @@ def test_large_networks_are_loaded_a_few_at_a_time(space: SearchSpace) -> None:
     assert children_at_once(space) > 100
     large = SearchSpace.from_model(TinyResNet(), SHAPE)
     large.model.fc = nn.Linear(40_000, 40_000, device="meta")  # 6.4 GB
-    assert children_at_once(large, 1) == 1
+    assert children_at_once(large) == 1
 
 
 def test_disturbed_runs_do_not_count() -> None:
