@@ -1,17 +1,34 @@
-"""An exported fp32 network in another precision: fp16, or int8 in the QDQ form that ONNX Runtime and TensorRT both read."""
+"""An exported fp32 network in another precision: fp16, bf16, or int8 in the QDQ form that ONNX Runtime and TensorRT both read."""
 
 import contextlib
 import io
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from nar_hw.errors import ExportError, unknown_name
-from nar_hw.export.onnx import Images
+from nar_hw.export.graph import rename_values
+from nar_hw.export.onnx import Images, write_model
 from nar_hw.files import write_bytes
 
+if TYPE_CHECKING:
+    import onnx
+
 Calibration = Literal["minmax", "entropy", "percentile"]
+
+
+_BF16_OPSET = 22  # the first in which convolutions and pools take bfloat16
+
+
+def precision_of(model: "onnx.ModelProto") -> str:
+    """The precision in which a network computes: "int8" when any of its operations is quantized."""
+    import onnx
+
+    if any(node.op_type in ("QuantizeLinear", "QLinearConv") for node in model.graph.node):
+        return "int8"
+    names = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
+    return next((names[tensor.data_type] for tensor in model.graph.initializer if tensor.data_type in names), "fp32")
 
 
 def to_fp16(source: Path, target: Path) -> None:
@@ -24,6 +41,33 @@ def to_fp16(source: Path, target: Path) -> None:
         proto = convert_float_to_float16(onnx.load(source), keep_io_types=True)
     del proto.graph.value_info[:]
     write_bytes(target, proto.SerializeToString(deterministic=True))
+
+
+def to_bf16(source: Path, target: Path) -> None:
+    """Write ``source`` with bfloat16 weights and operations to ``target``; its input and output stay float32.
+
+    Raises ExportError when the result is not valid ONNX: an operation that bfloat16 does not have.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper, version_converter
+
+    proto = version_converter.convert_version(onnx.load(source), _BF16_OPSET)
+    graph = proto.graph
+    kept = {name for node in graph.node if node.op_type == "Resize" for name in node.input[1:]}  # sizes and scales
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and tensor.name not in kept:
+            array = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(helper.make_tensor(tensor.name, TensorProto.BFLOAT16, tensor.dims, array.ravel()))
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.BFLOAT16
+    source_name, result = graph.input[0].name, graph.output[0].name
+    rename_values(graph, {source_name: f"{source_name}:bf16", result: f"{result}:bf16"})
+    graph.node.insert(0, helper.make_node("Cast", [source_name], [f"{source_name}:bf16"], "Cast_input", to=TensorProto.BFLOAT16))
+    graph.node.append(helper.make_node("Cast", [f"{result}:bf16"], [result], "Cast_output", to=TensorProto.FLOAT))
+    del graph.value_info[:]
+    write_model(proto, target)
 
 
 def to_int8(source: Path, target: Path, images: Images, *, method: Calibration = "minmax") -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nar_hw.errors import ModelError
-from nar_hw.export.quantize import to_fp16
+from nar_hw.export.quantize import precision_of, to_bf16, to_fp16
 
 if TYPE_CHECKING:
     import onnx
@@ -26,31 +26,25 @@ def loaded(path: Path) -> "onnx.ModelProto":
         raise ModelError(f"{path} is not an ONNX file: {one_line(problem)}") from problem
 
 
+_CONVERSIONS = {"fp16": to_fp16, "bf16": to_bf16}
+
+
 def with_precision(path: Path, precision: str, folder: Path) -> Path:
-    """An ONNX file of ``precision``: ``path`` itself, or its conversion to fp16 in ``folder``.
+    """An ONNX file of ``precision``: ``path`` itself, or its conversion to fp16 or bf16 in ``folder``.
 
     Raises ModelError when the file is of another precision.
     """
     model = loaded(path)
-    found = _precision(model)
+    found = precision_of(model)
     if found == precision:
         return path
-    if (found, precision) != ("fp32", "fp16"):
+    if found != "fp32" or precision not in _CONVERSIONS:
         raise ModelError(
             f"{path} computes in {found}, but {precision} is asked for: export it in {precision}, or ask for {found}"
         )
-    converted = folder / "fp16.onnx"
-    to_fp16(path, converted)
+    converted = folder / f"{precision}.onnx"
+    _CONVERSIONS[precision](path, converted)
     return converted
-
-
-def _precision(model: "onnx.ModelProto") -> str:
-    import onnx
-
-    if any(node.op_type in ("QuantizeLinear", "QLinearConv") for node in model.graph.node):
-        return "int8"
-    names = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
-    return next((names[tensor.data_type] for tensor in model.graph.initializer if tensor.data_type in names), "fp32")
 
 
 class OptimizedGraph:
