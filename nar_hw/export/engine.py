@@ -1,0 +1,103 @@
+"""What lies beside a TensorRT engine: an engine cannot say what it was made of, and a damaged or foreign one can crash."""
+
+import hashlib
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from nar_hw.errors import RunError
+from nar_hw.files import read_json
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineInfo:
+    """What an engine was made of, how, and where it runs."""
+
+    schema: int
+    engine_sha256: str
+    onnx_sha256: str
+    timing_cache_sha256: str
+    """Of the cache as this build left it."""
+    tensorrt: str
+    """The version that built it."""
+    gpu: str
+    compute_capability: str
+    """"8.9"."""
+    precision: str
+    batch: list[int]
+    """[min, opt, max] images."""
+    workspace_mib: int
+    optimization_level: int
+    version_compatible: bool
+    hardware_compatibility: str | None
+    refit: bool
+    metadata: dict[str, str]
+    """What the ONNX file says of itself: for files of a bundle the model, its classes and normalisation, as JSON texts."""
+
+
+def info_file(engine: Path) -> Path:
+    """Where the `EngineInfo` of an engine lies: model.engine.json for model.engine."""
+    return engine.with_name(f"{engine.name}.json")
+
+
+def read_engine(path: Path) -> tuple[bytes, EngineInfo]:
+    """An engine whose hash is the noted one. Raises RunError when it or its info is missing or was changed."""
+    info = _read_info(info_file(path))
+    try:
+        data = path.read_bytes()
+    except OSError as problem:
+        raise RunError(f"engine {path} cannot be read: {problem}") from None
+    if (actual := hashlib.sha256(data).hexdigest()) != info.engine_sha256:
+        raise RunError(
+            f"engine {path} must have the SHA-256 {info.engine_sha256[:12]!r}... that {info_file(path).name} notes, but has "
+            f"{actual[:12]}...: build it again"
+        )
+    return data, info
+
+
+def misfit(info: EngineInfo, version: str, gpu: str, capability: str) -> str | None:
+    """Why an engine does not run in this version of TensorRT on this GPU; None when it does."""
+    built, here = numbers(info.tensorrt), numbers(version)
+    if not (built == here or (info.version_compatible and built[0] == here[0] and built <= here)):
+        return f"was built by TensorRT {info.tensorrt}, but this is {version}"
+    same = info.compute_capability == capability
+    fits = {
+        None: same and info.gpu == gpu,
+        "same_compute_capability": same,
+        "ampere_plus": numbers(capability) >= (8, 0),
+    }
+    if not fits.get(info.hardware_compatibility, False):
+        return f"was built for {info.gpu} (compute capability {info.compute_capability}), but this is {gpu} ({capability})"
+    return None
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """(10, 16, 1, 11) for "10.16.1.11"."""
+    return tuple(map(int, re.findall(r"\d+", version)))
+
+
+def _read_info(file: Path) -> EngineInfo:
+    values = read_json(file, what="engine info")
+    if values.get("schema") != SCHEMA:
+        raise RunError(f"{file} must have schema {SCHEMA}, but has {values.get('schema')!r}: build the engine again")
+    kinds = {field.name: field.type for field in fields(EngineInfo)}
+    wrong = [name for name, kind in kinds.items() if not _is(values.get(name), kind)]
+    wrong += [name for name in values if name not in kinds]
+    wrong += [name for name in ("tensorrt", "compute_capability") if name not in wrong and not numbers(values[name])]
+    if wrong:
+        raise RunError(f"{file} is damaged ({', '.join(map(repr, wrong))}): build the engine again")
+    return EngineInfo(**values)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a JSON value has the type of a field of `EngineInfo`."""
+    if kind == list[int]:
+        return isinstance(value, list) and len(value) == 3 and all(type(item) is int for item in value)
+    if kind == dict[str, str]:
+        return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+    if kind is str or (kind == str | None and value is not None):
+        return isinstance(value, str) and value.isprintable()
+    return value is None if kind == str | None else type(value) is kind

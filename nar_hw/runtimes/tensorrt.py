@@ -1,0 +1,267 @@
+"""TensorRT 10 and 11 on an NVIDIA GPU (optional: pip install 'nar-hw[tensorrt]')."""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nar_hw.errors import ExportError, ModelError, RuntimeUnavailableError
+from nar_hw.export.tensorrt import build_engine, current_gpu, layer_information, load_engine, required, tensorrt_module
+from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
+from nar_hw.runtimes.inputs import onnx_file
+from nar_hw.runtimes.onnx_graph import with_precision
+from nar_hw.runtimes.torch_module import no_cuda, to_numpy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class TensorRT(Runtime):
+    """An engine for exactly one batch size, captured as one CUDA graph and timed with CUDA events.
+
+    It is built from the network when it is loaded, with a timing cache in the user's cache folder; a file that ends in
+    .engine is taken as it is. fp16 and bf16 convert an fp32 file, int8 takes one that is quantised.
+
+    Per-layer times are those of TensorRT's profiler inside the same graph. A layer of several ONNX nodes has the name of
+    the one that does the work: the first convolution or matrix product, else the first pool, else the first of all.
+    """
+
+    name = "tensorrt"
+    consumes = "onnx"
+    precisions = ("fp32", "bf16", "fp16", "int8")
+    devices = ("cuda",)
+    layers = True
+
+    @classmethod
+    def _missing(cls, config: RuntimeConfig) -> str | None:
+        try:
+            tensorrt_module()
+        except RuntimeUnavailableError as problem:
+            return str(problem)
+        return no_cuda(config)
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        """The versions of TensorRT and torch. Raises RuntimeUnavailableError when TensorRT is not installed."""
+        return {"tensorrt": tensorrt_module().__version__, "torch": torch.__version__}
+
+    def _load(self, network: "nn.Module | Path") -> None:
+        self._stream = CudaStream(self.config.device_index)
+        with self._stream.active():
+            with tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch:
+                self._engine = self._opened(network, Path(scratch))
+            self._context = required(self._engine.create_execution_context(), "make a context: out of GPU memory?")
+            self._bind()
+            self._runs: list[dict[str, float]] = []
+            if self.profile:
+                self._layers = _layers(self._engine)
+                self._profiler = _profiler(tensorrt_module())
+                self._context.enqueue_emits_profile = False
+                self._context.profiler = self._profiler
+            self._replay = self._stream.captured(self._enqueue)
+
+    def _opened(self, network: "nn.Module | Path", folder: Path) -> Any:
+        """The engine, built where ``network`` is not one already."""
+        config = self.config
+        path = network if isinstance(network, Path) and network.suffix == ".engine" else folder / "network.engine"
+        if path != network:
+            file = with_precision(onnx_file(network, self.input_shape, config.batch, folder), config.precision, folder)
+            build_engine(file, path, batch=(config.batch,) * 3, timing_cache=_timing_cache())
+        engine, info = load_engine(path)
+        if info.precision != config.precision or not info.batch[0] <= config.batch <= info.batch[2]:
+            raise ModelError(
+                f"{path} is for {info.precision} and batch {info.batch[0]} to {info.batch[2]}, but {config.precision} and batch "
+                f"{config.batch} are asked for: build it again"
+            )
+        return engine
+
+    def _bind(self) -> None:
+        """The input, which holds the preset images, and the output at addresses that never change."""
+        trt, engine, context = tensorrt_module(), self._engine, self._context
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        source, result = sorted(names, key=lambda name: engine.get_tensor_mode(name) != trt.TensorIOMode.INPUT)
+        if (shape := tuple(engine.get_tensor_shape(source))[1:]) != self.input_shape:
+            raise ModelError(f"the network takes images of shape {shape}, but got {self.input_shape}")
+        if any(engine.get_tensor_dtype(name) != trt.DataType.FLOAT for name in names):
+            raise ModelError("the network must take and give float32: export it again")
+        required(context.set_input_shape(source, self.images.shape), f"run batch {self.config.batch}")
+        self._preset = torch.from_numpy(self.images).to(self._stream.device)
+        self._input = self._preset.clone()
+        self._output = torch.empty(tuple(context.get_tensor_shape(result)), device=self._stream.device)
+        for name, tensor in ((source, self._input), (result, self._output)):
+            required(context.set_tensor_address(name, tensor.data_ptr()), f"take the address of {name}")
+
+    def _enqueue(self) -> None:
+        required(self._context.execute_async_v3(self._stream.handle), "run the network")
+
+    def _report(self) -> None:
+        """Keep the layers' times of the run that was started last."""
+        if self.profile:
+            self._stream.synchronize()
+            required(self._context.report_to_profiler(), "report the times of its layers")
+            self._runs.append(self._profiler.taken())
+
+    def _infer(self, images: Images) -> Images:
+        with self._stream.active():
+            self._input.copy_(torch.from_numpy(images))
+            self._replay()
+            outputs = to_numpy(self._output.clone())
+            self._input.copy_(self._preset)
+            self._report()
+        return outputs
+
+    def run(self) -> None:
+        """One inference; may return before the GPU is done."""
+        with self._stream.active():
+            self._replay()
+            self._report()
+
+    def synchronize(self) -> None:
+        """Wait for the GPU."""
+        self._stream.synchronize()
+
+    def time_ms(self, repeats: int) -> list[float]:
+        """The milliseconds of each of ``repeats`` replays in a row, on the GPU's own clock; the input lies in place."""
+        times = []
+        with self._stream.active():
+            for _ in range(repeats):
+                times.append(self._stream.time_ms(self._replay))
+                self._report()
+        return times
+
+    def _layer_ms(self) -> list[dict[str, float]]:
+        names = node_names(self._layers)
+        return [_renamed(times, names) for times in self._runs]
+
+    def producers(self) -> dict[str, list[str]]:
+        """The engine's layers by the names of `layer_ms`. Empty without ``profile=True``."""
+        return producers(self._layers) if self.profile else {}
+
+    def close(self) -> None:
+        """Free the graph, the context, the engine and their memory."""
+        for name in ("_replay", "_context", "_profiler", "_engine", "_output", "_input", "_preset", "_stream"):
+            self.__dict__.pop(name, None)
+
+
+class CudaStream:
+    """A stream of its own on one GPU: TensorRT asks not to use the default one, and only others can be captured."""
+
+    def __init__(self, index: int) -> None:
+        self.device = torch.device("cuda", index)
+        cuda: Any = torch.cuda  # partly untyped
+        self._stream = cuda.Stream(self.device)
+        self.handle: int = self._stream.cuda_stream
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """The GPU and the stream on which torch and TensorRT work inside the block."""
+        with torch.inference_mode(), torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+            yield
+
+    def captured(self, work: Callable[[], None]) -> Callable[[], None]:
+        """What replays ``work`` as one CUDA graph. It is run once before: TensorRT still allocates then."""
+        work()
+        self.synchronize()
+        cuda: Any = torch.cuda
+        graph = cuda.CUDAGraph()
+        try:
+            with cuda.graph(graph, stream=self._stream):
+                work()
+        except RuntimeError as problem:
+            raise ExportError(f"the network cannot be captured as a CUDA graph: {str(problem).splitlines()[0]}") from problem
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+    def time_ms(self, work: Callable[[], None]) -> float:
+        """The milliseconds of ``work`` on the GPU's clock."""
+        event: Any = torch.cuda.Event
+        start, end = event(enable_timing=True), event(enable_timing=True)
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+    def synchronize(self) -> None:
+        """Wait until everything on the stream is done."""
+        self._stream.synchronize()
+
+
+def _timing_cache() -> Path:
+    """Where the kernels' timings of this version of TensorRT on this GPU are kept between loads."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    version = tensorrt_module().__version__
+    slug = re.sub(r"[^a-z0-9.]+", "-", "-".join(("tensorrt", version, *current_gpu())).lower())
+    return root / "nar_hw" / f"{slug}.cache"
+
+
+def _profiler(trt: Any) -> Any:
+    class LayerTimes(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self._ms: dict[str, float] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self._ms[layer_name] = self._ms.get(layer_name, 0.0) + ms
+
+        def taken(self) -> dict[str, float]:
+            taken, self._ms = self._ms, {}
+            return taken
+
+    return LayerTimes()
+
+
+def _layers(engine: Any) -> list[dict[str, Any]]:
+    """The layers of an engine as TensorRT tells of them: Name, Metadata, Inputs, Outputs and more."""
+    text = layer_information(engine)
+    try:
+        layers: list[dict[str, Any]] = json.loads(text, strict=False)["Layers"]
+        node_names(layers), producers(layers)
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise ExportError(f"TensorRT must describe its layers in detail, but this cannot be read: {problem!r}") from problem
+    return layers
+
+
+_WORK = (("Conv", "ConvTranspose", "Gemm", "MatMul"), ("MaxPool", "AveragePool", "GlobalAveragePool"))
+
+
+def node_names(layers: list[dict[str, Any]]) -> dict[str, str]:
+    """Layer -> the ONNX node that it stands for; layers of no node (changes of layout, mostly) keep their own name.
+
+    The metadata of a layer hold the names of its nodes: "[ONNX Layer: layer1.conv1/Conv]\\x1f[ONNX Layer: layer1.relu/Relu]".
+    """
+    nodes = {layer["Name"]: re.findall(r"\[ONNX Layer: ([^\]]+)\]", layer.get("Metadata", "")) for layer in layers}
+    return {name: min(found, key=_rank) if found else name for name, found in nodes.items()}
+
+
+def _rank(node: str) -> int:
+    """How far a node "<module path>/<operation>" is from being the one that does the work of its layer."""
+    operation = node.rpartition("/")[2].partition("_")[0]
+    return next((rank for rank, work in enumerate(_WORK) if operation in work), len(_WORK) + ("/" not in node))
+
+
+def producers(layers: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Node -> the nodes that it reads from, by the names of `node_names`."""
+    names = node_names(layers)
+    made_by = {tensor["Name"]: names[layer["Name"]] for layer in layers for tensor in layer["Outputs"]}
+    table: dict[str, list[str]] = {}
+    for layer in layers:
+        name = names[layer["Name"]]
+        sources = (made_by[tensor["Name"]] for tensor in layer["Inputs"] if tensor["Name"] in made_by)
+        table.setdefault(name, []).extend(source for source in sources if source != name)
+    return table
+
+
+def _renamed(times: dict[str, float], names: dict[str, str]) -> dict[str, float]:
+    """Layers' times under their nodes' names; several layers of one node are added."""
+    renamed: dict[str, float] = {}
+    for layer, ms in times.items():
+        name = names.get(layer, layer)
+        renamed[name] = renamed.get(name, 0.0) + ms
+    return renamed
