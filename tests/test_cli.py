@@ -129,6 +129,8 @@ def test_doctor(run: Run) -> None:
     code, out, _ = run("doctor")
     assert code == 0
     assert "onnxruntime" in out
+    if not runtimes["tensorrt"]["works"]:
+        assert "nar-hw[tensorrt]" in "".join(out.split())
 
 
 def test_space(run: Run) -> None:

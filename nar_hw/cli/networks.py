@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from nar_hw.cli.app import (
@@ -47,7 +48,7 @@ def doctor(as_json: Json = False) -> None:
                 " ".join(item["devices"]),
                 " ".join(item["precisions"]),
                 "yes" if item["layers"] else "no",
-                version if item["works"] else item["reason"],
+                version if item["works"] else escape(item["reason"]),
             )
         console.print(table)
 
