@@ -3,7 +3,6 @@
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from nar_hw.cli.app import (
@@ -39,7 +38,7 @@ def doctor(as_json: Json = False) -> None:
         console.print(f"{machine['cpu']}, {machine['cores']} cores, {machine['os']}", highlight=False)
         console.print(f"instruction sets: {', '.join(machine['isa'] or ['unknown'])}", highlight=False)
         console.print(", ".join(f"{name} {version}" for name, version in versions().items()), highlight=False)
-        table = Table("runtime", "works", "devices", "precisions", "per-layer times", "version, or what to do")
+        table = Table("runtime", "works", "devices", "precisions", "per-layer times", "version")
         for item in runtimes:
             version = next(iter(item["versions"].values()), "")
             table.add_row(
@@ -48,9 +47,12 @@ def doctor(as_json: Json = False) -> None:
                 " ".join(item["devices"]),
                 " ".join(item["precisions"]),
                 "yes" if item["layers"] else "no",
-                version if item["works"] else escape(item["reason"]),
+                version if item["works"] else "",
             )
         console.print(table)
+        for item in runtimes:
+            if not item["works"]:
+                console.print(f"{item['name']}: {item['reason']}", highlight=False, soft_wrap=True, markup=False)
 
     emit(as_json, {"versions": versions(), **machine, "runtimes": runtimes}, show)
 
