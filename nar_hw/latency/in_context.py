@@ -28,7 +28,7 @@ from nar_hw.space import Arch, SearchSpace, Site
 
 Floats = npt.NDArray[np.float64]
 
-SPREAD = 0.03
+SPREAD = 0.07
 """How far the network as a whole may move an entry, relative (one standard deviation)."""
 
 
