@@ -28,6 +28,7 @@ ORDER = [
     ["pipeline"],
     ["demo"],
     ["cli"],
+    ["__main__"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 MODULES = sorted(ROOT.rglob("*.py"))

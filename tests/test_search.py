@@ -460,7 +460,7 @@ def test_a_score_is_the_accuracy_of_the_child_itself() -> None:
         supernet.recalibrate(scorer._calibration)
         child = supernet.child(arch).eval()
         assert score == pytest.approx(float((child(images).argmax(1) == targets).float().mean()))
-    assert scorer.on_all(archs[1]) == pytest.approx(task.evaluate(restored(supernet, scorer, archs[1]), "valid"))
+    assert scorer.on_all(archs[1:2])[0] == pytest.approx(task.evaluate(restored(supernet, scorer, archs[1]), "valid"))
 
 
 def restored(supernet: Supernet, scorer: Scorer, arch: Arch) -> nn.Module:
@@ -479,7 +479,7 @@ def test_validation_images_change_neither_weights_nor_statistics() -> None:
     supernet.activate(arch)
     supernet.recalibrate(scorer._calibration)
     expected = {key: value.clone() for key, value in supernet.state_dict().items()}
-    for score in (lambda: scorer.on_minibatch([arch]), lambda: scorer.on_all(arch)):
+    for score in (lambda: scorer.on_minibatch([arch]), lambda: scorer.on_all([arch])):
         score()
         assert all(torch.equal(expected[key], value) for key, value in supernet.state_dict().items())
     assert all(parameter.grad is None for parameter in supernet.parameters())

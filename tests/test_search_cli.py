@@ -8,16 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
 from nar_hw.runs import ModelInfo
 from nar_hw.runtimes import RuntimeConfig
-from tests.test_cli import DATA, NET, Run, ok, reachable, refused, run
+from tests.networks import TinyResNet
+from tests.test_cli import DATA, Run, ok, reachable, refused, run
 
 __all__ = ["run"]  # a fixture
 
+NET = f"{__file__}:small"
 Edit = Callable[[dict[str, Any]], None]
+
+
+def small(num_classes: int) -> nn.Module:
+    """For --model."""
+    return TinyResNet(classes=num_classes)
 
 
 @pytest.fixture(scope="module")

@@ -84,13 +84,14 @@ def search(
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
-    """Search operators for a latency target.
+    """Search operators for a latency target. On several GPUs: torchrun --nproc-per-node 4 -m nar_hw search ...
 
     Example: nar-hw search --model resnet_digits --data digits --table t.json --target-ms 0.2 --out runs/x
     """
     from nar_hw.latency.table import LatencyTable
     from nar_hw.pipeline import search_run
     from nar_hw.search.config import SearchConfig
+    from nar_hw.search.ranks import launched
 
     config = SearchConfig(
         strategy=strategy,
@@ -105,7 +106,7 @@ def search(
         seed=seed,
     )
     tables = [LatencyTable.load(path) for path in table]
-    with progress_bar() as progress:
+    with launched(device) as device, progress_bar() as progress:
         result = search_run(
             model,
             data,

@@ -1,7 +1,7 @@
 """The end of a search: the best archs are scored on the whole validation split and measured, and one is chosen."""
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,13 +10,13 @@ import numpy as np
 from nar_hw.errors import MeasurementError, TargetError
 from nar_hw.search.budget import Budget
 from nar_hw.search.feasible import Feasible
+from nar_hw.search.ranks import Measure, by_the_first
 from nar_hw.search.result import Scored, SearchResult, Standing, choose, front
 from nar_hw.space import Arch
 
 if TYPE_CHECKING:
     from nar_hw.search.loop import SearchRun
 
-Measure = Callable[[list[Arch]], Sequence[float]]
 RECENT = 0.25
 """Share of the epochs whose scores count when archs are chosen for the final scoring: older weights scored otherwise."""
 ROUNDS = 2
@@ -67,7 +67,8 @@ def _finalists(
 ) -> tuple[list[Scored], list[Scored]]:
     """The best archs within ``limits`` that are not ``known``, measured; and all that were scored to find them."""
     hopefuls = _hopefuls(run, limits, known)
-    rescored = sorted((_scored(run.budget, arch, run.scorer.on_all(arch)) for arch in hopefuls), key=_rank)
+    accuracies = run.scorer.on_all(hopefuls)
+    rescored = sorted((_scored(run.budget, *item) for item in zip(hopefuls, accuracies, strict=True)), key=_rank)
     finalists = rescored[: run.config.finalists]
     return (finalists if measure is None or not finalists else _measured(run.budget, finalists, measure)), rescored
 
@@ -89,7 +90,7 @@ def _hopefuls(run: "SearchRun", limits: Feasible, known: Collection[Arch]) -> li
 
 def _measured(budget: Budget, finalists: Sequence[Scored], measure: Measure) -> list[Scored]:
     archs = [item.arch for item in finalists]
-    times = [float(ms) for ms in measure(archs)]
+    times = [float(ms) for ms in by_the_first(measure)(archs)]
     if len(times) != len(archs) or not all(math.isfinite(ms) and ms > 0 for ms in times):
         raise MeasurementError(
             f"measure must return one positive time in ms for each of {len(archs)} archs, but returned {times}"

@@ -16,6 +16,7 @@ from nar_hw.errors import RunError
 from nar_hw.files import read_json, write_json
 from nar_hw.runs import ModelInfo
 from nar_hw.search.config import SearchConfig
+from nar_hw.search.ranks import rank
 from nar_hw.search.result import Scored, SearchResult, Standing
 from nar_hw.search.supernet import Supernet
 from nar_hw.space import SearchSpace
@@ -71,6 +72,8 @@ class SearchFolder:
 
     def tidy(self) -> None:
         """Delete what killed processes left: half-written files, and the checkpoint of a search that is finished."""
+        if rank() != 0:
+            return
         for name in (RESULT, STATE, WEIGHTS, *self._files):
             for path in self.path.glob(f".{name}.*"):
                 path.unlink()
@@ -118,10 +121,14 @@ class SearchFolder:
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint; a program killed here leaves the old or the new one, whole."""
+        if rank() != 0:
+            return
         save_state(self.path / STATE, {"identity": self.identity, "run": state})
 
     def finish(self, result: SearchResult, supernet: Supernet) -> None:
         """Write the tables, the shared weights and, last, run.json; the checkpoint is then no longer needed."""
+        if rank() != 0:
+            return
         for name, table in self._files.items():
             table.save(self.path / name)
         save_weights(self.path / WEIGHTS, supernet)

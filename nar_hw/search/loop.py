@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from rich.progress import Progress
+from torch import nn
 
 from nar_hw.errors import TrainingError
 from nar_hw.search.budget import Budget
 from nar_hw.search.config import SearchConfig
-from nar_hw.search.finals import Measure, conclude
+from nar_hw.search.finals import conclude
 from nar_hw.search.folder import SearchFolder
 from nar_hw.search.progress import Bar
 from nar_hw.search.randomness import generator_states, restore_generators, seeded
+from nar_hw.search.ranks import Measure, average_gradients, rank, ranks, share, total
 from nar_hw.search.result import SearchResult
 from nar_hw.search.reward import REWARDS
 from nar_hw.search.scoring import Scorer
@@ -56,6 +58,9 @@ def search(
     proposes archs, which are scored by the accuracy on one validation minibatch and the latency by ``table``. At the end
     the best archs are scored on the whole validation split and, with ``measure``, timed on the device. On a CPU the same
     arguments give the same result to the last bit.
+
+    Where torch.distributed is initialised, all its processes search together and each is given the same arguments; the batch
+    is the whole of theirs, but norms see their own process's share of it.
 
     Args:
         space: its network's weights are where the incumbent operators start.
@@ -97,11 +102,11 @@ def search(
         run = SearchRun(space, task, budget, config)
         if folder is not None and (state := folder.checkpoint()) is not None:
             folder.restore(run.load_state_dict, state)
-        bar = Bar(progress, budget.costs, epochs=run.epochs, done=run.epoch)
+        bar = Bar(progress if rank() == 0 else None, budget.costs, epochs=run.epochs, done=run.epoch)
         while run.epoch < run.epochs:
             run.advance()
             bar(run.history[-1])
-            if on_epoch is not None:
+            if on_epoch is not None and rank() == 0:
                 on_epoch(run.history[-1])
             if folder is not None:
                 folder.save(run.state_dict())
@@ -123,10 +128,12 @@ class SearchRun:
                 f"batch <= training images must hold, but got (batch={config.batch}, images={task.train_size}): "
                 "use a smaller batch"
             )
+        if config.batch % ranks():
+            raise TrainingError(f"batch must be a multiple of the {ranks()} processes, but got {config.batch}")
         self.supernet = Supernet(space).to(task.device)
         if config.channels_last:
             self.supernet = self.supernet.to(memory_format=torch.channels_last)
-        self.optimizer = _optimizer(self.supernet, config)
+        self.optimizer = optimizer_of(self.supernet, config)
         self.strategy = STRATEGIES[config.strategy](budget.feasible, seed=config.seed, **config.strategy_options)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.rng = random.Random(config.seed)
@@ -153,7 +160,7 @@ class SearchRun:
 
     def _train_weights(self) -> dict[str, float]:
         recipe = self.config.recipe
-        total = torch.zeros((), device=self.task.device)
+        losses = torch.zeros((), device=self.task.device)
         rate = 0.0
         self.supernet.train()
         batches = self.task.train_batches(self.config.batch, self.generator)
@@ -163,11 +170,12 @@ class SearchRun:
                 group["lr"] = rate
             self.supernet.activate(arch)
             self.optimizer.zero_grad(set_to_none=True)  # what does not run is not moved
-            loss = self.task.loss(self.supernet(self.scorer.laid_out(images)), targets)
+            loss = self.task.loss(self.supernet(self.scorer.laid_out(share(images))), share(targets))
             loss.backward()  # type: ignore[no-untyped-call]
+            average_gradients(self.supernet)
             self.optimizer.step()
-            total += loss.detach()
-        mean = float(total) / self.steps
+            losses += loss.detach()
+        mean = float(total(losses)) / (ranks() * self.steps)
         if not math.isfinite(mean):
             raise TrainingError(
                 f"the loss of the shared weights must be finite, but was {mean} in epoch {self.epoch + 1}: "
@@ -253,9 +261,10 @@ class SearchRun:
         self.history = list(state["history"])
 
 
-def _optimizer(supernet: Supernet, config: SearchConfig) -> torch.optim.SGD:
+def optimizer_of(model: nn.Module, config: SearchConfig) -> torch.optim.SGD:
+    """SGD of all parameters as ``config`` says; what has no gradient in a step is not moved by it."""
     optimizer = torch.optim.SGD(
-        supernet.parameters(),
+        model.parameters(),
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.momentum > 0,
@@ -263,7 +272,7 @@ def _optimizer(supernet: Supernet, config: SearchConfig) -> torch.optim.SGD:
         fused=True,
     )
     if config.momentum:
-        for parameter in supernet.parameters():
+        for parameter in model.parameters():
             # The fused step cannot begin the momentum of one operator beside that of others; zero begins it all the same.
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer

@@ -1,12 +1,13 @@
 """The accuracy of children with shared weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import torch
 from torch import Tensor
 
 from nar_hw.search.config import SearchConfig
+from nar_hw.search.ranks import share, total
 from nar_hw.search.supernet import Supernet
 from nar_hw.space import Arch
 from nar_hw.tasks import Task, evaluating
@@ -39,19 +40,21 @@ class Scorer:
         """Accuracy in [0, 1] of each arch on one random validation minibatch, the same for all."""
         images, targets = next(self._task.eval_batches("valid", self._config.valid_batch, generator=self._generator))
         images = self.laid_out(images)
-        correct: dict[Arch, Tensor] = {}
         with evaluating(self._supernet):
-            for arch in dict.fromkeys(archs):
-                self._prepare(arch)
-                correct[arch] = self._task.correct(self._supernet(images), targets)
-        counts = torch.stack([correct[arch] for arch in archs])
-        return [count / len(images) for count in counts.tolist()]  # one wait for the device
+            counts = self._each(archs, lambda: self._task.correct(self._supernet(images), targets))
+        return [count / len(images) for count in counts]
 
-    def on_all(self, arch: Arch) -> float:
-        """Accuracy in [0, 1] on the whole validation split."""
-        self._prepare(arch)
-        return self._task.evaluate(self._supernet, "valid")
+    def on_all(self, archs: Sequence[Arch]) -> list[float]:
+        """Accuracy in [0, 1] of each arch on the whole validation split."""
+        return self._each(archs, lambda: self._task.evaluate(self._supernet, "valid"))
 
-    def _prepare(self, arch: Arch) -> None:
-        self._supernet.activate(arch)
-        self._supernet.recalibrate(self._calibration)
+    def _each(self, archs: Sequence[Arch], score: Callable[[], Tensor | float]) -> list[float]:
+        """The score of each arch; of several processes, each scores its share."""
+        different = list(dict.fromkeys(archs))
+        scores = torch.zeros(len(different), dtype=torch.float64, device=self._task.device)
+        for index in share(range(len(different))):
+            self._supernet.activate(different[index])
+            self._supernet.recalibrate(self._calibration)
+            scores[index] = score()
+        known = dict(zip(different, total(scores).tolist(), strict=True))  # one wait for the device
+        return [known[arch] for arch in archs]

@@ -1,0 +1,76 @@
+"""One search on several processes, started by torchrun: each trains on its share of a batch and scores its share of the archs.
+
+All draw the same random numbers and hear the same rewards, so that paths and proposals agree without a message.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from nar_hw.space import Arch
+
+Items = TypeVar("Items", Tensor, range)
+Measure = Callable[[list[Arch]], Sequence[float]]
+
+
+@contextmanager
+def launched(device: str) -> Iterator[str]:
+    """The group of processes that torchrun has started, if it has; gives the device of this one: of several GPUs, its own."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield device
+        return
+    dist.init_process_group()
+    try:
+        yield f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" else device
+    finally:
+        dist.destroy_process_group()
+
+
+def ranks() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is; 0 writes, prints and measures."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def share(items: Items) -> Items:
+    """What this process does of what is to be done."""
+    return items[rank() :: ranks()]
+
+
+def total(values: Tensor) -> Tensor:
+    """``values``, now the sums over all processes."""
+    if ranks() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def average_gradients(model: nn.Module) -> None:
+    """Let every process have the mean of the gradients; what has none, since it did not run, costs nothing."""
+    if ranks() == 1:
+        return
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    means = total(torch.cat([gradient.flatten() for gradient in gradients])) / ranks()
+    for gradient, mean in zip(gradients, torch.split(means, [gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def by_the_first(measure: Measure) -> Measure:
+    """``measure`` in the first process, with its times in all."""
+
+    def measured(archs: list[Arch]) -> Sequence[float]:
+        if ranks() == 1:
+            return measure(archs)
+        times = torch.tensor(measure(archs) if rank() == 0 else [0.0] * len(archs), dtype=torch.float64)
+        dist.broadcast(times, 0)
+        return times.tolist()
+
+    return measured
