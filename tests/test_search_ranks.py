@@ -1,7 +1,8 @@
 """A search in two processes (gloo on the CPU) finds what one process finds.
 
-Equality can only be asked of networks without batch norms, whose statistics are of each process's share of the batch, and
-without dropout (a group norm sees one image). Gradients are then means over the same images, up to the order of a sum; accuracies count answers.
+Equality can only be asked of networks without batch norms, whose statistics are of each process's share of the batch (a group
+norm sees one image), and without dropout. Gradients are then means over the same images, up to the order of a sum; accuracies
+count answers.
 """
 
 import dataclasses
