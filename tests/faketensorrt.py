@@ -377,7 +377,10 @@ def _array(address: int, shape: tuple[int, ...]) -> Any:
 
 
 def _layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
-    """A change of layout, then one layer per node, with ReLUs and additions fused into the convolution before them."""
+    """A change of layout, then one layer per node, with ReLUs and additions fused into the convolution before them.
+
+    A matrix product is three layers, two of them of one name.
+    """
     known = {tensor.name for tensor in model.graph.initializer}
     groups: list[list[onnx.NodeProto]] = []
     made_by: dict[str, int] = {}  # tensor -> group
@@ -396,7 +399,8 @@ def _layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
         sources = [tensor for node in nodes for tensor in node.input if tensor not in known | inside]
         sources = ["Reformatted 0" if tensor == first else tensor for tensor in sources]
         metadata = "\x1f".join(f"[ONNX Layer: {node.name}]" for node in nodes)
-        layers.append(_layer(" + ".join(node.name for node in nodes), metadata, sources, sorted(inside)))
+        names = ["split", "split", "sum"] if nodes[0].op_type == "Gemm" else [" + ".join(node.name for node in nodes)]
+        layers += [_layer(name, metadata, sources, sorted(inside)) for name in names]
     return layers
 
 

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib.util
 import inspect
+import itertools
 import json
 import re
 import sys
@@ -520,6 +521,14 @@ def test_int8_and_modules(trt: Any, module: nn.Module, files: dict[str, Path]) -
     one_line(ModelError, f"{files['int8']} computes in int8, but fp32", lambda: TensorRT(files["int8"], SHAPE, CONFIG))
 
 
+def test_the_input_that_is_timed_is_always_the_preset(trt: Any, files: dict[str, Path]) -> None:
+    with TensorRT(files["fp32"], SHAPE, CONFIG) as loaded:
+        expected = loaded.predict(loaded.images)
+        assert not np.allclose(loaded.predict(-loaded.images), expected)
+        loaded.run()
+        np.testing.assert_array_equal(loaded._output.numpy(), expected)  # type: ignore[attr-defined]
+
+
 def test_the_engine_is_for_the_batch_and_the_cache_for_the_user(trt: Any, files: dict[str, Path], tmp_path: Path) -> None:
     with TensorRT(files["fp32"], SHAPE, CONFIG) as first:
         settings = first._engine._settings  # type: ignore[attr-defined]
@@ -576,6 +585,7 @@ def test_profiles_join_to_the_slots_of_a_space(trt: Any, module: nn.Module, file
     assert "layer1.conv2/Conv" in times
     assert "layer1/Add" not in times
     assert {join.site(node) for node in times} - {None} == {site.conv for slot in space.slots for site in slot.sites}
+    assert times["fc/Gemm"] == pytest.approx(3 * times["ReduceMean"]), "the fake gives every layer the same time"
     change = "Reformatting CopyNode for Input Tensor 0 to conv1/Conv"
     assert join.site(change) is None
     assert readers["conv1/Conv"] == [change]
@@ -626,6 +636,31 @@ def test_bf16_rounds_weights_as_torch_does(module: nn.Module, files: dict[str, P
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(weight).astype(np.float32), expected)
     assert [value.type.tensor_type.elem_type for value in (*proto.graph.input, *proto.graph.output)] == [TensorProto.FLOAT] * 2
     assert {node.name for node in onnx.load(files["fp32"]).graph.node} < {node.name for node in proto.graph.node}
+
+
+def test_bf16_casts_follow_and_sizes_stay(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["input"], ["whole"], "down", to=TensorProto.INT32),
+        helper.make_node("Cast", ["whole"], ["again"], "up", to=TensorProto.FLOAT),
+        helper.make_node("Resize", ["again", "", "scales"], ["large"], "large"),
+        helper.make_node("Mul", ["large", "factor"], ["output"], "times"),
+    ]
+    weights = [helper.make_tensor("scales", TensorProto.FLOAT, [4], [1.0, 1.0, 2.0, 2.0])]
+    weights += [helper.make_tensor("factor", TensorProto.FLOAT, [1], [0.1])]
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, None, None]) for name in ("input", "output")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", tensors[:1], tensors[1:], weights), opset_imports=[helper.make_opsetid("", 18)]
+    )
+    onnx.save(model, tmp_path / "fp32.onnx")
+    to_bf16(tmp_path / "fp32.onnx", tmp_path / "bf16.onnx")
+    graph = onnx.load(tmp_path / "bf16.onnx").graph
+    assert {tensor.name: tensor.data_type for tensor in graph.initializer} == {
+        "scales": TensorProto.FLOAT,
+        "factor": TensorProto.BFLOAT16,
+    }
+    casts = {node.name: node.attribute[0].i for node in graph.node if node.op_type == "Cast"}
+    kinds = {"Cast_input": TensorProto.BFLOAT16, "Cast_output": TensorProto.FLOAT}
+    assert casts == {**kinds, "down": TensorProto.INT32, "up": TensorProto.BFLOAT16}
 
 
 # The script of the deployment kit
@@ -694,6 +729,14 @@ def test_the_script_classifies_as_torch_does(kit: Told, engine: Path, photos: Pa
     code, out, err = kit(engine, paths[0], "--time")
     assert (code, err) == (0, "")
     assert "batch 1 in fp32 on Test GPU: median " in out.splitlines()[1]
+
+
+def test_the_script_leaves_out_the_first_runs(kit: Told, engine: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(HostStream, "time_ms", lambda self, work: float(next(clock)))
+    time = json.loads(kit(engine, photos, "--time", "--runs", 3, "--batch", 2, "--json")[1])["time"]
+    assert (time["median_ms"], time["p90_ms"]) == pytest.approx((11, 11.8)), "of 0 to 12 the last three"
+    assert time["images_per_second"] == pytest.approx(2 / 0.011)
 
 
 def test_the_script_tells_mistakes_in_one_line(
