@@ -150,8 +150,11 @@ def table_show(path: Path, as_json: Json = False) -> None:
         for row in slots:
             shown.add_row(row["slot"], *(f"{row['ms'][name]:.4f}" if name in row["ms"] else "" for name in names))
         console.print(shown)
+        where: dict[str, list[str]] = {}
         for slot, pairs in ties.items():
-            console.print(f"{slot}: within noise {', '.join(f'{a} = {b}' for a, b in pairs)}", highlight=False, soft_wrap=True)
+            where.setdefault(", ".join(f"{a} = {b}" for a, b in pairs), []).append(slot)
+        for tied, same in where.items():
+            console.print(f"within noise: {tied}\n  in {', '.join(same)}", highlight=False, soft_wrap=True)
         show_outline(table, path)
 
     emit(
