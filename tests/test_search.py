@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import math
 import random
@@ -524,6 +525,16 @@ def test_a_score_that_is_no_number_is_left_out(monkeypatch: pytest.MonkeyPatch) 
     assert made.history[0]["accuracy"] == 0.5
     assert all(math.isfinite(reward) for reward, _, _ in made.scores.values())
     assert [call for call in made.strategy.calls if call[0] == "tell"] == [("tell", 3)] * 2
+
+
+def test_only_archs_within_the_budget_are_scored_whatever_is_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = made_run(monkeypatch, warmup_epochs=0, epochs=1)
+    slow = max(itertools.product(*(slot.candidates for slot in SPACE.slots)), key=TABLE.predict)
+    good = made.budget.feasible.sample(1, np.random.default_rng(0))
+    assert made._within(lambda n: [slow, *good], 3) == good * 3
+    archs = made._within(lambda n: [slow] * n, 5)
+    assert len(archs) == 5
+    assert made.budget.feasible.meets(archs).all()
 
 
 def test_channels_last_searches_the_same_space() -> None:
