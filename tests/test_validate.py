@@ -42,10 +42,7 @@ def table(space: SearchSpace, one_thread: None) -> LatencyTable:
 
 
 def measured(archs: list[Arch], whole: np.ndarray, reference: float) -> Measured:
-    children = {
-        arch: ChildTimes(whole=visits, layers={}, producers={})
-        for arch, visits in zip(archs, whole, strict=True)
-    }
+    children = {arch: ChildTimes(whole=visits, layers={}, producers={}) for arch, visits in zip(archs, whole, strict=True)}
     return Measured(children=children, reference=np.full(8, reference), clock="wall", rounds=whole.shape[1], doubts=())
 
 
