@@ -27,10 +27,10 @@ from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.folder import TABLE
 from nar_hw.search.loop import search
-from nar_hw.search.progress import TensorBoard
 from nar_hw.search.result import SearchResult
 from nar_hw.space import Arch, Manner, SearchSpace
 from nar_hw.tasks import ClassificationTask
+from nar_hw.tensorboard import TensorBoard
 from nar_hw.training import Recipe, set_seed, train, two_phase
 
 

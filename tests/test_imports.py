@@ -10,11 +10,12 @@ import nar_hw
 ROOT = Path(nar_hw.__file__).parent
 ORDER = [
     ["errors", "files"],
-    ["recipes", "userfile"],
+    ["recipes", "tensorboard", "userfile"],
     ["checkpoints"],
     ["operators"],
     ["trace"],
     ["space"],
+    ["ranks"],
     ["flops", "models"],
     ["runs"],
     ["export"],

@@ -141,7 +141,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_tensorboard_gets_what_the_history_has_once_an_epoch(run: Run, table: Path, tmp_path: Path) -> None:
     """Also where an interrupted search has written of epochs that are repeated."""
     pytest.importorskip("tensorboard")
-    from nar_hw.search.progress import TensorBoard
+    from nar_hw.tensorboard import TensorBoard
 
     interrupted = TensorBoard(tmp_path / "x/tensorboard")
     for epoch in (1, 2, 3):

@@ -7,11 +7,6 @@ count answers.
 
 import dataclasses
 import json
-import multiprocessing
-import os
-import runpy
-import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,11 +18,12 @@ from torch import Tensor, nn
 from nar_hw.checkpoints import load_state
 from nar_hw.data import Augmentation, load_data
 from nar_hw.errors import TrainingError
+from nar_hw.ranks import average_gradients, rank
 from nar_hw.search import loop
 from nar_hw.search.config import SearchConfig
-from nar_hw.search.ranks import average_gradients, launched, rank, ranks
 from nar_hw.space import SearchSpace
 from nar_hw.tasks import ClassificationTask
+from tests.processes import command, run
 from tests.test_table import for_space
 
 
@@ -100,41 +96,6 @@ def one_epoch(out: Path) -> None:
 def odd(out: Path) -> None:
     with pytest.raises(TrainingError, match="batch must be a multiple of the 2 processes, but got 63"):
         work(out, SearchConfig(batch=63))
-
-
-def command(*arguments: str) -> None:
-    sys.argv = ["nar-hw", *arguments]
-    folder = Path(arguments[arguments.index("--out") + 1]).parent
-    with (folder / f"stdout.{os.environ['RANK']}").open("w") as file:
-        sys.stdout = file
-        runpy.run_module("nar_hw", run_name="__main__", alter_sys=True)
-
-
-def process(environment: dict[str, str], target: Callable[..., None], *arguments: Any) -> None:
-    os.environ.update(environment)
-    if target is command:
-        command(*arguments)
-        return
-    with launched("cpu") as device:
-        assert (device, ranks()) == ("cpu", int(environment["WORLD_SIZE"]))
-        target(*arguments)
-
-
-def run(count: int, target: Callable[..., None], *arguments: Any) -> list[int | None]:
-    """Exit codes of ``count`` processes that are started as torchrun starts them."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
-    common = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    started = []
-    for number in range(count):
-        environment = {**common, "RANK": str(number), "LOCAL_RANK": str(number)}
-        started.append(context.Process(target=process, args=(environment, target, *arguments)))
-        started[-1].start()
-    for item in started:
-        item.join()
-    return [item.exitcode for item in started]
 
 
 def outcome(out: Path) -> dict[str, Any]:

@@ -90,8 +90,8 @@ def search(
     """
     from nar_hw.latency.table import LatencyTable
     from nar_hw.pipeline import search_run
+    from nar_hw.ranks import launched
     from nar_hw.search.config import SearchConfig
-    from nar_hw.search.ranks import launched
 
     config = SearchConfig(
         strategy=strategy,

@@ -14,9 +14,9 @@ import nar_hw
 from nar_hw.checkpoints import load_state, save_state, save_weights
 from nar_hw.errors import RunError
 from nar_hw.files import read_json, write_json
+from nar_hw.ranks import rank
 from nar_hw.runs import ModelInfo
 from nar_hw.search.config import SearchConfig
-from nar_hw.search.ranks import rank
 from nar_hw.search.result import Scored, SearchResult, Standing
 from nar_hw.search.supernet import Supernet
 from nar_hw.space import SearchSpace

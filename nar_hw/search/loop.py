@@ -14,13 +14,13 @@ from rich.progress import Progress
 from torch import nn
 
 from nar_hw.errors import TrainingError
+from nar_hw.ranks import Measure, average_gradients, rank, ranks, share, total
 from nar_hw.search.budget import Budget
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.finals import conclude
 from nar_hw.search.folder import SearchFolder
 from nar_hw.search.progress import Bar
 from nar_hw.search.randomness import generator_states, restore_generators, seeded
-from nar_hw.search.ranks import Measure, average_gradients, rank, ranks, share, total
 from nar_hw.search.result import SearchResult
 from nar_hw.search.reward import REWARDS
 from nar_hw.search.scoring import Scorer

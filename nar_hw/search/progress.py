@@ -1,12 +1,9 @@
-"""What a search shows while it runs: a progress bar and, where asked for, TensorBoard scalars."""
+"""What a search shows while it runs."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 from rich.progress import Progress
 
-from nar_hw.errors import UserError
 from nar_hw.search.budget import Cost
 
 
@@ -31,27 +28,3 @@ class Bar:
             f"search: reward {log['reward']:.3f}, accuracy {100 * log['accuracy']:.1f} %, "
             f"{log['latency_ms']:.4g} of {self._costs[0].target:.4g} ms{load}{entropy}"
         )
-
-
-class TensorBoard:
-    """Scalars of each epoch in a folder that TensorBoard reads; the latency relative to its target is ``load``."""
-
-    def __init__(self, folder: Path) -> None:
-        """Raises UserError where TensorBoard is not installed."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as problem:
-            raise UserError(
-                f"TensorBoard scalars need the package tensorboard, but {problem}: pip install 'nar-hw[tensorboard]'"
-            ) from problem
-        self._make, self._folder = SummaryWriter, folder
-        self._writer: Any = None
-
-    def __call__(self, log: Mapping[str, float]) -> None:
-        """Write an epoch's item of the history; what an interrupted search wrote of this and later epochs is void."""
-        step = int(log["epoch"])
-        self._writer = self._writer or self._make(str(self._folder), purge_step=step)
-        for name, value in log.items():
-            if name not in ("epoch", "warmup"):
-                self._writer.add_scalar(name, value, step)
-        self._writer.flush()

@@ -6,8 +6,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from nar_hw.ranks import share, total
 from nar_hw.search.config import SearchConfig
-from nar_hw.search.ranks import share, total
 from nar_hw.search.supernet import Supernet
 from nar_hw.space import Arch
 from nar_hw.tasks import Task, evaluating

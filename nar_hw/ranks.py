@@ -1,6 +1,6 @@
-"""One search on several processes, started by torchrun: each trains on its share of a batch and scores its share of the archs.
+"""One training or search on several processes, started by torchrun: each does its share of a batch, or of the archs to score.
 
-All draw the same random numbers and hear the same rewards, so that paths and proposals agree without a message.
+All draw the same random numbers (and hear the same rewards), so that orders, paths and proposals agree without a message.
 """
 
 import os
@@ -61,6 +61,15 @@ def average_gradients(model: nn.Module) -> None:
     means = total(torch.cat([gradient.flatten() for gradient in gradients])) / ranks()
     for gradient, mean in zip(gradients, torch.split(means, [gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
+
+
+def average_buffers(model: nn.Module) -> None:
+    """Let every process have the mean of the running statistics, which norms collect from their own process's images."""
+    if ranks() == 1:
+        return
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            total(buffer).div_(ranks())
 
 
 def by_the_first(measure: Measure) -> Measure:
