@@ -66,6 +66,6 @@ class TestScores:
 
     def test_augmentation_can_be_replaced_and_is_recorded(self) -> None:
         task = ClassificationTask(load_data("digits"), augmentation=Augmentation(cutout=3))
-        assert task.record["augmentation"] == {"crop_padding": 0, "flip": False, "cutout": 3}
+        assert task.record["augmentation"] == {"crop_padding": 0, "flip": False, "cutout": 3, "least_area": 1.0}
         assert task.record["splits"] == self.task.record["splits"]
-        assert self.task.record["augmentation"] == {"crop_padding": 1, "flip": False, "cutout": 0}
+        assert self.task.record["augmentation"] == {"crop_padding": 1, "flip": False, "cutout": 0, "least_area": 1.0}

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from nar_hw.data.base import SPLITS, Augmentation, ImageData, Split, SplitName
+from nar_hw.data.base import SPLITS, Augmentation, ImageData, Part, Split, SplitName
 from nar_hw.errors import DataError, unknown_name
 
-__all__ = ["DATA_SETS", "SPLITS", "Augmentation", "ImageData", "Split", "SplitName", "data_root", "load_data"]
+__all__ = ["DATA_SETS", "SPLITS", "Augmentation", "ImageData", "Part", "Split", "SplitName", "data_root", "load_data"]
 
 DATA_SETS: dict[str, str] = {
     "digits": "nar_hw.data.digits:load",
@@ -16,6 +16,7 @@ DATA_SETS: dict[str, str] = {
     "cifar100": "nar_hw.data.vision:load",
     "fashion-mnist": "nar_hw.data.vision:load",
     "folder:": "nar_hw.data.folder:load",
+    "stream:": "nar_hw.data.stream:load",
     "fake:": "nar_hw.data.fake:load",
 }
 """Name -> module and function that loads it; a name that ends in a colon is followed by a detail of the user's."""
@@ -24,11 +25,12 @@ ROOT_VARIABLE = "NAR_HW_DATA"
 
 
 def load_data(name: str, *, root: str | Path | None = None, seed: int = 0, download: bool = False) -> ImageData:
-    """The data set called ``name``, decoded into memory and split.
+    """The data set called ``name``, split.
 
     The splits are disjoint, have every class in its proportion, and depend on the seed only. The test split is the official
     one where there is one. digits: 70/10/20; cifar10, cifar100, fashion-mnist: 90/10 of the official training images, and the
-    official test images; ``folder:PATH[@SIZE]``: see :mod:`nar_hw.data.folder`; ``fake:CxHxWxclasses``: 70/10/20.
+    official test images; ``folder:PATH[@[CROP/]SIZE]`` (in memory): see :mod:`nar_hw.data.folder`; ``stream:PATH[@CROP[/SIZE]]``
+    (read when needed): see :mod:`nar_hw.data.stream`; ``fake:CxHxWxclasses``: 70/10/20.
 
     Args:
         name: a key of :data:`DATA_SETS`, with its detail behind the colon where it ends in one.

@@ -1,9 +1,10 @@
-"""What a data set is: images in memory, their three splits, and how they are augmented by default.
+"""What a data set is: its three splits, in memory or in files, and how images are augmented by default.
 
 Shape legend: N images, C channels, H height, W width; images are uint8 (N, C, H, W), labels int64 (N,).
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -25,7 +26,7 @@ MEMORY_LIMIT_GIB = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Random changes of training images, applied to whole batches on the device."""
+    """Random changes of training images: of images in memory applied to whole batches on the device."""
 
     crop_padding: int = 0
     """Zero pixels added to every side before a random crop of the original size; 0: no crop."""
@@ -33,9 +34,14 @@ class Augmentation:
     """Mirror left to right with probability 1/2 (wrong for digits and letters)."""
     cutout: int = 0
     """Side, in pixels, of the square set to the mean colour at a random place (DeVries & Taylor 2017); 0: none."""
+    least_area: float = 1.0
+    """Of images in files: least share of the image that a random crop holds, which is then scaled (Szegedy et al. 2015); 1: the
+    centre is taken as in evaluation."""
 
     def __post_init__(self) -> None:
-        """Raises DataError for a negative size."""
+        """Raises DataError for a negative size or an area that is no share."""
+        if not 0 < self.least_area <= 1:
+            raise DataError(f"0 < least_area <= 1 must hold, but got {self.least_area}")
         if self.crop_padding < 0 or self.cutout < 0:
             raise DataError(
                 f"crop_padding >= 0 and cutout >= 0 must hold, but got (crop_padding={self.crop_padding}, cutout={self.cutout})"
@@ -43,11 +49,9 @@ class Augmentation:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Split:
-    """Images for one purpose."""
+class Part(ABC):
+    """Images for one purpose, wherever they are."""
 
-    images: NDArray[np.uint8]
-    """(N, C, H, W)."""
     labels: NDArray[np.int64]
     """(N,) in [0, classes)."""
     indices: NDArray[np.int64]
@@ -59,6 +63,15 @@ class Split:
         return len(self.labels)
 
     @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+
+    @abstractmethod
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per channel, for pixels scaled to [0, 1]."""
+
+    @property
     def record(self) -> dict[str, Any]:
         """Source, size and the SHA-256 of the indices (little-endian int64), for JSON."""
         digest = hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest()
@@ -66,26 +79,46 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Split(Part):
+    """Images in memory."""
+
+    images: NDArray[np.uint8]
+    """(N, C, H, W)."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per channel, of all images."""
+        return channel_statistics(self.images)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ImageData:
-    """A classification data set, split and held in memory."""
+    """A classification data set, split; all its splits are of one kind."""
 
     name: str
     """What :func:`nar_hw.data.load_data` was given; loads the same images again."""
     seed: int
-    train: Split
-    valid: Split
-    test: Split
+    train: Part
+    valid: Part
+    test: Part
     classes: tuple[str, ...]
     mean: tuple[float, ...]
-    """Per channel over the training split, for pixels scaled to [0, 1]."""
+    """Per channel over the training split (of images in files, a sample of it), for pixels scaled to [0, 1]."""
     std: tuple[float, ...]
     augmentation: Augmentation
+    crop: int | None = None
+    """Side of the window of images in memory that a network sees: a random one in training, else the centre; None: all."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        _, channels, height, width = self.train.images.shape
-        return channels, height, width
+        channels, height, width = self.train.shape
+        return (channels, height, width) if self.crop is None else (channels, self.crop, self.crop)
 
     @property
     def num_classes(self) -> int:
@@ -102,40 +135,53 @@ class ImageData:
         """Name, seed, splits and augmentation, for JSON."""
         return {"name": self.name, "seed": self.seed, "splits": self.splits, "augmentation": asdict(self.augmentation)}
 
-    def split(self, name: str) -> Split:
+    def split(self, name: str) -> Part:
         """The split called "train", "valid" or "test". Raises UnknownNameError."""
         if name not in SPLITS:
             raise unknown_name("split", name, SPLITS)
-        split: Split = getattr(self, name)
+        split: Part = getattr(self, name)
         return split
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Pool:
+class Unsplit(ABC):
     """Images that are still to be split."""
 
     source: str
-    images: NDArray[np.uint8]
     labels: NDArray[np.int64]
+
+    @abstractmethod
+    def take(self, indices: NDArray[np.int64]) -> Part:
+        """The split that holds the images at ``indices``."""
+
+    def all(self) -> Part:
+        """One split that holds every image."""
+        return self.take(np.arange(len(self.labels)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pool(Unsplit):
+    """Images in memory that are still to be split."""
+
+    images: NDArray[np.uint8]
 
     def take(self, indices: NDArray[np.int64]) -> Split:
         """The split that holds the images at ``indices``."""
-        return Split(images=self.images[indices], labels=self.labels[indices], indices=indices, source=self.source)
-
-    def all(self) -> Split:
-        """One split that holds every image."""
-        return Split(images=self.images, labels=self.labels, indices=np.arange(len(self.labels)), source=self.source)
+        whole = len(indices) == len(self.labels)  # ascending indices of all: no copy
+        images, labels = (self.images, self.labels) if whole else (self.images[indices], self.labels[indices])
+        return Split(images=images, labels=labels, indices=indices, source=self.source)
 
 
 def assemble(
     name: str,
-    pool: Pool,
+    pool: Unsplit,
     *,
     classes: Sequence[str],
     augmentation: Augmentation,
     seed: int,
-    valid: Pool | None = None,
-    test: Pool | None = None,
+    valid: Unsplit | None = None,
+    test: Unsplit | None = None,
+    crop: int | None = None,
 ) -> ImageData:
     """Splits ``pool`` into what is missing of train, valid and test and computes the normalisation of the training images.
 
@@ -147,7 +193,7 @@ def assemble(
         parts = [pool.take(indices) for indices in stratified(pool.labels, VALID_OF_TRAIN, seed)] + [test.all()]
     else:
         parts = [pool.all(), valid.all(), test.all()]
-    mean, std = channel_statistics(parts[0].images)
+    mean, std = parts[0].statistics()
     return ImageData(
         name=name,
         seed=seed,
@@ -158,6 +204,7 @@ def assemble(
         mean=mean,
         std=std,
         augmentation=augmentation,
+        crop=crop,
     )
 
 

@@ -1,4 +1,4 @@
-"""One's own images: ``folder:PATH``, or ``folder:PATH@SIZE`` to bring them all to SIZE x SIZE pixels.
+"""One's own images in memory: ``folder:PATH``, ``folder:PATH@SIZE`` or ``folder:PATH@CROP/SIZE``.
 
 Two layouts, each with one folder per class that may hold further folders:
 ``PATH/train/CLASS/...`` with ``PATH/val/CLASS/...`` and, or, ``PATH/test/CLASS/...``; or flat, ``PATH/CLASS/...``.
@@ -17,6 +17,8 @@ from nar_hw.data.base import Augmentation, ImageData, Pool, assemble, require_me
 from nar_hw.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"})
+MOST_PIXELS = 1024
+"""Greatest side that images may be scaled to."""
 KEPT_SIZE = 64
 """Images of at most this many pixels a side keep their size when no SIZE is given."""
 VALID_NAMES = ("val", "valid", "validation")
@@ -26,16 +28,48 @@ def load(name: str, detail: str, *, root: Path, seed: int, download: bool) -> Im
     """The images below PATH in RGB, decoded into memory.
 
     Without SIZE all images must have one size, of at most 64 x 64. With SIZE the shorter side is scaled to SIZE (bilinear with
-    antialiasing) and the centre is cut out. With train, val and test folders each is what it says; with train and one of
-    val or test, that one is the test set and valid is a tenth of train; a flat folder is split 70/10/20.
+    antialiasing) and the centre is cut out; with CROP, networks see random windows of that side in training, else the centre.
+    With train, val and test folders each is what it says; with train and one of val or test, that one is the test set and valid
+    is a tenth of train; a flat folder is split 70/10/20.
 
     Raises:
         DataError: no such folder, no images, a class that is not in train, an unreadable image, or sizes that differ.
     """
-    text, size = _parsed(detail)
-    path = Path(text).expanduser()
-    if not text or not path.is_dir():
+    path, crop, size = parsed(name, detail)
+    parts = parts_of(path)
+    classes = classes_of(parts[0][1])
+    pool, *held = (_pool(source, folder, classes, size) for source, folder in parts)
+    shapes = {item.images.shape[1:] for item in (pool, *held)}
+    if len(shapes) > 1:
+        raise DataError(f"all images must have one size, but the parts of {path} have {_sizes(shapes)}: use {name}@SIZE")
+    pixels = min(pool.images.shape[-2:])
+    return assemble(
+        name,
+        pool,
+        test=held[0] if held else None,
+        valid=held[1] if len(held) > 1 else None,
+        classes=classes,
+        augmentation=Augmentation(crop_padding=0 if crop else pixels // 8, flip=True),
+        seed=seed,
+        crop=crop,
+    )
+
+
+def parsed(name: str, detail: str) -> tuple[Path, int | None, int | None]:
+    """PATH, CROP and SIZE of a data set's name. Raises DataError when there is no such folder or a number is out of range."""
+    match = re.fullmatch(r"(.*?)(?:@(?:(\d+)/)?(\d+))?", detail, re.DOTALL)
+    assert match is not None
+    crop, size = (None if number is None else int(number) for number in match.groups()[1:])
+    if not 1 <= (crop or 1) <= (size or 1) <= MOST_PIXELS or 0 in (crop, size):
+        raise DataError(f"1 <= CROP <= SIZE <= {MOST_PIXELS} must hold in {name}, but got {detail.rpartition('@')[2]}")
+    path = Path(match[1]).expanduser()
+    if not match[1] or not path.is_dir():
         raise DataError(f"{name!r} must name an existing folder of class folders, but {str(path)!r} is none: use folder:PATH")
+    return path, crop, size
+
+
+def parts_of(path: Path) -> list[tuple[str, Path]]:
+    """(source, folder) of the images to learn, then of those to test on and, where both are there, to validate on."""
     train = path / "train"
     held = [path / part for part in ("test", next((part for part in VALID_NAMES if (path / part).is_dir()), "val"))]
     held = [folder for folder in held if folder.is_dir()]
@@ -47,34 +81,11 @@ def load(name: str, detail: str, *, root: Path, seed: int, download: bool) -> Im
         raise DataError(
             f"a folder with {held[0].name}/ must also have train/, but {path} has none: add it or rename {held[0].name}/"
         )
-    parts = [("train", train), *((folder.name, folder) for folder in held)] if held else [("all", path)]
-    classes = _classes(parts[0][1])
-    pool, *held_pools = (_pool(source, folder, classes, size) for source, folder in parts)
-    shapes = {item.images.shape[1:] for item in (pool, *held_pools)}
-    if len(shapes) > 1:
-        raise DataError(f"all images must have one size, but the parts of {path} have {_sizes(shapes)}: use {name}@SIZE")
-    pixels = min(pool.images.shape[-2:])
-    return assemble(
-        name,
-        pool,
-        test=held_pools[0] if held_pools else None,
-        valid=held_pools[1] if len(held_pools) > 1 else None,
-        classes=classes,
-        augmentation=Augmentation(crop_padding=pixels // 8, flip=True),
-        seed=seed,
-    )
+    return [("train", train), *((folder.name, folder) for folder in held)] if held else [("all", path)]
 
 
-def _parsed(detail: str) -> tuple[str, int | None]:
-    match = re.fullmatch(r"(.*)@(\d+)", detail)
-    if match is None:
-        return detail, None
-    if not 1 <= int(match[2]) <= 1024:
-        raise DataError(f"1 <= SIZE <= 1024 must hold in folder:PATH@SIZE, but got {match[2]}")
-    return match[1], int(match[2])
-
-
-def _classes(folder: Path) -> list[str]:
+def classes_of(folder: Path) -> list[str]:
+    """The names of the class folders, sorted. Raises DataError for fewer than two."""
     names = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
     if len(names) < 2:
         raise DataError(
@@ -83,7 +94,8 @@ def _classes(folder: Path) -> list[str]:
     return names
 
 
-def _pool(source: str, folder: Path, classes: list[str], size: int | None) -> Pool:
+def files_of(source: str, folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
+    """The images of ``folder`` with their labels, ordered by class and path. Raises DataError for classes that do not fit."""
     unknown = sorted({item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith(".")} - set(classes))
     if unknown:
         raise DataError(f"every class folder must also be in train/, but {folder / unknown[0]} is not: add it there or remove it")
@@ -95,8 +107,14 @@ def _pool(source: str, folder: Path, classes: list[str], size: int | None) -> Po
             f"class folders must hold images ({', '.join(sorted(SUFFIXES))}), but {folder / classes[min(empty)]} has none: "
             "add some or remove it"
         )
+    return files
+
+
+def _pool(source: str, folder: Path, classes: list[str], size: int | None) -> Pool:
+    files = files_of(source, folder, classes)
     shape = _first_shape(files[0][0], size)
-    require_memory(f"folder {folder}", len(files), shape, "use a smaller @SIZE")
+    fix = "use a smaller @SIZE, or stream:PATH@SIZE, which reads images when they are needed"
+    require_memory(f"folder {folder}", len(files), shape, fix)
     images = np.empty((len(files), *shape), np.uint8)
 
     def decode(index: int) -> None:
@@ -133,21 +151,26 @@ def _opened(path: Path) -> Image.Image:
         raise DataError(f"every image must be readable, but {path} is not ({problem}): replace or remove it") from problem
 
 
-def _decoded(path: Path, size: int | None, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """The image as (3, H, W)."""
+def colour(path: Path) -> Image.Image:
+    """The image in RGB. Raises DataError when it cannot be read."""
     with _opened(path) as image:
         try:
-            colour = image.convert("RGB")
+            return image.convert("RGB")
         except (OSError, SyntaxError, ValueError) as problem:
             raise DataError(f"every image must be readable, but {path} is not ({problem}): replace or remove it") from problem
+
+
+def _decoded(path: Path, size: int | None, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """The image as (3, H, W)."""
+    image = colour(path)
     if size is not None:
-        colour = ImageOps.fit(colour, (size, size), Image.Resampling.BILINEAR)
-    elif (colour.height, colour.width) != shape[1:]:
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    elif (image.height, image.width) != shape[1:]:
         raise DataError(
-            f"all images must have one size, but {path} has {colour.width}x{colour.height} and the first has "
+            f"all images must have one size, but {path} has {image.width}x{image.height} and the first has "
             f"{shape[2]}x{shape[1]}: use folder:PATH@SIZE, such as folder:PATH@64"
         )
-    return np.asarray(colour).transpose(2, 0, 1)
+    return np.asarray(image).transpose(2, 0, 1)
 
 
 def _sizes(shapes: set[tuple[int, ...]]) -> str:

@@ -10,8 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nar_hw.data.base import Augmentation, Split
+from nar_hw.errors import DataError
+from nar_hw.ranks import share
 
 Batch = tuple[Tensor, Tensor]
+
+
+class Normalisation:
+    """uint8 images (B, C, H, W) on a device -> float32 with mean 0 and deviation 1 per channel."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        deviation = 255 * torch.tensor(std, dtype=torch.float64)
+        self._scale = (1 / deviation).float().view(-1, 1, 1).to(device)
+        self._shift = (-255 * torch.tensor(mean, dtype=torch.float64) / deviation).float().view(-1, 1, 1).to(device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The normalised images."""
+        return torch.mul(images, self._scale).add_(self._shift)  # the product of uint8 and float32 is float32
 
 
 class DeviceImages:
@@ -25,47 +40,55 @@ class DeviceImages:
         mean: Sequence[float],
         std: Sequence[float],
         augmentation: Augmentation | None = None,
+        crop: int | None = None,
     ) -> None:
-        """Moves the split to ``device``; with ``augmentation``, padded once for all later crops."""
+        """Moves the split to ``device``; with ``augmentation``, padded once for all later crops. Raises DataError.
+
+        With ``crop``, windows of that side are delivered: the centre, or a random one where images are augmented.
+        """
         self.augmentation = augmentation or Augmentation()
+        if self.augmentation.least_area < 1:
+            raise DataError("images in memory are cropped by crop_padding or @CROP/SIZE, but least_area < 1: use stream:PATH")
         self.labels = torch.from_numpy(split.labels).to(device)
         images = torch.from_numpy(split.images).to(device)
-        _, _, self._height, self._width = images.shape
+        self._height, self._width = images.shape[2:] if crop is None else (crop, crop)
         padding = self.augmentation.crop_padding
-        # A view of every crop: indexing it copies each image's window in one kernel.  # (N, C, 2P+1, 2P+1, H, W)
+        # A view of every crop: indexing it copies each image's window in one kernel.  # (N, C, rows, columns, H, W)
         self._windows = F.pad(images, [padding] * 4).unfold(2, self._height, 1).unfold(3, self._width, 1)
-        deviation = 255 * torch.tensor(std, dtype=torch.float64)
-        self._scale = (1 / deviation).float().view(-1, 1, 1).to(device)
-        self._shift = (-255 * torch.tensor(mean, dtype=torch.float64) / deviation).float().view(-1, 1, 1).to(device)
+        self._places = torch.tensor(self._windows.shape[2:4])
+        self._normalised = Normalisation(mean, std, device)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def in_order(self, batch: int) -> Iterator[Batch]:
         """All images in their order, none changed; the last batch may be smaller."""
-        padding = self.augmentation.crop_padding
+        row, column = ((self._places - 1) // 2).tolist()
         for start in range(0, len(self), batch):
-            images = self._windows[start : start + batch, :, padding, padding]
+            images = self._windows[start : start + batch, :, row, column]
             yield self._normalised(images), self.labels[start : start + batch]
 
-    def shuffled(self, batch: int, generator: torch.Generator, *, augment: bool, drop_last: bool) -> Iterator[Batch]:
-        """All images in random order, each changed at random if ``augment``.
+    def shuffled(
+        self, batch: int, generator: torch.Generator, *, augment: bool, drop_last: bool, shared: bool = False
+    ) -> Iterator[Batch]:
+        """All images in random order, each changed at random if ``augment``; of each batch this process's share if ``shared``.
 
         Every random number of the epoch is drawn at its start from ``generator`` (a CPU generator), so the same generator gives
         the same batches on every device.
         """
         device, how, count = self.labels.device, self.augmentation, len(self)
         order = torch.randperm(count, generator=generator)
-        crops = torch.full((2, count), how.crop_padding)
-        if augment and how.crop_padding:
-            crops = torch.randint(2 * how.crop_padding + 1, (2, count), generator=generator)
+        crops = ((self._places - 1) // 2)[:, None].expand(2, count)
+        if augment and self._places.max() > 1:
+            crops = torch.stack([torch.randint(places, (count,), generator=generator) for places in self._places.tolist()])
         flips = torch.rand(count, generator=generator) < 0.5 if augment and how.flip else None
         holes = self._holes(count, generator) if augment and how.cutout else None
         order, crops = order.to(device), crops.to(device)
         flips = None if flips is None else flips.to(device)
         holes = None if holes is None else holes.to(device)
+        mine = share(range(batch)) if shared else range(batch)
         for start in range(0, count - batch + 1 if drop_last else count, batch):
-            part = slice(start, start + batch)
+            part = slice(start + mine.start, start + batch, mine.step)
             chosen = order[part]
             images = self._windows[chosen, :, crops[0, part], crops[1, part]]  # (B, C, H, W)
             if flips is not None:
@@ -74,9 +97,6 @@ class DeviceImages:
             if holes is not None:
                 images = images.masked_fill_(self._hole_mask(holes[:, part]), 0.0)
             yield images, self.labels[chosen]
-
-    def _normalised(self, images: Tensor) -> Tensor:
-        return torch.mul(images, self._scale).add_(self._shift)  # the product of uint8 and float32 is float32
 
     def _holes(self, count: int, generator: torch.Generator) -> Tensor:
         """First row and first column of each image's hole, (2, N); its centre lies anywhere in the image."""

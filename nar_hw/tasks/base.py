@@ -51,9 +51,12 @@ class Task(ABC):
 
     @abstractmethod
     def train_batches(
-        self, batch: int, generator: torch.Generator, *, augment: bool = True, drop_last: bool = True
+        self, batch: int, generator: torch.Generator, *, augment: bool = True, drop_last: bool = True, shared: bool = False
     ) -> Iterator[Batch]:
-        """One epoch of (images (B, C, H, W) float32, targets (B,)), shuffled and augmented by ``generator`` (on the CPU)."""
+        """One epoch of (images (B, C, H, W) float32, targets (B,)), shuffled and augmented by ``generator`` (on the CPU).
+
+        With ``shared``, each of several processes is given its share of every batch (:func:`nar_hw.ranks.share`).
+        """
 
     @abstractmethod
     def eval_batches(self, split: SplitName, batch: int = 1000, *, generator: torch.Generator | None = None) -> Iterator[Batch]:

@@ -1,28 +1,49 @@
 """Image classification: cross-entropy and accuracy."""
 
+import math
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nar_hw.data import Augmentation, ImageData, SplitName
+from nar_hw.data import Augmentation, ImageData, Split, SplitName
 from nar_hw.data.loader import Batch, DeviceImages
 from nar_hw.errors import DataError
 from nar_hw.tasks.base import Task, evaluating
 
+if TYPE_CHECKING:
+    from nar_hw.data.stream import StreamedImages
+
+
+EVALUATED = 2**22
+"""Pixels that a batch has at most when a network is scored."""
+
 
 class ClassificationTask(Task):
-    """A data set to be classified, held on the device as uint8."""
+    """A data set to be classified: held on the device as uint8, or read from files when it is needed."""
 
-    def __init__(self, data: ImageData, device: str | torch.device = "cpu", *, augmentation: Augmentation | None = None) -> None:
-        """``augmentation`` replaces the data set's own. A split moves to ``device`` when it is first used."""
+    def __init__(
+        self,
+        data: ImageData,
+        device: str | torch.device = "cpu",
+        *,
+        augmentation: Augmentation | None = None,
+        workers: int | None = None,
+    ) -> None:
+        """``augmentation`` replaces the data set's own. A split in memory moves to ``device`` when it is first used.
+
+        ``workers`` processes read images in files; by default one per core, at most 8.
+        """
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.workers = min(8, cores) if workers is None else workers
         self.data = data
         self.device = torch.device(device)
         self.augmentation = data.augmentation if augmentation is None else augmentation
-        self._loaded: dict[SplitName, DeviceImages] = {}
+        self._loaded: dict[SplitName, DeviceImages | StreamedImages] = {}
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -53,10 +74,10 @@ class ClassificationTask(Task):
         return len(self.data.train)
 
     def train_batches(
-        self, batch: int, generator: torch.Generator, *, augment: bool = True, drop_last: bool = True
+        self, batch: int, generator: torch.Generator, *, augment: bool = True, drop_last: bool = True, shared: bool = False
     ) -> Iterator[Batch]:
         """One epoch of the training split, shuffled and augmented."""
-        return self._images("train").shuffled(batch, generator, augment=augment, drop_last=drop_last)
+        return self._images("train").shuffled(batch, generator, augment=augment, drop_last=drop_last, shared=shared)
 
     def eval_batches(self, split: SplitName, batch: int = 1000, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """A split without augmentation, in its order or shuffled by ``generator``. Raises UnknownNameError."""
@@ -66,7 +87,7 @@ class ClassificationTask(Task):
         return images.shuffled(batch, generator, augment=False, drop_last=False)
 
     def evaluate(self, model: nn.Module, split: SplitName, *, batch: int = 1000, k: int = 1) -> float:
-        """Top-``k`` accuracy in [0, 1]: how often the label is among the ``k`` greatest logits.
+        """Top-``k`` accuracy in [0, 1]: how often the label is among the ``k`` greatest logits. Large images in smaller batches.
 
         Raises:
             DataError: ``k`` is not between 1 and the number of classes.
@@ -74,15 +95,25 @@ class ClassificationTask(Task):
         if not 1 <= k <= self.num_classes:
             raise DataError(f"1 <= k <= {self.num_classes} (classes) must hold for a top-k accuracy, but got k={k}")
         right = torch.zeros((), dtype=torch.int64, device=self.device)
+        batch = max(1, min(batch, EVALUATED // math.prod(self.input_shape[1:])))
         with evaluating(model):
             for images, labels in self.eval_batches(split, batch):
                 right += (model(images).topk(k).indices == labels[:, None]).sum()
         return int(right) / len(self.data.split(split))
 
-    def _images(self, split: SplitName) -> DeviceImages:
-        data, augmentation = self.data, self.augmentation if split == "train" else None
-        if split not in self._loaded:
-            self._loaded[split] = DeviceImages(
-                data.split(split), self.device, mean=data.mean, std=data.std, augmentation=augmentation
-            )
-        return self._loaded[split]
+    def _images(self, name: SplitName) -> "DeviceImages | StreamedImages":
+        if name not in self._loaded:
+            data, split = self.data, self.data.split(name)
+            augmentation = self.augmentation if name == "train" else None
+            if isinstance(split, Split):
+                self._loaded[name] = DeviceImages(
+                    split, self.device, mean=data.mean, std=data.std, augmentation=augmentation, crop=data.crop
+                )
+            else:
+                from nar_hw.data.stream import FileSplit, StreamedImages
+
+                assert isinstance(split, FileSplit)
+                self._loaded[name] = StreamedImages(
+                    split, self.device, mean=data.mean, std=data.std, augmentation=augmentation, workers=self.workers
+                )
+        return self._loaded[name]
