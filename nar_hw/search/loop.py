@@ -130,7 +130,7 @@ class SearchRun:
             )
         if config.batch % ranks():
             raise TrainingError(f"batch must be a multiple of the {ranks()} processes, but got {config.batch}")
-        self.supernet = Supernet(space).to(task.device)
+        self.supernet = Supernet(space, task.new_head()).to(task.device)
         if config.channels_last:
             self.supernet = self.supernet.to(memory_format=torch.channels_last)
         self.optimizer = optimizer_of(self.supernet, config)

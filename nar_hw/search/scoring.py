@@ -41,8 +41,7 @@ class Scorer:
         images, targets = next(self._task.eval_batches("valid", self._config.valid_batch, generator=self._generator))
         images = self.laid_out(images)
         with evaluating(self._supernet):
-            counts = self._each(archs, lambda: self._task.correct(self._supernet(images), targets))
-        return [count / len(images) for count in counts]
+            return self._each(archs, lambda: self._task.accuracy(self._supernet(images), targets))
 
     def on_all(self, archs: Sequence[Arch]) -> list[float]:
         """Accuracy in [0, 1] of each arch on the whole validation split."""

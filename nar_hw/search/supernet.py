@@ -43,9 +43,11 @@ class Supernet(nn.Module):
     momentum nor weight decay moves them.
     """
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: SearchSpace, head: nn.Module | None = None) -> None:
+        """``head``: what a task trains with the shared weights, no part of any child."""
         super().__init__()
         self.space = space
+        self.head = head
         self.network = space.build(space.incumbent)
         self.arch = space.incumbent
         self._switches = tuple(tuple(self._install(slot)) for slot in space.slots)

@@ -20,6 +20,8 @@ class Task(ABC):
 
     device: torch.device
     """Where the batches lie; a model must be there too."""
+    head: nn.Module | None = None
+    """What :meth:`new_head` made last."""
 
     @property
     @abstractmethod
@@ -36,6 +38,14 @@ class Task(ABC):
     def record(self) -> dict[str, Any]:
         """What identifies the data and its augmentation, for JSON; a training is resumed with an equal record only."""
 
+    def new_head(self) -> nn.Module | None:
+        """What a training learns beside the network and does not keep, such as a centre for each identity; by default nothing.
+
+        Made anew when a training begins, on the device. ``loss``, ``correct`` and ``evaluate`` use it; its parameters are for
+        the optimiser and its state for the checkpoints.
+        """
+        return None
+
     @abstractmethod
     def loss(self, output: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
         """The mean loss of a batch: a scalar."""
@@ -43,6 +53,10 @@ class Task(ABC):
     @abstractmethod
     def correct(self, output: Tensor, target: Tensor) -> Tensor:
         """How many of a batch are right: an int64 scalar on the device, so that counting need not wait for it."""
+
+    def accuracy(self, output: Tensor, target: Tensor) -> Tensor:
+        """The score in [0, 1] of a minibatch of validation images: a scalar on the device; by default the share that is right."""
+        return self.correct(output, target).double() / len(target)
 
     @property
     @abstractmethod
