@@ -41,6 +41,10 @@ class Recipe:
     decay_vectors: bool = True
     """Whether the weight decay also holds for biases and norms (parameters with fewer than two dimensions)."""
     label_smoothing: float = 0.0
+    distill: float = 0.0
+    """Weight of the divergence from a teacher's outputs in the loss, in [0, 1]; the labels' loss has the rest."""
+    temperature: float = 4.0
+    """By which both networks' logits are divided for that divergence."""
     clip_norm: float | None = None
     """Greatest L2 norm of all gradients together; None: not clipped."""
     ema_decay: float | None = None
@@ -69,6 +73,8 @@ class Recipe:
         _require(self, "momentum > 0 with nesterov", self.momentum > 0 or not self.nesterov, "momentum", "nesterov")
         _require(self, "weight_decay >= 0", self.weight_decay >= 0, "weight_decay")
         _require(self, "0 <= label_smoothing < 1", 0 <= self.label_smoothing < 1, "label_smoothing")
+        _require(self, "0 <= distill <= 1", 0 <= self.distill <= 1, "distill")
+        _require(self, "temperature > 0", self.temperature > 0, "temperature")
         _require(self, "clip_norm > 0", self.clip_norm is None or self.clip_norm > 0, "clip_norm")
         _require(self, "0 < ema_decay < 1", self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay")
 
@@ -108,6 +114,14 @@ class Recipe:
             epoch -= length
             length *= self.t_mult
         return self._cosine(epoch / length)
+
+    def cosine_ends(self) -> tuple[int, ...]:
+        """sgdr: the epochs after which a cosine ends, and the last one; of other schedules only the last one."""
+        ends, length = [self.t_0], self.t_0
+        while self.schedule == "sgdr" and ends[-1] < self.epochs:
+            length *= self.t_mult
+            ends.append(ends[-1] + length)
+        return (*(end for end in ends[:-1] if self.schedule == "sgdr"), self.epochs)
 
     def _cosine(self, progress: float) -> float:
         return self.lr_min + (self.lr - self.lr_min) * (1 + math.cos(math.pi * progress)) / 2

@@ -515,7 +515,7 @@ class TestFailures:
     def test_the_first_bad_step_is_named_where_losses_are_looked_at_rarely(self, monkeypatch: pytest.MonkeyPatch) -> None:
         work = task()
         looks = []
-        monkeypatch.setattr("nar_hw.training._steps_between_checks", lambda device: 5)
+        monkeypatch.setattr("nar_hw.training.loop._steps_between_checks", lambda device: 5)
         monkeypatch.setattr(Tensor, "tolist", lambda self, real=Tensor.tolist: looks.append(len(self)) or real(self))
         with pytest.raises(TrainingError, match="step 5 "):
             train(Poisoned(at=5), work, SHORT)

@@ -95,11 +95,15 @@ class ClassificationTask(Task):
         if not 1 <= k <= self.num_classes:
             raise DataError(f"1 <= k <= {self.num_classes} (classes) must hold for a top-k accuracy, but got k={k}")
         right = torch.zeros((), dtype=torch.int64, device=self.device)
-        batch = max(1, min(batch, EVALUATED // math.prod(self.input_shape[1:])))
         with evaluating(model):
-            for images, labels in self.eval_batches(split, batch):
+            for images, labels in self.eval_batches(split, min(batch, self.scored_batch)):
                 right += (model(images).topk(k).indices == labels[:, None]).sum()
         return int(right) / len(self.data.split(split))
+
+    @property
+    def scored_batch(self) -> int:
+        """How many images at most are scored together: fewer of larger ones."""
+        return max(1, EVALUATED // math.prod(self.input_shape[1:]))
 
     def _images(self, name: SplitName) -> "DeviceImages | StreamedImages":
         if name not in self._loaded:
