@@ -107,8 +107,10 @@ def read_bundle(folder: Path, precision: str) -> tuple[dict, Path]:
         raise InputError(f"{folder} is not a bundle: it has no manifest.json") from None
     except OSError as problem:
         raise InputError(f"{path} cannot be read: {problem}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as problem:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as problem:
         raise InputError(f"{path} is damaged ({problem!r}): copy the bundle again") from None
+    if not manifest["classes"]:
+        raise InputError("this bundle gives embeddings, not classes: its README.md shows how to compute them")
     if precision not in names:
         raise InputError(f"this bundle has {', '.join(names)}, but --precision is {precision}")
     name = names[precision]

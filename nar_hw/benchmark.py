@@ -163,7 +163,7 @@ def bench(
         for config in configs:
             for name, network in opened.items():
                 gpu = stack.enter_context(Gpu(config)) if config.device_type == "cuda" else None
-                file = _file(network, input_shape, config.precision)
+                file = _file(network, input_shape, config)
                 visitors[name, config] = _Visitor(stack, file, input_shape, config, gpu)
         # Of a runtime, a visitor has only what is timed.
         timed = interleave({key: cast(Runtime, item) for key, item in visitors.items()}, rounds=rounds, progress=progress)
@@ -237,13 +237,12 @@ def _opened(network: "Path | nn.Module") -> "Path | nn.Module | Bundle":
     return load_bundle(network) if isinstance(network, Path) and network.is_dir() else network
 
 
-def _file(network: "Path | nn.Module | Bundle", input_shape: tuple[int, int, int], precision: str) -> "Path | nn.Module":
+def _file(network: "Path | nn.Module | Bundle", input_shape: tuple[int, int, int], config: RuntimeConfig) -> "Path | nn.Module":
     if not isinstance(network, Bundle):
         return network
     if network.input_shape != input_shape:
         raise ModelError(f"bundle {network.path} takes images of shape {network.input_shape}, but got {input_shape}")
-    # Runtimes make fp16 and bf16 of an fp32 file themselves; int8 needs a file of its own.
-    return network.onnx(precision if precision in network.variants or precision == "int8" else "fp32")
+    return network.file(config.runtime, config.precision, config.batch)
 
 
 class _Visitor:

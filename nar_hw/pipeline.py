@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import Progress
+from torch import nn
 
 from nar_hw import __version__
 from nar_hw.benchmark import bench, compare, measure_children, to_json
-from nar_hw.data import load_data
+from nar_hw.data import SplitName, load_data
 from nar_hw.errors import RunError, RuntimeUnavailableError, UserError
 from nar_hw.export.bundle import export_bundle
 from nar_hw.export.manifest import load_bundle
+from nar_hw.export.quantize import Calibration
 from nar_hw.flops import SpaceCounts
 from nar_hw.latency.device import fingerprint, same_device
 from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.validate import config_of, validate, with_validation
 from nar_hw.operators import INCUMBENT
+from nar_hw.ranks import rank
 from nar_hw.runs import Child, ModelInfo, read_arch
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.config import SearchConfig
@@ -31,7 +35,11 @@ from nar_hw.search.result import SearchResult
 from nar_hw.space import Arch, Manner, SearchSpace
 from nar_hw.tasks import ClassificationTask
 from nar_hw.tensorboard import TensorBoard
-from nar_hw.training import Recipe, set_seed, train, two_phase
+from nar_hw.training import Recipe, score_ensemble, set_seed, train, two_phase
+
+
+HELD_OUT: tuple[SplitName, ...] = ("valid", "test")
+"""Splits that a trained child is scored on."""
 
 
 def versions() -> dict[str, str]:
@@ -39,9 +47,9 @@ def versions() -> dict[str, str]:
     return {"nar_hw": __version__, "python": platform.python_version(), "torch": torch.__version__}
 
 
-def load_task(data: str, *, root: Path | None = None, device: str = "cpu") -> ClassificationTask:
+def load_task(data: str, *, root: Path | None = None, device: str = "cpu", workers: int | None = None) -> ClassificationTask:
     """A data set as a task. Raises UnknownNameError or DataError."""
-    return ClassificationTask(load_data(data, root=root), device)
+    return ClassificationTask(load_data(data, root=root), device, workers=workers)
 
 
 def table_info(table: LatencyTable) -> ModelInfo:
@@ -153,43 +161,54 @@ def train_child(
     recipe: Recipe,
     seed: int = 0,
     baseline: Path | None = None,
+    inherit: bool = True,
+    ensemble: int = 0,
     data_root: Path | None = None,
     device: str = "cpu",
+    workers: int | None = None,
     table: LatencyTable | None = None,
     target_ms: float | None = None,
     resume: bool = False,
+    tensorboard: bool = False,
     progress: Progress | None = None,
 ) -> Child:
     """Train one child and write it to ``out``: child.json, weights.safetensors, history.json and a checkpoint.
 
+    Several processes of torch.distributed train it together (see `nar_hw.training.train`); the first of them writes.
+
     Args:
         arch: operator names or codes; None for the network itself.
-        baseline: folder of a trained child whose weights are inherited where they fit; None trains from scratch.
+        baseline: folder of a trained child: the teacher of a recipe with ``distill``.
+        inherit: the baseline's weights are inherited where they fit; without it or a baseline the child starts from scratch.
+        ensemble: how many snapshots of the training are kept and scored together on the test images.
+        workers: processes that read images of a ``stream:`` data set.
         table, target_ms: kept in child.json with the table's prediction.
+        tensorboard: scalars of each epoch are written to ``out``/tensorboard.
 
     Raises:
         SpaceError: the arch does not fit the space.
         RunError: ``out`` cannot be resumed, or the baseline is of another network.
         TrainingError: the training diverged.
     """
-    task = load_task(data, root=data_root, device=device)
+    on_epoch = TensorBoard(out / "tensorboard") if tensorboard else None
+    task = load_task(data, root=data_root, device=device, workers=workers)
     info = _fitted(info, task)
     set_seed(seed)
     space = info.space()
     codes = space.incumbent if arch is None else space.parse(arch)
     child = space.build(codes)
-    if baseline is None:
-        train(child, task, recipe, out=out, seed=seed, resume=resume, progress=progress)
-    else:
-        trained = Child.load(baseline)
-        if (trained.model.name, trained.model.input_shape, trained.model.num_classes) != (
-            info.name,
-            info.input_shape,
-            info.num_classes,
-        ):
-            raise RunError(f"{baseline} must hold the trained {info.name} for the same images, but holds {trained.model}")
-        fresh = space.inherit(child, trained.network(baseline))
-        two_phase(child, task, recipe, new=fresh, out=out, seed=seed, resume=resume, progress=progress)
+    trained = None if baseline is None else _trained(baseline, info)
+    run = partial(
+        train if trained is None or not inherit else partial(two_phase, new=space.inherit(child, trained)),
+        out=out,
+        seed=seed,
+        resume=resume,
+        teacher=trained if recipe.distill else None,
+        snapshots=ensemble,
+        progress=progress,
+        on_epoch=on_epoch,
+    )
+    result = run(child, task, recipe)
     counts = SpaceCounts(space).count(codes)
     found = Child(
         model=info,
@@ -197,8 +216,8 @@ def train_child(
         data=data,
         recipe=recipe.to_json(),
         seed=seed,
-        init="scratch" if baseline is None else "inherited",
-        accuracy={split: task.evaluate(child, split) for split in ("valid", "test")},
+        init="scratch" if baseline is None or not inherit else "inherited",
+        accuracy={split: task.evaluate(child, split) for split in HELD_OUT},
         params=counts.params,
         flops=counts.flops,
         pool_ops=counts.pool_ops,
@@ -210,9 +229,26 @@ def train_child(
         std=task.data.std,
         classes=task.data.classes,
         versions=versions(),
+        top5={split: task.evaluate(child, split, k=5) for split in HELD_OUT} if task.num_classes > 5 else {},
     )
-    found.save(out, child)
+    if rank() == 0:
+        if ensemble:
+            scored = score_ensemble(child, task, "test", out=out, epochs=result.snapshots)
+            found = replace(found, ensemble=asdict(scored))
+        found.save(out, child)
     return found
+
+
+def _trained(baseline: Path, info: ModelInfo) -> nn.Module:
+    """The trained network in ``baseline``. Raises RunError when it is of another network or for other images."""
+    trained = Child.load(baseline)
+    if (trained.model.name, trained.model.input_shape, trained.model.num_classes) != (
+        info.name,
+        info.input_shape,
+        info.num_classes,
+    ):
+        raise RunError(f"{baseline} must hold the trained {info.name} for the same images, but holds {trained.model}")
+    return trained.network(baseline)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,9 +304,11 @@ def export_child(
     targets: Sequence[str] = ("onnx",),
     precisions: Sequence[str] = ("fp32",),
     batch: tuple[int, int] = (1, 64),
+    calibration: Calibration = "minmax",
+    device: str = "cpu",
     data_root: Path | None = None,
 ) -> Path:
-    """Export a trained child to a bundle, verified on its validation images. Raises RunError and ExportError."""
+    """Export a trained child to a bundle, verified on its validation images. Raises what `export_bundle` raises, and RunError."""
     child = Child.load(folder)
     space = child.space()
     task = load_task(child.data, root=data_root)
@@ -290,9 +328,11 @@ def export_child(
         targets=targets,
         precisions=precisions,
         batch=batch,
+        device=device,
         images=images,
         labels=labels,
         calibration_images=_calibration_images(task) if "int8" in precisions else None,
+        calibration=calibration,
         predicted_ms=child.predicted_ms,
         fingerprint=child.fingerprint,
         table_hash=child.table_hash,

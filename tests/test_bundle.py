@@ -21,10 +21,11 @@ from torch import nn
 
 import nar_hw
 from nar_hw.errors import DataError, ExportError, RunError, UnknownNameError, UserError
-from nar_hw.export import bundle as module
+from nar_hw.export import judge
 from nar_hw.export.bundle import export_bundle
-from nar_hw.export.manifest import Bundle, check_images, load_bundle, verify_bundle
+from nar_hw.export.manifest import Bundle, check_images, load_bundle
 from nar_hw.export.onnx import run_torch
+from nar_hw.export.verify import verify_bundle
 from nar_hw.files import sha256
 from nar_hw.space import SearchSpace
 from tests.networks import TinyResNet
@@ -198,7 +199,7 @@ def test_a_failed_export_leaves_what_was_there(
         with pytest.raises(ExportError, match=message):
             export(network, tmp_path / "new", **options)
         assert list(tmp_path.iterdir()) == []
-    monkeypatch.setitem(module.TOLERANCES, "fp32", 0.0)
+    monkeypatch.setitem(judge.TOLERANCES, "fp32", 0.0)
     out = tmp_path / "bundle"
     shutil.copytree(bundle, out)
     with pytest.raises(ExportError, match="fp32: an exported network must agree with torch within 0 "):
@@ -277,7 +278,7 @@ def test_damaged_files_are_refused(copy: Path) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "schema": (lambda m: m.update(schema=2), "must have schema 1, but has 2"),
+    "schema": (lambda m: m.update(schema=1), "must have schema 2, but has 1"),
     "no classes": (lambda m: m.pop("classes"), "must have 'classes'"),
     "classes": (lambda m: m.update(classes="abc"), "classes must be a list of str, but is 'abc'"),
     "boolean": (lambda m: m["model"].update(codes=[True, 1, 2, 3]), "codes must be a list of int"),

@@ -20,6 +20,7 @@ ORDER = [
     ["runs"],
     ["export"],
     ["runtimes"],
+    ["bundle"],
     ["latency"],
     ["data", "tasks"],
     ["training"],
@@ -32,10 +33,14 @@ ORDER = [
     ["__main__"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
+BUNDLES = {"export/bundle.py", "export/judge.py", "export/targets.py", "export/verify.py"}
+"""Of export, but they run the files that they make."""
 MODULES = sorted(ROOT.rglob("*.py"))
 
 
 def room(path: Path) -> str:
+    if path.relative_to(ROOT).as_posix() in BUNDLES:
+        return "bundle"
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
@@ -72,7 +77,7 @@ def uses(module: str) -> set[str]:
 
 def test_optional_packages_are_imported_in_their_own_files_only() -> None:
     assert uses("tensorrt") <= {"export/tensorrt.py", "runtimes/tensorrt.py"}
-    assert uses("openvino") <= {"runtimes/openvino.py"}
+    assert uses("openvino") <= {"export/openvino.py", "runtimes/openvino.py"}
     assert uses("timm") <= {"models/by_name.py"}
 
 

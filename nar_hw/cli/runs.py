@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -148,29 +148,46 @@ def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder of the child.")],
     model: Annotated[str | None, typer.Option("--model", help="The network; not needed with a search folder.")] = None,
-    recipe: Annotated[str, typer.Option(help="Name of a recipe: paper, fast or demo.")] = "paper",
+    recipe: Annotated[str, typer.Option(help="paper, fast, demo, or a .json file of a recipe's fields.")] = "paper",
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     init: Annotated[str, typer.Option(help="scratch, or inherited from --baseline.")] = "scratch",
-    baseline: Annotated[Path | None, typer.Option(help="Folder of the trained network itself, for --init inherited.")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Folder of the trained network itself, for --init inherited and --distill.")
+    ] = None,
+    distill: Annotated[
+        float | None, typer.Option(help="Weight, in 0 to 1, of the divergence from the --baseline's outputs in the loss.")
+    ] = None,
+    ensemble: Annotated[int, typer.Option(help="Snapshots to keep and to score together on the test images.")] = 0,
     manner: Manner = "conv",
     operators: Operators = None,
     slots: Slots = None,
     limit_params: LimitParams = True,
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
+    workers: Annotated[int | None, typer.Option(help="Processes that read stream: images; default: one per core, to 8.")] = None,
     data_root: DataRoot = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write scalars to OUT/tensorboard.")] = False,
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
-    """Train a child. Example: nar-hw train --arch runs/x --data digits --recipe demo --out runs/x/child"""
+    """Train a child. On several GPUs: torchrun --nproc-per-node 4 -m nar_hw train ...
+
+    Example: nar-hw train --arch runs/x --data digits --recipe demo --out runs/x/child
+    """
     from nar_hw.pipeline import find_arch, train_child
+    from nar_hw.ranks import launched
     from nar_hw.recipes import recipe_named
 
-    if init not in ("scratch", "inherited") or (init == "inherited") != (baseline is not None):
-        raise UserError(
-            f"--init must be scratch, or inherited together with --baseline, but got --init {init} and --baseline {baseline}"
-        )
     chosen = recipe_named(recipe)
+    chosen = replace(
+        chosen, epochs=chosen.epochs if epochs is None else epochs, distill=chosen.distill if distill is None else distill
+    )
+    inherit = init == "inherited"
+    if init not in ("scratch", "inherited") or (inherit or chosen.distill > 0) != (baseline is not None):
+        raise UserError(
+            "--init must be scratch, or inherited together with --baseline, which --distill needs too, "
+            f"but got --init {init}, --distill {chosen.distill:g} and --baseline {baseline}"
+        )
     wanted = find_arch(
         arch,
         model=model,
@@ -181,38 +198,56 @@ def train(
         limit_params=limit_params,
         data_root=data_root,
     )
-    with progress_bar() as progress:
+    with launched(device) as device, progress_bar() as progress:
         child = train_child(
             wanted.info,
             wanted.arch,
             data,
             out=out,
-            recipe=chosen if epochs is None else replace(chosen, epochs=epochs),
+            recipe=chosen,
             seed=seed,
             baseline=baseline,
+            inherit=inherit,
+            ensemble=ensemble,
             device=device,
+            workers=workers,
             data_root=data_root,
             table=wanted.table,
             target_ms=wanted.target_ms,
             resume=resume,
+            tensorboard=tensorboard,
             progress=progress,
         )
     value: dict[str, Any] = {"out": str(out), **asdict(child)}
 
     def show() -> None:
-        accuracy = ", ".join(f"{split} {100 * value:.2f} %" for split, value in child.accuracy.items())
-        console.print(f"accuracy: {accuracy}; {sentence(value)}; weights in {out}", highlight=False, soft_wrap=True)
+        parts = [f"{split} {accuracies(top1, child.top5.get(split))}" for split, top1 in child.accuracy.items()]
+        console.print(f"accuracy: {', '.join(parts)}; {sentence(value)}; weights in {out}", highlight=False, soft_wrap=True)
+        if (found := child.ensemble) is not None:
+            members = ", ".join(f"{100 * value:.2f}" for value in found["members"])
+            text = f"test {accuracies(found['mean'], found['mean_top5'])} by mean, {100 * found['vote']:.2f} % by majority vote"
+            epochs = ", ".join(map(str, found["epochs"]))
+            console.print(f"ensemble of epochs {epochs}: {text}; each alone {members} %", highlight=False, soft_wrap=True)
 
     emit(as_json, value, show)
+
+
+def accuracies(top1: float, top5: float | None) -> str:
+    """Top-1 accuracy in percent and, where there is one, top-5."""
+    return f"{100 * top1:.2f} %" + ("" if top5 is None else f" (top-5 {100 * top5:.2f} %)")
 
 
 @app.command()
 def export(
     child: Annotated[Path, typer.Argument(help="Folder of a trained child.")],
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
-    to: Annotated[str, typer.Option(help="Formats, separated by commas.")] = "onnx",
-    precision: Annotated[str, typer.Option(help="Precisions, separated by commas.")] = "fp32",
-    batch: Annotated[str, typer.Option(help="One batch size, or a range like 1-64.")] = "1-64",
+    to: Annotated[str, typer.Option(help="Of onnx, tensorrt, aoti and openvino, separated by commas.")] = "onnx",
+    precision: Annotated[str, typer.Option(help="Of fp32, fp16, bf16 and int8, separated by commas.")] = "fp32",
+    batch: Annotated[str, typer.Option(help="One batch size, or a range like 1-64; aoti takes the first.")] = "1-64",
+    calibration: Annotated[
+        Literal["minmax", "entropy", "percentile"], typer.Option(help="How int8 finds its ranges in training images.")
+    ] = "minmax",
+    device: Annotated[str, typer.Option(help="Where aoti files shall run: cpu or cuda.")] = "cpu",
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
@@ -230,6 +265,8 @@ def export(
             targets=to.split(","),
             precisions=precision.split(","),
             batch=(int(fewest), int(most or fewest)),
+            calibration=calibration,
+            device=device,
             data_root=data_root,
         )
     value: dict[str, Any] = {"bundle": str(path), "files": sorted(file.name for file in path.iterdir())}

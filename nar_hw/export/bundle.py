@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 import nar_hw
-from nar_hw.errors import DataError, ExportError, unknown_name
-from nar_hw.export.manifest import MANIFEST, SCHEMA, accuracy, check_images, load_bundle
-from nar_hw.export.onnx import Images, compare, export_onnx, open_session, run_session, run_torch
+from nar_hw.errors import ExportError
+from nar_hw.export.judge import COMPILED_FP32, TOLERANCES, Judge
+from nar_hw.export.manifest import MANIFEST, SCHEMA, load_bundle
+from nar_hw.export.onnx import Images, export_onnx, open_session, run_session
 from nar_hw.export.quantize import Calibration, to_fp16, to_int8
 from nar_hw.export.readme import readme
+from nar_hw.export.targets import Source, build, config_for, plan
 from nar_hw.files import sha256, write_bytes, write_json, write_text
+from nar_hw.runtimes import runtime_class
 
-TARGETS = ("onnx",)
 FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
-"""Precision -> file."""
-TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3}
-"""Precision -> largest error, as a share of the largest absolute output; int8 is judged by its accuracy."""
+"""Precision -> ONNX file."""
 
 
 def export_bundle(
@@ -43,6 +44,7 @@ def export_bundle(
     targets: Sequence[str] = ("onnx",),
     precisions: Sequence[str] = ("fp32",),
     batch: tuple[int, int] = (1, 64),
+    device: str = "cpu",
     images: Images | None = None,
     labels: NDArray[np.int64] | None = None,
     calibration_images: Images | None = None,
@@ -59,32 +61,32 @@ def export_bundle(
         network: the trained network; it is left as it is.
         out: a folder that does not exist, is empty, or holds a bundle, which is replaced.
         input_shape: (C, H, W) of one image.
-        classes: their names, in the order of the outputs.
+        classes: their names, in the order of the outputs; none for a network that gives embeddings, which is judged by its
+            error and, in int8, by the cosine similarity with torch's.
         arch: operator names, one per slot; ``codes``: the same as codes.
         model: the name of the network that was searched.
         mean, std: per channel, for pixels in [0, 1].
-        targets: file formats.
-        precisions: of "fp32" (which is always there), "fp16" (fp32 input and output) and "int8".
-        batch: (fewest, most) images at once.
+        targets: of "onnx" (which is always there), "tensorrt", "aoti" and "openvino"; each in those of the precisions that it
+            can have on this machine, and the manifest tells which are left out and why.
+        precisions: of "fp32" (always there in ONNX), "fp16", "bf16" and "int8"; input and output are fp32 in all of them.
+        batch: (fewest, most) images at once; AOTInductor packages are for the fewest only.
+        device: where AOTInductor packages shall run: "cpu" or "cuda".
         images, labels: validation images (N, C, H, W), normalised, and their classes (N,): every precision is compared with
             torch on them, and its accuracy is noted.
         calibration_images: training images (N, C, H, W), normalised; needed for int8.
         calibration: how int8 ranges are found.
-        max_accuracy_drop: by how much int8 may be less accurate than torch on the validation images.
+        max_accuracy_drop: by how much a file may be less accurate than torch on the validation images.
         predicted_ms, measured_ms, fingerprint, table_hash: kept in the manifest: the table's prediction, percentiles
             ("p50_ms", ...) of a measurement, the device of both, and the table.
 
     Raises:
         UnknownNameError: an unknown target or precision.
+        RuntimeUnavailableError: a target that does not work here.
         DataError: images, labels and classes do not go together.
         ExportError: a file differs from torch by more than its tolerance, or ``out`` cannot be written.
     """
     out = Path(out)
-    for kind, asked, known in (("export target", targets, TARGETS), ("precision", precisions, tuple(FILES))):
-        for name in asked:
-            if name not in known:
-                raise unknown_name(kind, name, known)
-    _check_images(input_shape, classes, images, labels)
+    compiled, left_out = plan(targets, precisions, device)
     about = {
         "name": model,
         "operators": list(arch),
@@ -93,26 +95,30 @@ def export_bundle(
     }
     normalisation = {"mean": [float(value) for value in mean], "std": [float(value) for value in std]}
     properties = {"model": about, "classes": list(classes), "normalisation": normalisation, "table_hash": table_hash}
-    judge = _Judge(network, input_shape, len(classes), images, labels)
+    judge = Judge(network, input_shape, classes, images, labels)
+    samples = np.empty((0, *input_shape), np.float32) if calibration_images is None else calibration_images
     with _replacing(out) as folder:
-        fp32 = folder / FILES["fp32"]
-        export_onnx(network, fp32, input_shape=input_shape, batch=batch, metadata=properties)
-        variants = {"fp32": judge(fp32, "fp32")}
-        if "fp16" in precisions:
-            to_fp16(fp32, folder / FILES["fp16"])
-            variants["fp16"] = judge(folder / FILES["fp16"], "fp16")
-        if "int8" in precisions:
-            none = np.empty((0, *input_shape), np.float32)
-            samples = none if calibration_images is None else calibration_images
-            to_int8(fp32, folder / FILES["int8"], samples, method=calibration)
-            variants["int8"] = judge(folder / FILES["int8"], "int8", max_accuracy_drop)
+        files = {precision: folder / name for precision, name in FILES.items() if precision in ("fp32", *precisions)}
+        export_onnx(network, files["fp32"], input_shape=input_shape, batch=batch, metadata=properties)
+        if "fp16" in files:
+            to_fp16(files["fp32"], files["fp16"])
+        if "int8" in files:
+            to_int8(files["fp32"], files["int8"], samples, method=calibration)
+        variants = {precision: _variant(judge, file, precision, max_accuracy_drop) for precision, file in files.items()}
+        if "int8" in variants:
+            variants["int8"]["calibration"] = {"method": calibration, "images": len(samples)}
+        source = Source(network=network, onnx=files, input_shape=input_shape, batch=batch, device=device, metadata=properties)
+        made: dict[str, dict[str, Any]] = {}
+        for target, precision in compiled:
+            made.setdefault(target, {})[precision] = _compiled(judge, target, precision, source, folder, max_accuracy_drop)
         write_bytes(folder / "weights.safetensors", _weights(network))
         write_json(folder / "arch.json", {"schema": SCHEMA, "input_shape": list(input_shape), **about})
         manifest = {
             "schema": SCHEMA,
+            "task": "classification" if classes else "embedding",
             "model": about,
             "input": {"name": "input", "shape": list(input_shape), "batch": list(batch), "type": "float32"},
-            "output": {"name": "output", "shape": [len(classes)], "type": "float32"},
+            "output": {"name": "output", "shape": [judge.outputs], "type": "float32"},
             "preprocessing": {
                 "channels": {1: "L", 3: "RGB"}.get(input_shape[0]),
                 "resize": "scaled until it covers the size (bilinear, antialiased), then its centre cut out",
@@ -121,6 +127,8 @@ def export_bundle(
             },
             "classes": list(classes),
             "variants": variants,
+            "compiled": made,
+            "left_out": left_out,
             "validation": {"images": 0 if images is None else len(images), "torch_accuracy": judge.accuracy},
             "latency": {
                 "predicted_ms": predicted_ms,
@@ -132,65 +140,27 @@ def export_bundle(
             "versions": _versions(),
         }
         write_text(folder / "README.md", readme(manifest))
-        files = {file.name: sha256(file) for file in sorted(folder.iterdir())}
-        write_json(folder / MANIFEST, {**manifest, "files": files})
+        hashes = {file.name: sha256(file) for file in sorted(folder.iterdir())}
+        write_json(folder / MANIFEST, {**manifest, "files": hashes})
         load_bundle(folder)
     return out
 
 
-class _Judge:
-    """Compares files with torch: on `check_images` and, where there are some, on the validation images."""
-
-    def __init__(
-        self,
-        network: nn.Module,
-        input_shape: tuple[int, int, int],
-        classes: int,
-        images: Images | None,
-        labels: NDArray[np.int64] | None,
-    ) -> None:
-        checks = check_images(input_shape)
-        reference = run_torch(network, checks)
-        if reference.shape[1:] != (classes,):
-            raise DataError(f"a classifier must give one output per class, ({classes},), but gives {reference.shape[1:]}")
-        self.check_outputs = reference.astype(float).tolist()
-        self._images = [checks] if images is None else [checks, images]
-        self._labels = labels
-        self._reference = reference if images is None else np.concatenate([reference, run_torch(network, images)])
-        self.accuracy = self._accuracy(self._reference)
-
-    def _accuracy(self, outputs: Images) -> float | None:
-        return None if self._labels is None else accuracy(outputs[-len(self._labels) :], self._labels)
-
-    def __call__(self, path: Path, precision: str, max_accuracy_drop: float = math.inf) -> dict[str, Any]:
-        """The variant's entry in the manifest. Raises ExportError when it is not good enough."""
-        session = open_session(path, threads=0)
-        outputs = np.concatenate([run_session(session, images) for images in self._images])
-        judged = precision in TOLERANCES
-        try:
-            found = compare(outputs, self._reference, tolerance=TOLERANCES[precision] if judged else math.inf)
-        except ExportError as problem:
-            raise ExportError(f"{precision}: {problem}") from problem
-        reached = self._accuracy(outputs)
-        if reached is not None and self.accuracy is not None and reached < self.accuracy - max_accuracy_drop:
-            raise ExportError(
-                f"{precision} may lose at most {100 * max_accuracy_drop:.1f} points of accuracy, but falls from "
-                f"{100 * self.accuracy:.1f} % to {100 * reached:.1f} %: use other calibration images or another calibration"
-            )
-        return {"file": path.name, "accuracy": reached, **found, "tolerance": found["tolerance"] if judged else None}
+def _variant(judge: Judge, file: Path, precision: str, max_drop: float) -> dict[str, Any]:
+    """An ONNX file's entry in the manifest."""
+    session = open_session(file, threads=0)
+    drop = math.inf if precision == "fp32" else max_drop
+    judged = judge(partial(run_session, session), precision, tolerance=TOLERANCES.get(precision), max_drop=drop)
+    return {"file": file.name, **judged}
 
 
-def _check_images(
-    input_shape: tuple[int, int, int], classes: Sequence[str], images: Images | None, labels: NDArray[np.int64] | None
-) -> None:
-    if (images is None) != (labels is None):
-        raise DataError("validation images and labels must be given together")
-    if images is None or labels is None:
-        return
-    if images.ndim != 4 or images.shape[1:] != input_shape or images.dtype != np.float32 or len(images) == 0:
-        raise DataError(f"validation images must be float32 (N, {input_shape}), N > 0, but are {images.dtype} {images.shape}")
-    if labels.shape != (len(images),) or labels.min() < 0 or labels.max() >= len(classes):
-        raise DataError(f"labels must be {len(images)} numbers from 0 to {len(classes) - 1}, but have shape {labels.shape}")
+def _compiled(judge: Judge, target: str, precision: str, source: Source, folder: Path, max_drop: float) -> dict[str, Any]:
+    """Make the files of a target; their entry in the manifest."""
+    made = build(target, precision, source, folder)
+    config = config_for(target, precision, source.device, made["batch"][0])
+    tolerance = COMPILED_FP32 if precision == "fp32" else TOLERANCES.get(precision)
+    with runtime_class(target)(folder / made["file"], source.input_shape, config) as runtime:
+        return {**made, **judge(runtime.predict, f"{target} {precision}", tolerance=tolerance, max_drop=max_drop)}
 
 
 @contextmanager

@@ -1,6 +1,7 @@
-"""Bundles on disk: read with every value checked, and tested again on any machine.
+"""Bundles on disk, read with every value checked.
 
-A bundle is a folder with model.onnx (and its other precisions), weights.safetensors, arch.json, manifest.json and README.md.
+A bundle is a folder with model.onnx (and its other precisions), compiled files where they were asked for, weights.safetensors,
+arch.json, manifest.json and README.md.
 """
 
 import math
@@ -13,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nar_hw.errors import ExportError, RunError
-from nar_hw.export.onnx import Images, compare, open_session, run_session
+from nar_hw.errors import RunError
+from nar_hw.export.onnx import Images
 from nar_hw.files import read_json, sha256
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 
 
@@ -28,12 +29,30 @@ class Variant:
     file: str
     accuracy: float | None
     """Top-1 on the validation images, in [0, 1]; None where the bundle was made without images."""
+    accuracy_delta: float | None
+    """``accuracy`` minus torch's."""
+    cosine: float | None
+    """Mean cosine similarity of embeddings with torch's; None for classifiers."""
     max_abs_error: float
     """Against torch in fp32, over all images it was checked on."""
     reference_scale: float
     """The largest absolute output of torch on these images."""
     tolerance: float | None
     """What the error had to stay below; None for int8, which is judged by its accuracy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled(Variant):
+    """One precision of the network compiled for one runtime."""
+
+    files: tuple[str, ...]
+    """``file`` and what belongs to it."""
+    batch: tuple[int, int]
+    """Fewest and most images at once."""
+    device: str
+    """"cpu" or "cuda"."""
+    requires: Mapping[str, str]
+    """What it was compiled for: CPU or GPU, versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +73,12 @@ class Bundle:
     mean: tuple[float, ...]
     """Per channel, for pixels in [0, 1]."""
     std: tuple[float, ...]
+    outputs: int
+    """Numbers per image: scores of the classes, or an embedding."""
     variants: Mapping[str, Variant]
-    """By precision."""
+    """The ONNX files by precision."""
+    compiled: Mapping[str, Mapping[str, Compiled]]
+    """By target (aoti, openvino, tensorrt) and precision."""
     predicted_ms: float | None
     measured_ms: Mapping[str, float]
     """Percentile ("p50_ms", ...) -> milliseconds; empty when it was not measured."""
@@ -73,6 +96,22 @@ class Bundle:
         if precision not in self.variants:
             raise RunError(f"bundle {self.path} has {', '.join(self.variants)}, but {precision} is asked for: export it again")
         return self.path / self.variants[precision].file
+
+    def file(self, runtime: str, precision: str, batch: int) -> Path:
+        """What ``runtime`` loads: its compiled file if there is one for this precision and batch, else the ONNX file.
+
+        Raises RunError when there is neither.
+        """
+        found = self.compiled.get(runtime, {}).get(precision)
+        if found and found.batch[0] <= batch <= found.batch[1]:
+            return self.path / found.file
+        if runtime == "aoti":
+            raise RunError(
+                f"bundle {self.path} has no aoti package in {precision} for batch {batch}: export it with --to onnx,aoti "
+                f"--precision {precision} --batch {batch}"
+            )
+        # Runtimes make fp16 and bf16 of an fp32 file themselves; int8 needs a file of its own.
+        return self.onnx(precision if precision in self.variants or precision == "int8" else "fp32")
 
 
 def check_images(input_shape: tuple[int, int, int], count: int = 2) -> Images:
@@ -106,7 +145,9 @@ def load_bundle(path: Path | str) -> Bundle:
         classes=tuple(root.items("classes", str)),
         mean=tuple(map(float, root["preprocessing"].items("mean", float))),
         std=tuple(map(float, root["preprocessing"].items("std", float))),
+        outputs=root["output"].items("shape", int)[0] if root["output"].items("shape", int) else 0,
         variants=variants,
+        compiled={target: _compiled(root["compiled"][target], files) for target in root["compiled"].value},
         predicted_ms=latency.optional_number("predicted_ms"),
         measured_ms={name: latency["measured"].number(name) for name in latency["measured"].value},
         fingerprint=latency["fingerprint"].value,
@@ -121,44 +162,15 @@ def load_bundle(path: Path | str) -> Bundle:
     return bundle
 
 
-def verify_bundle(path: Path | str, *, images: Images | None = None, labels: NDArray[np.int64] | None = None) -> dict[str, Any]:
-    """Check on this machine that every file of a bundle still computes what it did where it was made.
-
-    Args:
-        path: the bundle.
-        images, labels: (N, C, H, W) normalised and (N,); with them the accuracies are computed again too.
-
-    Returns:
-        precision -> max_abs_error on `check_images` and, with images, accuracy.
-
-    Raises:
-        RunError: the bundle is not whole.
-        ExportError: an output differs from torch's by more than the precision's tolerance.
-    """
-    bundle = load_bundle(path)
-    reference = np.asarray(bundle.check_outputs, np.float32)
-    found: dict[str, Any] = {}
-    for precision, variant in bundle.variants.items():
-        session = open_session(bundle.onnx(precision), threads=0)
-        source = session.get_inputs()[0]
-        if tuple(source.shape[1:]) != bundle.input_shape:
-            raise ExportError(
-                f"{variant.file} must take images of shape {bundle.input_shape}, but takes {tuple(source.shape[1:])}"
-            )
-        outputs = run_session(session, check_images(bundle.input_shape, len(reference)))
-        share = math.inf if variant.tolerance is None else variant.tolerance / variant.reference_scale
-        try:
-            found[precision] = {"max_abs_error": compare(outputs, reference, tolerance=share)["max_abs_error"]}
-        except ExportError as problem:
-            raise ExportError(f"{bundle.onnx(precision)}: {problem}") from problem
-        if images is not None and labels is not None:
-            found[precision]["accuracy"] = accuracy(run_session(session, images), labels)
-    return found
-
-
 def accuracy(outputs: Images, labels: NDArray[np.int64]) -> float:
     """The share of outputs (N, classes) whose largest entry is the label (N,)."""
     return float((outputs.argmax(axis=1) == labels).mean())
+
+
+def cosine(outputs: Images, reference: Images) -> float:
+    """The mean cosine similarity of embeddings (N, D)."""
+    lengths = np.linalg.norm(outputs, axis=1) * np.linalg.norm(reference, axis=1)
+    return float(np.mean((outputs * reference).sum(axis=1) / np.maximum(lengths, 1e-12)))
 
 
 class _Value:
@@ -230,18 +242,39 @@ def _rows(root: _Value) -> list[Any]:
 
 
 def _variant(value: _Value, files: Mapping[str, str]) -> Variant:
-    variant = Variant(
-        file=value.text("file"),
-        accuracy=value.optional_number("accuracy"),
-        max_abs_error=value.number("max_abs_error"),
-        reference_scale=value.number("reference_scale"),
-        tolerance=value.optional_number("tolerance"),
-    )
-    if variant.file not in files:
-        raise _damaged(f"{value.where}: file must be one of {', '.join(files)}, but is {_short(variant.file)}")
-    if not variant.reference_scale > 0:
-        raise _damaged(f"{value.where}: reference_scale must be positive, but is {variant.reference_scale:g}")
-    return variant
+    return Variant(**_judged(value, files))
+
+
+def _judged(value: _Value, files: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a `Variant`."""
+    optional = ("accuracy", "accuracy_delta", "cosine", "tolerance")
+    numbers = {name: value.number(name) for name in ("max_abs_error", "reference_scale")}
+    fields = {"file": value.text("file"), **numbers, **{name: value.optional_number(name) for name in optional}}
+    if fields["file"] not in files:
+        raise _damaged(f"{value.where}: file must be one of {', '.join(files)}, but is {_short(fields['file'])}")
+    if not numbers["reference_scale"] > 0:
+        raise _damaged(f"{value.where}: reference_scale must be positive, but is {numbers['reference_scale']:g}")
+    return fields
+
+
+def _compiled(value: _Value, files: Mapping[str, str]) -> dict[str, Compiled]:
+    """The files of one target by precision."""
+    found = {}
+    for precision in value.value:
+        item = value[precision]
+        own, requires = tuple(item.items("files", str)), item["requires"]
+        if item.text("file") not in own or not set(own) <= files.keys():
+            raise _damaged(
+                f"{item.where}: files must be of the bundle and name {_short(item.text('file'))}, but are {_short(own)}"
+            )
+        found[precision] = Compiled(
+            **_judged(item, files),
+            files=own,
+            batch=_batch(item),
+            device=item.text("device"),
+            requires={name: requires.text(name) for name in requires.value},
+        )
+    return found
 
 
 def _shape(source: _Value) -> tuple[int, int, int]:
@@ -261,14 +294,18 @@ def _batch(source: _Value) -> tuple[int, int]:
 
 def _check_sizes(bundle: Bundle, file: Path) -> None:
     channels, classes = bundle.input_shape[0], len(bundle.classes)
+    if bundle.outputs < 1 or classes not in (0, bundle.outputs):
+        raise _damaged(
+            f"{file}: there must be a class for each of the {bundle.outputs} outputs, or none, but there are {classes}"
+        )
     if not len(bundle.mean) == len(bundle.std) == channels or not all(value > 0 for value in bundle.std):
         raise _damaged(f"{file}: mean and std must have {channels} values, std positive, but are {bundle.mean} and {bundle.std}")
     if len(bundle.arch) != len(bundle.codes):
         raise _damaged(f"{file}: operators and codes must go together, but there are {len(bundle.arch)} and {len(bundle.codes)}")
     if "fp32" not in bundle.variants:
         raise _damaged(f"{file}: variants must have fp32, but has {', '.join(bundle.variants) or 'none'}")
-    if not bundle.check_outputs or any(len(row) != classes for row in bundle.check_outputs):
-        raise _damaged(f"{file}: check must hold {classes} outputs for each image, one per class")
+    if not bundle.check_outputs or any(len(row) != bundle.outputs for row in bundle.check_outputs):
+        raise _damaged(f"{file}: check must hold {bundle.outputs} outputs for each image")
 
 
 def _check_file(folder: Path, name: str, digest: str) -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-_TEXT = """# {name}: an image classifier in one folder
+_TEXT = """# {name}: {what} in one folder
 
-It tells {count} classes apart ({some}) in images of {channels}x{height}x{width} (channels, height, width).
+It {does} {channels}x{height}x{width} (channels, height, width).
 {operators_sentence}
 
 | file | what it is |
@@ -32,7 +32,7 @@ image = ImageOps.fit(Image.open(sys.argv[1]).convert("{mode}"), ({width}, {heigh
 pixels = np.asarray(image, np.float32).reshape({height}, {width}, {channels}).transpose(2, 0, 1) / 255
 mean, std = (np.reshape(manifest["preprocessing"][name], (-1, 1, 1)).astype(np.float32) for name in ("mean", "std"))
 scores = session.run(None, {{"input": ((pixels - mean) / std)[None]{repeat}}})[0][0]
-print(manifest["classes"][scores.argmax()])
+{answer}
 ```
 
 ## Run it in Python with OpenVINO
@@ -42,10 +42,21 @@ import openvino
 network = openvino.compile_model("model.onnx", "CPU")
 scores = network(((pixels - mean) / std)[None]{repeat})[0][0]
 ```
-
+{compiled}
 ## Build a TensorRT engine
 ```sh
 trtexec --onnx=model.onnx --saveEngine=model.engine{shapes}
+```
+"""
+
+_AOTI = """
+## Run it in Python with PyTorch, compiled
+`pip install torch`; {file} holds machine code for {device}: load it there only, and only if
+you trust who made it. Replace the session and the call above by
+```python
+import torch
+network = torch._inductor.aoti_load_package("{file}", run_single_threaded=True)
+scores = network(torch.from_numpy((pixels - mean) / std)[None]{repeat})[0].numpy()
 ```
 """
 
@@ -57,8 +68,12 @@ def readme(manifest: Mapping[str, Any]) -> str:
     classes, latency, model = manifest["classes"], manifest["latency"], manifest["model"]
     return _TEXT.format(
         name=model["name"],
-        count=len(classes),
-        some=", ".join(classes[:5]) + (", ..." if len(classes) > 5 else ""),
+        what="an image classifier" if classes else "an image embedding",
+        does=f"tells {len(classes)} classes apart ({_some(classes)}) in images of"
+        if classes
+        else f"makes {manifest['output']['shape'][0]} numbers (an embedding) of each image of",
+        answer='print(manifest["classes"][scores.argmax()])' if classes else "print(scores)",
+        compiled=_compiled(manifest, f".repeat({fewest}, 1, 1, 1)" if fewest > 1 else ""),
         channels=channels,
         height=height,
         width=width,
@@ -67,7 +82,7 @@ def readme(manifest: Mapping[str, Any]) -> str:
         batch=f"{fewest}" if fewest == most else f"{fewest} to {most}",
         operators_sentence=f"It is {model['name']} with these operators in its {len(model['operators'])} slots: "
         f"{', '.join(model['operators'])}; {model['parameters']:,} parameters.",
-        files="\n".join(_file_row(precision, variant, manifest) for precision, variant in manifest["variants"].items()),
+        files="\n".join(_file_rows(manifest)),
         latency_sentence=_latency(latency),
         mode={1: "L", 3: "RGB"}.get(channels, f"{channels} channels"),
         mean=_numbers(manifest["preprocessing"]["mean"]),
@@ -75,10 +90,48 @@ def readme(manifest: Mapping[str, Any]) -> str:
     )
 
 
-def _file_row(precision: str, variant: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
-    reached = variant["accuracy"]
-    judged = "" if reached is None else f", {100 * reached:.2f} % right on {manifest['validation']['images']} validation images"
-    return f"| {variant['file']} | the network in {precision}{judged} |"
+def _some(classes: list[str]) -> str:
+    return ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+
+
+def _file_rows(manifest: Mapping[str, Any]) -> list[str]:
+    rows = [
+        f"| {item['file']} | the network in {precision}{_judged(item, manifest)} |"
+        for precision, item in manifest["variants"].items()
+    ]
+    for target, items in manifest["compiled"].items():
+        for precision, item in items.items():
+            made_for = {"aoti": f", batch {item['batch'][0]}, {_machine(item)}", "tensorrt": f", {_machine(item)}"}.get(
+                target, ""
+            )
+            names, hint = ", ".join(item["files"]), ""
+            if (target, precision) == ("openvino", "bf16"):
+                hint = ' (computing so with INFERENCE_PRECISION_HINT="bf16")'
+            rows.append(f"| {names} | {_TARGETS[target]} in {precision}{hint}{made_for}{_judged(item, manifest)} |")
+    return rows
+
+
+_TARGETS = {"aoti": "compiled for PyTorch (AOTInductor)", "openvino": "OpenVINO IR", "tensorrt": "TensorRT engine"}
+
+
+def _machine(item: Mapping[str, Any]) -> str:
+    requires = item["requires"]
+    if "gpu" in requires:
+        return f"{requires['gpu']} with TensorRT {requires['tensorrt']}"
+    where = "an NVIDIA GPU" if item["device"] == "cuda" else f"a CPU with {requires.get('AOTI_CPU_ISA') or 'any features'}"
+    return f"{where} ({requires.get('AOTI_MACHINE', '')})"
+
+
+def _judged(item: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    if item["accuracy"] is None:
+        return ""
+    return f", {100 * item['accuracy']:.2f} % right on {manifest['validation']['images']} validation images"
+
+
+def _compiled(manifest: Mapping[str, Any], repeat: str) -> str:
+    """How to run the AOTInductor package of the first precision; nothing where there is none, or where it needs a GPU."""
+    packages = [item for item in manifest["compiled"].get("aoti", {}).values() if item["device"] == "cpu"]
+    return _AOTI.format(file=packages[0]["file"], device=_machine(packages[0]), repeat=repeat) if packages else ""
 
 
 def _shapes(fewest: int, most: int, image: str) -> str:

@@ -27,6 +27,7 @@ class Runtime(ABC):
     devices: ClassVar[tuple[str, ...]]
     memory_formats: ClassVar[tuple[str, ...]] = ("contiguous",)
     layers: ClassVar[bool] = False  # whether it has per-layer times anywhere
+    files: ClassVar[tuple[str, ...]] = ()  # suffixes of the files that are made for it alone and taken as they are
 
     def __init__(self, network: "nn.Module | Path", input_shape: Shape, config: RuntimeConfig, *, profile: bool = False) -> None:
         if reason := self.unavailable(config):
@@ -35,7 +36,7 @@ class Runtime(ABC):
             raise RuntimeUnavailableError(
                 f"{self.name} has no per-layer times on {config.device}: use method regression or isolated"
             )
-        if isinstance(network, Path) and self.consumes == "module":
+        if isinstance(network, Path) and self.consumes == "module" and network.suffix not in self.files:
             raise ModelError(f"{self.name} runs a torch module, but got the file {network}: use onnxruntime or openvino")
         self.config, self.input_shape, self.profile = config, input_shape, profile
         self.images: Images = preset_images(config.batch, input_shape)

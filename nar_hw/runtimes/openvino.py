@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nar_hw.errors import ModelError, RuntimeUnavailableError
+from nar_hw.export.openvino import INSTALL
 from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
 from nar_hw.runtimes.inputs import onnx_file
 from nar_hw.runtimes.onnx_graph import one_line, with_precision
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 class OpenVino(Runtime):
     """One stream, one request. The precision is set always: by itself OpenVINO takes bf16 where the CPU has it.
 
-    fp32 and bf16 take an fp32 file, int8 one that is quantised.
+    fp32 and bf16 take an fp32 file, int8 one that is quantised: ONNX, or OpenVINO's own .xml, which is taken as it is.
 
     Per-layer times come from its performance counters, which hold nothing but the mean of all inferences so far, in whole
     microseconds: every inference is given the mean of the later ones (half of them or more). A fused node has the name of
@@ -30,13 +31,14 @@ class OpenVino(Runtime):
     precisions = ("fp32", "bf16", "int8")
     devices = ("cpu",)
     layers = True
+    files = (".xml",)
 
     @classmethod
     def _missing(cls, config: RuntimeConfig) -> str | None:
         try:
             import openvino
         except ImportError:
-            return "openvino is not installed: pip install 'nar-hw[openvino]'"
+            return INSTALL
         able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if config.precision == "bf16" and "BF16" not in able:
             return f"openvino computes in bf16 only on CPUs that have it, and this one has {', '.join(able)}: use fp32"
@@ -48,18 +50,22 @@ class OpenVino(Runtime):
         try:
             import openvino
         except ImportError as problem:
-            raise RuntimeUnavailableError("openvino is not installed: pip install 'nar-hw[openvino]'") from problem
+            raise RuntimeUnavailableError(INSTALL) from problem
         return {"openvino": openvino.__version__.split("-")[0]}
 
     def _load(self, network: "nn.Module | Path") -> None:
         with tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch:
-            folder = Path(scratch)
-            file = onnx_file(network, self.input_shape, self.config.batch, folder)
-            self._compiled = self._compile(with_precision(file, "int8" if self.config.precision == "int8" else "fp32", folder))
+            self._compiled = self._compile(self._file(network, Path(scratch)))
         self._runs = 0
         self._means: dict[int, dict[str, float]] = {}  # after so many inferences: node name -> ms
         self._request = self._compiled.create_infer_request()
         self._set_input(self.images)
+
+    def _file(self, network: "nn.Module | Path", folder: Path) -> Path:
+        if isinstance(network, Path) and network.suffix in self.files:
+            return network
+        file = onnx_file(network, self.input_shape, self.config.batch, folder)
+        return with_precision(file, "int8" if self.config.precision == "int8" else "fp32", folder)
 
     def _compile(self, file: Path) -> Any:
         import openvino

@@ -37,6 +37,7 @@ class TensorRT(Runtime):
     precisions = ("fp32", "bf16", "fp16", "int8")
     devices = ("cuda",)
     layers = True
+    files = (".engine",)
 
     @classmethod
     def _missing(cls, config: RuntimeConfig) -> str | None:
@@ -69,7 +70,7 @@ class TensorRT(Runtime):
     def _opened(self, network: "nn.Module | Path", folder: Path) -> Any:
         """The engine, built where ``network`` is not one already."""
         config = self.config
-        path = network if isinstance(network, Path) and network.suffix == ".engine" else folder / "network.engine"
+        path = network if isinstance(network, Path) and network.suffix in self.files else folder / "network.engine"
         if path != network:
             file = with_precision(onnx_file(network, self.input_shape, config.batch, folder), config.precision, folder)
             build_engine(file, path, batch=(config.batch,) * 3, timing_cache=_timing_cache())
