@@ -37,7 +37,6 @@ from nar_hw.tasks import ClassificationTask
 from nar_hw.tensorboard import TensorBoard
 from nar_hw.training import Recipe, score_ensemble, set_seed, train, two_phase
 
-
 HELD_OUT: tuple[SplitName, ...] = ("valid", "test")
 """Splits that a trained child is scored on."""
 

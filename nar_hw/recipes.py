@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from nar_hw.errors import TrainingError, unknown_name
+from nar_hw.files import read_json
 
 Schedule = Literal["sgdr", "one-cycle", "step"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -143,7 +145,9 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recipe_named(name: str) -> Recipe:
-    """The recipe called ``name``. Raises UnknownNameError."""
+    """The recipe called ``name``, or the one in a .json file. Raises UnknownNameError, RunError for a file that is none."""
+    if name.endswith(".json"):
+        return Recipe.from_json(read_json(Path(name), what="recipe"))
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
     return RECIPES[name]

@@ -107,6 +107,10 @@ class Child:
     std: Sequence[float]
     classes: Sequence[str]
     versions: Mapping[str, str] = field(default_factory=dict)
+    top5: Mapping[str, float] = field(default_factory=dict)
+    """Split -> top-5 accuracy in [0, 1]; empty where there are five classes or fewer."""
+    ensemble: Mapping[str, Any] | None = None
+    """Test accuracies of the training's snapshots, see `nar_hw.training.Ensemble`; None without them."""
 
     def save(self, folder: Path, network: nn.Module) -> None:
         """Write the child; the weights first, so that a child.json never stands alone."""

@@ -76,7 +76,9 @@ LimitParams = Annotated[
     bool, typer.Option("--limit-params/--no-limit-params", help="Only operators with no more parameters than the network's own.")
 ]
 Classes = Annotated[int | None, typer.Option(help="Outputs of the network; default: 10 up to 64 pixels, else 1000.")]
-Data = Annotated[str, typer.Option("--data", help="digits, cifar10, cifar100, fashion-mnist, folder:PATH or fake:CxHxWxclasses.")]
+Data = Annotated[
+    str, typer.Option("--data", help="digits, cifar10, cifar100, fashion-mnist, folder:PATH, stream:PATH or fake:CxHxWxclasses.")
+]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of downloaded data sets; default: $NAR_HW_DATA or .data.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Seed = Annotated[int, typer.Option(help="Decides everything random.")]

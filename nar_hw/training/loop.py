@@ -274,6 +274,7 @@ class _Run:
             valid_accuracy=self.history[-1].valid_accuracy,
             best_epoch=best.epoch,
             best_valid_accuracy=best.valid_accuracy,
+            snapshots=tuple(sorted(self.snapshots)),
         )
 
     def _best(self) -> EpochLog:

@@ -35,3 +35,5 @@ class TrainResult:
     best_epoch: int
     """The latest epoch with the best validation accuracy; its weights are in ``best.safetensors``."""
     best_valid_accuracy: float
+    snapshots: tuple[int, ...] = ()
+    """Epochs whose weights were kept for an ensemble."""
