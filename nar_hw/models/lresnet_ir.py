@@ -35,26 +35,33 @@ class IRBlock(nn.Module):
 
 
 class LResNetIR(nn.Module):
-    """An LResNet-E-IR with ``blocks`` IR blocks in its four stages.
+    """An LResNet-E-IR with ``blocks`` IR blocks of ``widths`` channels in its four stages.
 
     (B, C, H, W) -> (B, num_classes), where ``num_classes`` is the size of the embedding (512 in the papers). Every stage
     halves height and width; the fully connected layer has one input per value of the last feature map, so the network
     serves the input size it was built for.
     """
 
-    def __init__(self, *, input_shape: tuple[int, int, int], num_classes: int, blocks: tuple[int, int, int, int]) -> None:
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, int, int],
+        num_classes: int,
+        blocks: tuple[int, int, int, int],
+        widths: tuple[int, int, int, int] = WIDTHS,
+    ) -> None:
         super().__init__()
         channels, height, width = input_shape
-        self.conv1 = nn.Conv2d(channels, WIDTHS[0], 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
-        self.prelu = nn.PReLU(WIDTHS[0])
-        self.layer1 = _stage(WIDTHS[0], WIDTHS[0], blocks[0])
-        self.layer2 = _stage(WIDTHS[0], WIDTHS[1], blocks[1])
-        self.layer3 = _stage(WIDTHS[1], WIDTHS[2], blocks[2])
-        self.layer4 = _stage(WIDTHS[2], WIDTHS[3], blocks[3])
-        self.bn2 = nn.BatchNorm2d(WIDTHS[3])
+        self.conv1 = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.prelu = nn.PReLU(widths[0])
+        self.layer1 = _stage(widths[0], widths[0], blocks[0])
+        self.layer2 = _stage(widths[0], widths[1], blocks[1])
+        self.layer3 = _stage(widths[1], widths[2], blocks[2])
+        self.layer4 = _stage(widths[2], widths[3], blocks[3])
+        self.bn2 = nn.BatchNorm2d(widths[3])
         self.dropout = nn.Dropout(0.4)
-        self.fc = nn.Linear(WIDTHS[3] * _sixteenth(height) * _sixteenth(width), num_classes)
+        self.fc = nn.Linear(widths[3] * _sixteenth(height) * _sixteenth(width), num_classes)
         self.features = nn.BatchNorm1d(num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
