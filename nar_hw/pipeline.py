@@ -14,8 +14,10 @@ from rich.progress import Progress
 from torch import nn
 
 from nar_hw import __version__
-from nar_hw.benchmark import bench, compare, measure_children, to_json
+from nar_hw.benchmark import bench, compare, measure_children, to_json, unusable
+from nar_hw.children import child_names, named_child
 from nar_hw.data import SplitName, load_data
+from nar_hw.data.faces import load_faces
 from nar_hw.errors import RunError, RuntimeUnavailableError, UserError
 from nar_hw.export.bundle import export_bundle
 from nar_hw.export.manifest import load_bundle
@@ -33,7 +35,7 @@ from nar_hw.search.folder import TABLE
 from nar_hw.search.loop import search
 from nar_hw.search.result import SearchResult
 from nar_hw.space import Arch, Manner, SearchSpace
-from nar_hw.tasks import ClassificationTask
+from nar_hw.tasks import ClassificationTask, FacesTask, Task
 from nar_hw.tensorboard import TensorBoard
 from nar_hw.training import Recipe, score_ensemble, set_seed, train, two_phase
 
@@ -46,8 +48,12 @@ def versions() -> dict[str, str]:
     return {"nar_hw": __version__, "python": platform.python_version(), "torch": torch.__version__}
 
 
-def load_task(data: str, *, root: Path | None = None, device: str = "cpu", workers: int | None = None) -> ClassificationTask:
+def load_task(
+    data: str, *, root: Path | None = None, device: str = "cpu", workers: int | None = None
+) -> ClassificationTask | FacesTask:
     """A data set as a task. Raises UnknownNameError or DataError."""
+    if data.startswith("faces:"):
+        return FacesTask(load_faces(data), device)
     return ClassificationTask(load_data(data, root=root), device, workers=workers)
 
 
@@ -143,7 +149,7 @@ def search_run(
     )
 
 
-def _fitted(info: ModelInfo, task: ClassificationTask) -> ModelInfo:
+def _fitted(info: ModelInfo, task: Task) -> ModelInfo:
     """``info`` with the data's number of classes. Raises UserError when the image shapes differ."""
     if info.input_shape != task.input_shape:
         asked, own = ("x".join(map(str, shape)) for shape in (info.input_shape, task.input_shape))
@@ -191,6 +197,8 @@ def train_child(
     """
     on_epoch = TensorBoard(out / "tensorboard") if tensorboard else None
     task = load_task(data, root=data_root, device=device, workers=workers)
+    if (ensemble or recipe.distill) and not isinstance(task, ClassificationTask):
+        raise UserError(f"ensembles and distillation are of classifiers, but {data!r} is learned as embeddings: leave them out")
     info = _fitted(info, task)
     set_seed(seed)
     space = info.space()
@@ -228,10 +236,12 @@ def train_child(
         std=task.data.std,
         classes=task.data.classes,
         versions=versions(),
-        top5={split: task.evaluate(child, split, k=5) for split in HELD_OUT} if task.num_classes > 5 else {},
+        top5={split: task.evaluate(child, split, k=5) for split in HELD_OUT}
+        if isinstance(task, ClassificationTask) and task.num_classes > 5
+        else {},
     )
     if rank() == 0:
-        if ensemble:
+        if ensemble and isinstance(task, ClassificationTask):
             scored = score_ensemble(child, task, "test", out=out, epochs=result.snapshots)
             found = replace(found, ensemble=asdict(scored))
         found.save(out, child)
@@ -272,7 +282,7 @@ def find_arch(
     limit_params: bool = True,
     data_root: Path | None = None,
 ) -> Wanted:
-    """What --arch names: a search folder, "incumbent", or codes and names separated by commas.
+    """What --arch names: a search folder, a child that ships with nar_hw, "incumbent", or codes and names separated by commas.
 
     Raises UserError when the network is not told, RunError for a folder without a finished search.
     """
@@ -281,8 +291,16 @@ def find_arch(
         if model not in (None, info.name):
             raise UserError(f"--model must be the searched network {info.name} or left out, but got {model}")
         return Wanted(info=info, arch=arch, table=LatencyTable.load(Path(text) / TABLE), target_ms=found.get("target_ms"))
+    if text in child_names():
+        named = named_child(text)
+        if model not in (None, named.model.name):
+            raise UserError(f"--model must be {named.model.name}, of which {text} is a child, or left out, but got {model}")
+        return Wanted(info=replace(named.model, input_shape=load_task(data, root=data_root).input_shape), arch=named.arch)
     if model is None:
-        raise UserError(f"--model must name the network unless --arch is a search folder, but {text!r} is no folder")
+        raise UserError(
+            f"--model must name the network unless --arch is a search folder, but {text!r} is no folder, and none of the children "
+            f"{', '.join(child_names())}"
+        )
     task = load_task(data, root=data_root)
     info = ModelInfo(
         name=model,
@@ -307,7 +325,30 @@ def export_child(
     device: str = "cpu",
     data_root: Path | None = None,
 ) -> Path:
-    """Export a trained child to a bundle, verified on its validation images. Raises what `export_bundle` raises, and RunError."""
+    """Export a trained child to a bundle, verified on its validation images.
+
+    ``folder`` may also name a child that ships with nar_hw: it is exported with untrained weights, to be timed.
+
+    Raises what `export_bundle` raises, and RunError.
+    """
+    if not folder.exists() and str(folder) in child_names():
+        named = named_child(str(folder))
+        space = named.model.space()
+        return export_bundle(
+            space.build(codes := space.parse(named.arch)).eval(),
+            out,
+            input_shape=named.model.input_shape,
+            classes=named.classes,
+            arch=named.arch,
+            codes=codes,
+            model=named.model.name,
+            mean=named.mean,
+            std=named.std,
+            targets=targets,
+            precisions=precisions,
+            batch=batch,
+            device=device,
+        )
     child = Child.load(folder)
     space = child.space()
     task = load_task(child.data, root=data_root)
@@ -329,7 +370,7 @@ def export_child(
         batch=batch,
         device=device,
         images=images,
-        labels=labels,
+        labels=labels if child.classes else None,
         calibration_images=_calibration_images(task) if "int8" in precisions else None,
         calibration=calibration,
         predicted_ms=child.predicted_ms,
@@ -338,7 +379,7 @@ def export_child(
     )
 
 
-def _calibration_images(task: ClassificationTask, count: int = 512) -> NDArray[np.float32]:
+def _calibration_images(task: Task, count: int = 512) -> NDArray[np.float32]:
     images: NDArray[np.float32] = next(iter(task.eval_batches("train", count)))[0].numpy()
     return images
 
@@ -346,13 +387,22 @@ def _calibration_images(task: ClassificationTask, count: int = 512) -> NDArray[n
 def bench_bundles(
     bundles: Mapping[str, Path], configs: Sequence[RuntimeConfig], *, rounds: int = 30, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """The content of a bench.json: every bundle under every config, and the first bundle against the second.
+    """The content of a bench.json: every bundle under every config that all of them can run, and the first against the second.
 
-    Raises RunError for a folder that is no bundle, MeasurementError and RuntimeUnavailableError as `nar_hw.benchmark.bench`.
+    "left_out" tells of the other configs and why.
+
+    Raises RunError for a folder that is no bundle, RuntimeUnavailableError where no config is left, and MeasurementError as
+    `nar_hw.benchmark.bench`.
     """
-    shapes = {name: load_bundle(path).input_shape for name, path in bundles.items()}
+    opened = {name: load_bundle(path) for name, path in bundles.items()}
+    shapes = {name: bundle.input_shape for name, bundle in opened.items()}
     if len(set(shapes.values())) > 1:
         raise RunError(f"bundles must have the same input shape to be compared, but have {shapes}")
-    rows = bench(bundles, input_shape=next(iter(shapes.values())), configs=configs, rounds=rounds, progress=progress)
+    reasons = {config: [unusable(bundle, config) for bundle in opened.values()] for config in configs}
+    left_out = [{**asdict(config), "reason": next(filter(None, why))} for config, why in reasons.items() if any(why)]
+    possible = [config for config, why in reasons.items() if not any(why)]
+    if left_out and not possible:
+        raise RuntimeUnavailableError(left_out[0]["reason"])
+    rows = bench(bundles, input_shape=next(iter(shapes.values())), configs=possible, rounds=rounds, progress=progress)
     subjects = [[row for row in rows if row.subject == name] for name in bundles]
-    return to_json(rows, compare(*subjects) if len(subjects) == 2 else [])
+    return {**to_json(rows, compare(*subjects) if len(subjects) == 2 else []), "left_out": left_out}

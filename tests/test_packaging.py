@@ -45,7 +45,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         for path in (ROOT / "latency_tables").iterdir()
         if path.suffix in (".json", ".py", ".md")
     }
-    assert names == {path.as_posix() for path in package | tables}
+    children = {Path("nar_hw/children_data") / path.name for path in (ROOT / "export/children").glob("*.*")}
+    assert names == {path.as_posix() for path in package | tables | children}
 
 
 def test_the_wheel_runs_in_a_bare_environment(wheel: Path, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The children of the NAR paper, by name."""
