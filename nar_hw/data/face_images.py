@@ -112,17 +112,19 @@ class FaceImages:
         return images
 
 
-def identity_folders(folder: Path) -> dict[str, list[Path]]:
-    """Name of an identity -> its image files, both sorted. Raises DataError when there are fewer than two identities."""
+def identity_folders(folder: Path, *, at_least: int = 2) -> dict[str, list[Path]]:
+    """Name of an identity -> its image files, both sorted. Raises DataError when there are fewer than ``at_least`` identities."""
+    if not folder.is_dir():
+        raise DataError(f"a set of faces must be a folder of identities' folders, but {folder} is none")
     found = {
         item.name: sorted((path for path in item.rglob("*") if path.suffix.lower() in SUFFIXES), key=lambda path: path.parts)
         for item in sorted(folder.iterdir())
         if item.is_dir() and not item.name.startswith(".")
     }
     found = {name: files for name, files in found.items() if files}
-    if len(found) < 2:
+    if len(found) < at_least:
         raise DataError(
-            f"a set of faces must have two or more identities, one folder of images each, but {folder} has {len(found)}: "
+            f"a set of faces must have {at_least} or more identities, one folder of images each, but {folder} has {len(found)}: "
             "name the folder that holds the identities' folders"
         )
     return found

@@ -179,7 +179,7 @@ def load_faces(name: str, *, seed: int = 0) -> FaceData:
         train, valid, held = _folders(path, config)
         test = test or held
     else:
-        encoded, labels, names = _labelled(path)
+        encoded, labels, names = labelled(path)
         train, valid, held = _drawn(encoded, labels, names, config, rng, whole=test is not None)
         test = test or held
     if test is None:
@@ -229,12 +229,12 @@ def _paired(config: FaceConfig) -> FaceSplit:
     return FaceSplit(images=FaceImages(encoded, size=config.size), indices=numbers, labels=numbers, pairs=pairs)
 
 
-def _labelled(path: Path) -> tuple[Encoded, NDArray[np.int64], Sequence[str]]:
-    """All images of a folder that is not split, their identities from 0, and the identities' names."""
+def labelled(path: Path) -> tuple[Encoded, NDArray[np.int64], Sequence[str]]:
+    """All images of a folder that is not split, their identities (N,) from 0, and the identities' names. Raises DataError."""
     if (path / "train.rec").is_file():
         records = Records(path / "train.rec")
         numbers, labels = np.unique(records.labels, return_inverse=True)
-        return records, labels, [f"number {number}" for number in numbers]
+        return records, labels, [f"{number:07d}" for number in numbers]
     return _files(identity_folders(path))
 
 
