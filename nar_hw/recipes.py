@@ -138,7 +138,18 @@ def _require(recipe: Recipe, rule: str, holds: bool, *names: str) -> None:
 RECIPES: dict[str, Recipe] = {
     # The NAR paper's retraining: three cosines of 5, 10 and 20 epochs. It does not print batch, momentum and weight decay.
     "paper": Recipe(epochs=35, t_0=5, t_mult=2, lr=0.1, lr_min=1e-4),
-    "fast": Recipe(epochs=30, schedule="one-cycle", batch=256, lr=0.2, nesterov=True, label_smoothing=0.1, decay_vectors=False),
+    # Meant for 95 % with resnet18 on CIFAR-10 in 30 epochs on a GPU with bf16; not measured there yet.
+    "fast": Recipe(
+        epochs=30,
+        schedule="one-cycle",
+        batch=256,
+        lr=0.2,
+        nesterov=True,
+        label_smoothing=0.1,
+        decay_vectors=False,
+        precision="bf16",
+        channels_last=True,
+    ),
     # For the digits and resnet_digits: 99.7, 99.4 and 99.2 % test accuracy (seeds 0 to 2), as with 15 or 35 epochs.
     "demo": Recipe(epochs=28, t_0=4, t_mult=2, batch=64, lr=0.1, lr_min=1e-4, nesterov=True, label_smoothing=0.1),
 }

@@ -1,0 +1,126 @@
+"""`nar-hw train` through its real entry point: teachers, ensembles, recipes from files, images in files, TensorBoard."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nar_hw.cli import main
+from nar_hw.runs import Child
+
+NET = f"{Path(__file__).parent / 'networks.py'}:tiny"
+DATA = "fake:3x8x8x7"
+TRAIN = f"train --model {NET} --data {DATA} --recipe demo"
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(line: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nar-hw", *shlex.split(line)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "baseline"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            sys, "argv", ["nar-hw", *shlex.split(f"{TRAIN} --arch incumbent --epochs 6 --ensemble 2 --tensorboard --out {out}")]
+        )
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert not stop.value.code
+    return out
+
+
+def ok(result: tuple[int, str, str]) -> Any:
+    code, out, err = result
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_accuracies_are_kept_and_printed(run: Run, baseline: Path) -> None:
+    child = Child.load(baseline)
+    assert set(child.accuracy) == set(child.top5) == {"valid", "test"}
+    assert all(child.accuracy[split] <= child.top5[split] <= 1 for split in child.accuracy)
+    assert child.ensemble is not None
+    assert child.ensemble["epochs"] == [4, 6]
+    assert child.ensemble["members"][-1] == pytest.approx(child.accuracy["test"])
+    code, out, err = run(f"{TRAIN} --arch incumbent --epochs 6 --ensemble 2 --resume --out {baseline}")
+    assert code == 0, err
+    text = f"test {100 * child.accuracy['test']:.2f} % (top-5 {100 * child.top5['test']:.2f} %)"
+    assert text in out
+    mean, top5, vote = (child.ensemble[key] for key in ("mean", "mean_top5", "vote"))
+    told = f"test {100 * mean:.2f} % (top-5 {100 * top5:.2f} %) by mean, {100 * vote:.2f} % by majority vote"
+    assert f"ensemble of epochs 4, 6: {told}" in out
+
+
+def test_tensorboard_has_every_epoch(baseline: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(baseline / "tensorboard"))
+    events.Reload()
+    history = json.loads((baseline / "history.json").read_text())["epochs"]
+    for name in ("loss", "train_accuracy", "valid_accuracy", "lr", "images_per_s"):
+        items = events.Scalars(name)
+        assert [item.step for item in items] == [1, 2, 3, 4, 5, 6]
+        assert [item.value for item in items] == pytest.approx([log[name] for log in history])
+
+
+def test_a_teacher_with_and_without_inheritance(run: Run, baseline: Path, tmp_path: Path) -> None:
+    child = f"{TRAIN} --arch 0,2,0,0 --epochs 2 --baseline {baseline} --json"
+    inherited = ok(run(f"{child} --init inherited --distill 0.5 --out {tmp_path}/a"))
+    scratch = ok(run(f"{child} --distill 0.5 --out {tmp_path}/b"))
+    plain = ok(run(f"{child} --init inherited --out {tmp_path}/c"))
+    assert [item["init"] for item in (inherited, scratch, plain)] == ["inherited", "scratch", "inherited"]
+    assert [item["recipe"]["distill"] for item in (inherited, scratch, plain)] == [0.5, 0.5, 0.0]
+    losses = [
+        [log["loss"] for log in json.loads((tmp_path / name / "history.json").read_text())["epochs"]] for name in ("a", "b", "c")
+    ]
+    assert len({tuple(item) for item in losses}) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--distill 0.5", "which --distill needs too, but got --init scratch, --distill 0.5 and --baseline None"),
+        ("--baseline x", "but got --init scratch, --distill 0 and --baseline x"),
+        ("--ensemble 9 --epochs 3", r"0 <= snapshots <= epochs must hold, but got (snapshots=9, epochs=3)"),
+        ("--recipe absent.json", "recipe absent.json does not exist"),
+        ("--distill 2 --baseline x", "0 <= distill <= 1 must hold in a recipe, but got (distill=2.0)"),
+    ],
+)
+def test_refusals(run: Run, options: str, message: str, tmp_path: Path) -> None:
+    code, out, err = run(f"{TRAIN} --arch incumbent {options} --out {tmp_path}/x")
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.split())
+
+
+def test_images_in_files_and_a_recipe_in_a_file(run: Run, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for index in range(10):
+            Image.fromarray(rng.integers(0, 256, (12, 15, 3), dtype=np.uint8)).save(tmp_path / f"images/{name}/{index}.png")
+    (tmp_path / "recipe.json").write_text(json.dumps({"epochs": 1, "batch": 7, "schedule": "one-cycle"}))
+    line = f"train --arch incumbent --model {NET} --data stream:{tmp_path}/images@8 --recipe {tmp_path}/recipe.json --workers 0"
+    found = ok(run(f"{line} --out {tmp_path}/x --json"))
+    assert found["recipe"]["batch"] == 7
+    assert found["model"]["input_shape"] == [3, 8, 8]
+    assert found["top5"] == {}
