@@ -22,10 +22,12 @@ from nar_hw.errors import RunError, RuntimeUnavailableError, UserError
 from nar_hw.export.bundle import export_bundle
 from nar_hw.export.manifest import load_bundle
 from nar_hw.export.quantize import Calibration
+from nar_hw.export.verify import verify_bundle
 from nar_hw.flops import SpaceCounts
 from nar_hw.latency.device import fingerprint, same_device
 from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.validate import config_of, validate, with_validation
+from nar_hw.models import load_fitting
 from nar_hw.operators import INCUMBENT
 from nar_hw.ranks import rank
 from nar_hw.runs import Child, ModelInfo, read_arch
@@ -37,7 +39,7 @@ from nar_hw.search.result import SearchResult
 from nar_hw.space import Arch, Manner, SearchSpace
 from nar_hw.tasks import ClassificationTask, FacesTask, Task
 from nar_hw.tensorboard import TensorBoard
-from nar_hw.training import Recipe, score_ensemble, set_seed, train, two_phase
+from nar_hw.training import Recipe, TrainResult, score_ensemble, set_seed, train, two_phase
 
 HELD_OUT: tuple[SplitName, ...] = ("valid", "test")
 """Splits that a trained child is scored on."""
@@ -183,7 +185,7 @@ def train_child(
 
     Args:
         arch: operator names or codes; None for the network itself.
-        baseline: folder of a trained child: the teacher of a recipe with ``distill``.
+        baseline: folder of a trained child, or a file of weights: the teacher of a recipe with ``distill``.
         inherit: the baseline's weights are inherited where they fit; without it or a baseline the child starts from scratch.
         ensemble: how many snapshots of the training are kept and scored together on the test images.
         workers: processes that read images of a ``stream:`` data set.
@@ -204,9 +206,20 @@ def train_child(
     space = info.space()
     codes = space.incumbent if arch is None else space.parse(arch)
     child = space.build(codes)
-    trained = None if baseline is None else _trained(baseline, info)
+    trained, missing = (None, ()) if baseline is None else _trained(baseline, info)
+    if missing and recipe.distill:
+        raise RunError(
+            f"{baseline} must hold all weights of a teacher, but {missing[0]!r} does not fit: train the baseline first"
+        )
+    run: Callable[..., TrainResult] = train
+    if trained is not None and inherit:
+        new = sorted({*space.inherit(child, trained), *missing} & child.state_dict().keys())
+        run = partial(two_phase, new=new)
+        if progress is not None and rank() == 0:
+            parts = sorted({key.rpartition(".")[0] for key in new})
+            progress.console.print(f"inherited from {baseline}: all but {', '.join(parts) or 'nothing'}", highlight=False)
     run = partial(
-        train if trained is None or not inherit else partial(two_phase, new=space.inherit(child, trained)),
+        run,
         out=out,
         seed=seed,
         resume=resume,
@@ -248,8 +261,14 @@ def train_child(
     return found
 
 
-def _trained(baseline: Path, info: ModelInfo) -> nn.Module:
-    """The trained network in ``baseline``. Raises RunError when it is of another network or for other images."""
+def _trained(baseline: Path, info: ModelInfo) -> tuple[nn.Module, tuple[str, ...]]:
+    """The trained network in a folder, or with the weights of a file that fit, and the names of what has none.
+
+    Raises RunError when the folder is of another network or for other images, ModelError for a file that does not fit.
+    """
+    if baseline.is_file():
+        network = info.build()
+        return network, load_fitting(network, baseline)
     trained = Child.load(baseline)
     if (trained.model.name, trained.model.input_shape, trained.model.num_classes) != (
         info.name,
@@ -257,7 +276,7 @@ def _trained(baseline: Path, info: ModelInfo) -> nn.Module:
         info.num_classes,
     ):
         raise RunError(f"{baseline} must hold the trained {info.name} for the same images, but holds {trained.model}")
-    return trained.network(baseline)
+    return trained.network(baseline), ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,9 +371,7 @@ def export_child(
     child = Child.load(folder)
     space = child.space()
     task = load_task(child.data, root=data_root)
-    batches = list(task.eval_batches("valid"))
-    images = np.concatenate([images.numpy() for images, _ in batches])
-    labels = np.concatenate([labels.numpy() for _, labels in batches])
+    images, labels = _validation(task)
     return export_bundle(
         child.network(folder, space),
         out,
@@ -377,6 +394,24 @@ def export_child(
         fingerprint=child.fingerprint,
         table_hash=child.table_hash,
     )
+
+
+def verify_again(bundle: Path, *, data: str | None = None, data_root: Path | None = None) -> dict[str, Any]:
+    """`verify_bundle`, with accuracies on the validation split of ``data``. Raises what it raises, UserError and DataError."""
+    if data is None:
+        return verify_bundle(bundle)
+    found, task = load_bundle(bundle), load_task(data, root=data_root)
+    if (found.input_shape, found.classes) != (task.input_shape, tuple(task.data.classes)):
+        raise UserError(
+            f"--data must have the bundle's images {found.input_shape} and classes, but {data} has {task.input_shape}"
+        )
+    images, labels = _validation(task)
+    return verify_bundle(bundle, images=images, labels=labels)
+
+
+def _validation(task: Task) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    batches = list(task.eval_batches("valid"))
+    return np.concatenate([images.numpy() for images, _ in batches]), np.concatenate([labels.numpy() for _, labels in batches])
 
 
 def _calibration_images(task: Task, count: int = 512) -> NDArray[np.float32]:

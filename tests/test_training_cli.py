@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from nar_hw.cli import main
 from nar_hw.runs import Child
@@ -124,3 +126,24 @@ def test_images_in_files_and_a_recipe_in_a_file(run: Run, tmp_path: Path) -> Non
     assert found["recipe"]["batch"] == 7
     assert found["model"]["input_shape"] == [3, 8, 8]
     assert found["top5"] == {}
+
+
+def test_weights_of_a_file_are_inherited_where_they_fit(run: Run, tmp_path: Path) -> None:
+    """As torchvision's for 1,000 classes: another head."""
+    from tests.networks import tiny
+
+    torch.manual_seed(1)
+    torch.save(tiny(num_classes=9).state_dict(), tmp_path / "nine.pth")
+    line = f"{TRAIN} --arch incumbent --epochs 2 --init inherited --baseline {tmp_path}"
+    code, _, err = run(f"{line}/nine.pth --out {tmp_path}/x")
+    assert code == 0, err
+    assert f"inherited from {tmp_path}/nine.pth: all but fc" in " ".join(err.split())
+    first, there = load_file(tmp_path / "x/first/last.safetensors"), torch.load(tmp_path / "nine.pth")
+    assert torch.equal(first["layer1.conv1.weight"], there["layer1.conv1.weight"])  # frozen in the first phase
+    code, _, err = run(f"{line}/nine.pth --distill 0.5 --out {tmp_path}/y")
+    assert code == 2
+    assert "must hold all weights of a teacher, but 'fc.weight' does not fit" in " ".join(err.split())
+    torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
+    code, _, err = run(f"{line}/other.pth --out {tmp_path}/z")
+    assert code == 2
+    assert "must fit some module of the network by name and shape, but none does" in " ".join(err.split())

@@ -7,10 +7,10 @@ from pathlib import Path
 from torch import nn
 
 from nar_hw.errors import ModelError, unknown_name
-from nar_hw.models.weights import load_weights
+from nar_hw.models.weights import load_fitting, load_weights
 from nar_hw.userfile import is_file_name
 
-__all__ = ["build_model", "known_models", "load_weights"]
+__all__ = ["build_model", "known_models", "load_fitting", "load_weights"]
 
 # name -> "module:builder"; a builder takes the keyword arguments input_shape and num_classes
 OWN: dict[str, str] = {

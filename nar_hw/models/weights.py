@@ -40,6 +40,21 @@ def load_weights(network: nn.Module, path: Path, *, name: str = "the network") -
     network.load_state_dict(state, strict=False)
 
 
+def load_fitting(network: nn.Module, path: Path) -> tuple[str, ...]:
+    """Load from ``path`` every module that fits ``network`` as a whole; returns the names of what kept its values.
+
+    For a network trained for other classes or images: of a module whose shapes differ, such as its head, nothing is loaded.
+    Raises ModelError when the file is missing or damaged, holds anything but tensors, or nothing in it fits.
+    """
+    found, own = _read(path), network.state_dict()
+    misfits = {key.rpartition(".")[0] for key, value in own.items() if key not in found or found[key].shape != value.shape}
+    fits = {key: found[key] for key in own if key.rpartition(".")[0] not in misfits}
+    if not fits:
+        raise ModelError(f"weights in {path} must fit some module of the network by name and shape, but none does")
+    network.load_state_dict({**own, **fits})
+    return tuple(key for key in own if key not in fits)
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError(f"weights file {path} does not exist or is no file")
