@@ -10,19 +10,20 @@ import math
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from nar_hw.errors import MeasurementError, ModelError, RuntimeUnavailableError
+from nar_hw.errors import MeasurementError, ModelError, RunError, RuntimeUnavailableError
 from nar_hw.export.manifest import Bundle, load_bundle
 from nar_hw.latency.children import Steps, child_loader, children_at_once, measure
 from nar_hw.latency.device import fingerprint
 from nar_hw.latency.timing import check_samples, interleave, stable, summarize
+from nar_hw.meters import Gpu, HostMemory
 from nar_hw.runtimes import Runtime, RuntimeConfig, runtime_class
 from nar_hw.space import Arch, SearchSpace
 
@@ -39,6 +40,8 @@ VISIT_MS = 20.0
 FEWEST, MOST = 5, 20
 FOR_P90, FOR_P99 = 10, 100
 """Runs below which a percentile says nothing."""
+WINDOWS = 3
+"""How often everything is measured until its times are stable."""
 DRAWS = 2000
 """Of a bootstrap."""
 
@@ -68,6 +71,9 @@ class BenchRow:
     """Half-width of the 95 % confidence interval of the median over rounds, relative to it."""
     noise_floor: float | None
     """Mean relative difference of two measurements with half of the rounds each; None below 4 rounds."""
+    host_memory_mib: float | None = None
+    """How far the process's memory rose at most while it was loaded and warmed up, MiB, the runtime's libraries included for the
+    first of each runtime; None where the system does not tell."""
     gpu_memory_mib: float | None = None
     """GPU memory that loading and running it took, MiB, the runtime's libraries included for the first of each runtime; None on a
     CPU, or where the device does not tell (so all below)."""
@@ -76,6 +82,8 @@ class BenchRow:
     sm_clock_mhz: float | None = None
     round_ms: tuple[float, ...]
     """The median of each round, for comparisons."""
+    windows: int = 1
+    """Which window of rounds this is: those before were unstable (they drifted, or had two modes) and were thrown away."""
     session: str
     """Equal for all rows that were measured side by side."""
     fingerprint: Mapping[str, Any] = field(repr=False)
@@ -165,11 +173,29 @@ def bench(
                 gpu = stack.enter_context(Gpu(config)) if config.device_type == "cuda" else None
                 file = _file(network, input_shape, config)
                 visitors[name, config] = _Visitor(stack, file, input_shape, config, gpu)
+        timed, windows = _stable_window(visitors, rounds, progress)
+        session = uuid.uuid4().hex
+        return [_row(key, item, timed[key], session, windows) for key, item in visitors.items()]
+
+
+def _stable_window(visitors: "Mapping[Key, _Visitor]", rounds: int, progress: "Progress | None") -> tuple[dict[Key, Floats], int]:
+    """Times that can be trusted, and which of at most WINDOWS windows they are: what is unstable is measured again as a whole.
+
+    Raises MeasurementError when the last window is unstable too.
+    """
+    for window in range(1, WINDOWS + 1):
+        for visitor in visitors.values():
+            visitor.visits.clear()
         # Of a runtime, a visitor has only what is timed.
         timed = interleave({key: cast(Runtime, item) for key, item in visitors.items()}, rounds=rounds, progress=progress)
-        _trust(timed)
-        session = uuid.uuid4().hex
-        return [_row(key, item, timed[key], session) for key, item in visitors.items()]
+        try:
+            _trust(timed)
+        except MeasurementError:
+            if window == WINDOWS:
+                raise
+        else:
+            return timed, window
+    raise AssertionError("a window is either stable or refused")
 
 
 def compare(rows: Sequence[BenchRow], against: Sequence[BenchRow], *, seed: int = 0) -> list[Comparison]:
@@ -221,6 +247,11 @@ def to_json(rows: Sequence[BenchRow], comparisons: Sequence[Comparison] = ()) ->
     return {"schema": SCHEMA, "rows": [asdict(row) for row in rows], "comparisons": [asdict(item) for item in comparisons]}
 
 
+def read_rows(content: Mapping[str, Any]) -> list[BenchRow]:
+    """The inverse of `to_json`."""
+    return [BenchRow(**{**row, "round_ms": tuple(row["round_ms"])}) for row in content["rows"]]
+
+
 def to_csv(rows: Sequence[BenchRow]) -> str:
     """One line per row, with the device's name, the runtime's version and the date; empty where unknown."""
     names = [item.name for item in fields(BenchRow) if item.name not in ("round_ms", "session", "fingerprint")]
@@ -231,6 +262,22 @@ def to_csv(rows: Sequence[BenchRow]) -> str:
     for row in rows:
         writer.writerow([*(getattr(row, name) for name in names), *(row.fingerprint.get(key) for key in known.values())])
     return text.getvalue()
+
+
+def unusable(bundle: Bundle, config: RuntimeConfig) -> str | None:
+    """Why ``bundle`` cannot be measured under ``config`` here, in one line; None when it can."""
+    runtime = runtime_class(config.runtime)
+    if reason := runtime.unavailable(config):
+        return reason
+    if runtime.consumes == "module" and not runtime.files:
+        return f"{config.runtime} runs torch modules, which bundles do not hold: use onnxruntime, openvino, tensorrt or aoti"
+    if not bundle.batch[0] <= config.batch <= bundle.batch[1]:
+        return f"bundle {bundle.path} takes {bundle.batch[0]} to {bundle.batch[1]} images, not {config.batch}: export it again"
+    try:
+        bundle.file(config.runtime, config.precision, config.batch)
+    except RunError as problem:
+        return str(problem)
+    return None
 
 
 def _opened(network: "Path | nn.Module") -> "Path | nn.Module | Bundle":
@@ -256,11 +303,11 @@ class _Visitor:
         config: RuntimeConfig,
         gpu: "Gpu | None",
     ) -> None:
-        before = gpu.used_mib() if gpu else None
+        before, host = gpu.used_mib() if gpu else None, HostMemory()
         self.runtime = stack.enter_context(runtime_class(config.runtime)(network, input_shape, config))
         self.repeats = self._warm_up()
         after = gpu.used_mib() if gpu else None
-        self.gpu = gpu
+        self.gpu, self.host_mib = gpu, host.peak_mib()
         self.memory_mib = None if before is None or after is None else after - before
         self.visits: list[list[float]] = []
 
@@ -295,7 +342,7 @@ def _called(name: str, config: RuntimeConfig) -> str:
     return f"{name} in {config.runtime}, {config.precision}, batch {config.batch}"
 
 
-def _row(key: Key, visitor: _Visitor, timed: Floats, session: str) -> BenchRow:
+def _row(key: Key, visitor: _Visitor, timed: Floats, session: str, windows: int) -> BenchRow:
     subject, config = key
     samples = np.concatenate(visitor.visits[1:])
     p50, p90, p99 = (float(value) for value in np.quantile(samples, (0.5, 0.9, 0.99)))
@@ -310,10 +357,12 @@ def _row(key: Key, visitor: _Visitor, timed: Floats, session: str) -> BenchRow:
         images_per_s=1e3 * config.batch / p50,
         rel=summarize(timed).rel,
         noise_floor=noise_floor(timed),
+        host_memory_mib=visitor.host_mib,
         gpu_memory_mib=visitor.memory_mib,
         energy_mj_per_image=None if energy is None else energy / config.batch,
         sm_clock_mhz=clock,
         round_ms=tuple(timed.tolist()),
+        windows=windows,
         session=session,
         fingerprint=fingerprint(config),
     )
@@ -342,57 +391,3 @@ def _compared(row: BenchRow, other: BenchRow, seed: int) -> Comparison:
         high=float(high),
         rounds=len(ratios),
     )
-
-
-class Gpu:
-    """Readings of a config's CUDA device through NVML; None for what it does not tell. Use it as a context."""
-
-    def __init__(self, config: RuntimeConfig) -> None:
-        self.index = config.device_index
-        self._handle: Any = None
-
-    def __enter__(self) -> Self:
-        import pynvml
-        import torch
-
-        self._nvml: Any = pynvml
-        torch.cuda.synchronize(self.index)  # makes the context that whatever comes first would pay for
-        try:
-            pynvml.nvmlInit()
-            # NVML counts all devices of the machine, CUDA those that are visible.
-            own = torch.cuda.get_device_properties(self.index).uuid
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{own}")
-        except pynvml.NVMLError:
-            self._handle = None
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        with suppress(self._nvml.NVMLError):
-            self._nvml.nvmlShutdown()
-
-    def _read(self, question: str, *about: int) -> Any:
-        if self._handle is None:
-            return None
-        try:
-            return getattr(self._nvml, question)(self._handle, *about)
-        except self._nvml.NVMLError:
-            return None
-
-    def used_mib(self) -> float | None:
-        """Memory in use on the whole device, MiB; what torch holds in reserve is given back first."""
-        import torch
-
-        torch.cuda.synchronize(self.index)
-        torch.cuda.empty_cache()
-        memory = self._read("nvmlDeviceGetMemoryInfo")
-        return None if memory is None else memory.used / 2**20
-
-    def under_load(self, runtime: Runtime, seconds: float = 1.0) -> tuple[float | None, float | None]:
-        """(mJ per run, SM clock in MHz) while ``runtime`` keeps the device busy for ``seconds``."""
-        before = self._read("nvmlDeviceGetTotalEnergyConsumption")
-        runs, start = 0, time.monotonic()
-        while runs == 0 or time.monotonic() - start < seconds:
-            runs += len(runtime.time_ms(10))
-        after = self._read("nvmlDeviceGetTotalEnergyConsumption")
-        clock = self._read("nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_SM)
-        return None if before is None or after is None else (after - before) / runs, None if clock is None else float(clock)

@@ -7,6 +7,7 @@ and calls are as strict as the real bindings': no path where a text is wanted, n
 import ctypes
 import enum
 import functools
+import importlib.machinery
 import inspect
 import json
 import math
@@ -29,6 +30,7 @@ FAULTS = ("no builder", "parse", "inputs", "profile", "build", "deserialize", "c
 def fake_tensorrt(version: str) -> Any:
     """The package at ``version``; put a name of FAULTS into its ``_faults`` to let that step fail."""
     module = types.ModuleType("tensorrt")
+    module.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)  # torch asks whether it is there
     trt: Any = module
     trt.__version__ = version
     trt._faults = set()

@@ -15,21 +15,25 @@ import pytest
 import scipy.stats
 import torch
 from hypothesis import given, settings, strategies as st
+from PIL import Image
 from rich.progress import Progress
 from torch import nn
 
 from nar_hw.benchmark import (
     BenchRow,
-    Gpu,
     bench,
     compare,
     measure_children,
     noise_floor,
+    read_rows,
     to_csv,
     to_json,
 )
 from nar_hw.errors import MeasurementError, ModelError, RunError, RuntimeUnavailableError, SpaceError, UnknownNameError
 from nar_hw.export.bundle import export_bundle
+from nar_hw.meters import Gpu, HostMemory
+from nar_hw.pipeline import bench_bundles
+from nar_hw.report.latencies import bench_png
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
 from nar_hw.space import SearchSpace
@@ -153,6 +157,55 @@ def test_json_keeps_everything_and_csv_a_line_per_row() -> None:
     assert table[0]["gpu_memory_mib"] == ""
 
 
+def test_an_unstable_window_is_measured_again_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    visits = 0
+    whole = FakeRuntime.time_ms
+
+    def disturbed(self: FakeRuntime, repeats: int) -> list[float]:
+        nonlocal visits
+        times = whole(self, repeats)
+        if repeats == 5:  # warming up
+            return times
+        visits += 1
+        return [2 * ms if visits in (2, 4, 6, 8) else ms for ms in times]  # of the first nine
+
+    monkeypatch.setattr(FakeRuntime, "time_ms", disturbed)
+    with FakeRuntime.on(QUIET):
+        (only,) = bench({"a": SMALL}, input_shape=SHAPE, configs=[FAKE], rounds=8)
+        truth = FakeRuntime.truth(SMALL, SHAPE)
+    assert only.windows == 2
+    assert visits == 2 * 9
+    assert only.p99_ms == pytest.approx(truth)
+
+
+def test_memory_is_what_the_process_gained() -> None:
+    memory = HostMemory()
+    if memory.peak_mib() is None:
+        pytest.skip("this system does not tell")
+    array = np.ones(64 * 2**17)  # 64 MiB
+    assert 60 < (memory.peak_mib() or 0) < 90
+    del array
+    assert (memory.peak_mib() or 0) > 60
+    assert (HostMemory().peak_mib() or 0) < 30
+
+
+def test_rows_survive_json() -> None:
+    with FakeRuntime.on(QUIET):
+        rows = bench({"small": SMALL}, input_shape=SHAPE, configs=[FAKE], rounds=3)
+    assert read_rows(json.loads(json.dumps(to_json(rows)))) == rows
+
+
+def test_a_picture_of_rows(tmp_path: Path) -> None:
+    rows = [row([2.0]), row([3.0], subject="other", p90_ms=None, p99_ms=None, batch=8)]
+    bench_png(rows, tmp_path / "rows.png")
+    bench_png(rows, tmp_path / "again.png")
+    assert (tmp_path / "rows.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+    with Image.open(tmp_path / "rows.png") as image:
+        assert image.width > image.height
+    with pytest.raises(MeasurementError, match="needs times"):
+        bench_png([], tmp_path / "none.png")
+
+
 # Comparing
 
 
@@ -269,6 +322,23 @@ def test_a_bundle_is_measured_by_its_file(bundle: Path) -> None:
         bench({"b": bundle}, input_shape=SHAPE, configs=[FAKE])
 
 
+def test_what_bundles_cannot_run_is_left_out_with_the_reason(bundle: Path) -> None:
+    good = RuntimeConfig(batch=2)
+    bad = {
+        replace(good, precision="int8"): "has fp32, but int8 is asked for",
+        replace(good, precision="bf16"): "onnxruntime needs precision",
+        replace(good, batch=65): "takes 1 to 64 images, not 65",
+        replace(good, runtime="torch_eager"): "torch_eager runs torch modules, which bundles do not hold",
+    }
+    found = bench_bundles({"b": bundle}, [good, *bad], rounds=2)
+    assert [item["batch"] for item in found["rows"]] == [2]
+    assert len(found["left_out"]) == len(bad)
+    for item, message in zip(found["left_out"], bad.values(), strict=True):
+        assert message in item["reason"]
+    with pytest.raises(RuntimeUnavailableError, match="int8 is asked for"):
+        bench_bundles({"b": bundle}, list(bad), rounds=2)
+
+
 def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="manifest"):
         bench({"b": tmp_path}, input_shape=SHAPE, configs=[RuntimeConfig()])
@@ -297,7 +367,10 @@ def test_configs_must_work_here() -> None:
     ("fault", "what"),
     [("nan", "not a number"), ("zero", "zero"), ("negative", "negative"), ("drifting", "drift"), ("bimodal", "one mode")],
 )
-def test_times_that_cannot_be_trusted_are_refused_with_the_name_of_what_gave_them(fault: str, what: str) -> None:
+def test_times_that_cannot_be_trusted_are_refused_with_the_name_of_what_gave_them(
+    fault: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nar_hw.benchmark.WINDOWS", 1)
     with (
         FakeRuntime.on(FakeDevice(fault=fault)),
         pytest.raises(MeasurementError, match=rf"^odd one in fake, fp32, batch 1: .*{what}"),

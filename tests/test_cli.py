@@ -108,12 +108,26 @@ def test_help_answers_without_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "doctor", "space", "count", "profile", "search", "train", "export", "bench", "report"]
+    "command",
+    [
+        "demo",
+        "doctor",
+        "space",
+        "count",
+        "profile",
+        "search",
+        "train",
+        "export",
+        "bench",
+        "report",
+        "bundle verify",
+        "bundle triton",
+    ],
 )
 def test_every_command_has_an_example(run: Run, command: str) -> None:
     code, out, _ = run(f"{command} --help")
     assert code == 0
-    assert re.search(rf"Example:\s+nar-hw\s+{command}", out)
+    assert re.search(rf"Example:\s+nar-hw\s+{command.replace(' ', chr(92) + 's+')}", out)
 
 
 def test_version(run: Run) -> None:
@@ -216,6 +230,33 @@ def test_bench_prints_a_ratio(run: Run, home: Path) -> None:
     code, out, err = run(f"bench {home}/x/bundle --against {home}/x/baseline_bundle --rounds 4")
     assert code == 0, err
     assert re.search(r"x/bundle takes \d\.\d+ of .*x/baseline_bundle \(95 % interval", " ".join(out.split()))
+
+
+def test_bench_writes_what_it_is_asked_for(run: Run, home: Path, tmp_path: Path) -> None:
+    line = f"bench {home}/x/bundle --runtime onnxruntime --precision fp32,int8 --batch 1,2 --rounds 4"
+    code, out, err = run(f"{line} --csv {tmp_path}/b.csv --plot {tmp_path}/b.png -o {tmp_path}/b.json --json")
+    assert code == 0, err
+    value = json.loads(out)
+    assert json.loads((tmp_path / "b.json").read_text()) == value
+    assert [(row["precision"], row["batch"]) for row in value["rows"]] == [("fp32", 1), ("fp32", 2)]
+    assert [(item["precision"], item["batch"]) for item in value["left_out"]] == [("int8", 1), ("int8", 2)]
+    assert len((tmp_path / "b.csv").read_text().splitlines()) == 3
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+    code, out, err = run(f"bench {home}/x/bundle --precision fp32,int8 --rounds 2")
+    assert "left out onnxruntime int8, batch 1: bundle" in out
+
+
+def test_a_bundle_is_verified_and_made_a_triton_model(run: Run, home: Path, tmp_path: Path) -> None:
+    checked = ok(run(f"bundle verify {home}/x/bundle --data {DATA} --json"))["checked"]
+    child = json.loads((home / "x/child/child.json").read_text())
+    assert checked["fp32"]["accuracy"] == pytest.approx(child["accuracy"]["valid"])
+    code, out, _ = run(f"bundle verify {home}/x/bundle")
+    assert code == 0
+    assert "all hashes are right" in out
+    assert ok(run(f"bundle triton {home}/x/bundle --out {tmp_path}/models --name net --json"))["model"] == "net"
+    assert 'name: "net"' in (tmp_path / "models/net/config.pbtxt").read_text()
+    assert "has a model net already" in refused(run(f"bundle triton {home}/x/bundle --out {tmp_path}/models --name net"))
+    assert "--data must have the bundle's images" in refused(run(f"bundle verify {home}/x/bundle --data digits"))
 
 
 def test_a_finished_search_is_not_repeated(run: Run, home: Path) -> None:

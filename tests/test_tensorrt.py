@@ -26,10 +26,14 @@ from torch import nn
 import nar_hw.export.tensorrt
 import nar_hw.runtimes.tensorrt
 from nar_hw.errors import ExportError, ModelError, RunError, RuntimeUnavailableError, UnknownNameError, UserError
+from nar_hw.export.bundle import export_bundle
 from nar_hw.export.engine import EngineInfo, info_file, misfit
+from nar_hw.export.manifest import load_bundle
 from nar_hw.export.onnx import export_onnx
 from nar_hw.export.quantize import precision_of, to_bf16, to_fp16, to_int8
 from nar_hw.export.tensorrt import build_engine, load_engine
+from nar_hw.export.triton import triton_model
+from nar_hw.export.verify import verify_bundle
 from nar_hw.files import sha256
 from nar_hw.latency.in_context import Join
 from nar_hw.runtimes import Runtime, RuntimeConfig, runtime_class
@@ -124,6 +128,31 @@ def one_line(error: type[UserError], start: str, act: Callable[[], object]) -> s
     assert text.startswith(start), text
     assert "\n" not in text
     return text
+
+
+def bundled(module: nn.Module, out: Path, *precisions: str) -> Path:
+    """A bundle with engines in these precisions."""
+    images = np.random.default_rng(0).standard_normal((16, *SHAPE), dtype=np.float32)
+    with torch.inference_mode():
+        labels = module(torch.from_numpy(images)).numpy().argmax(1)
+    return export_bundle(
+        module,
+        out,
+        input_shape=SHAPE,
+        classes=CLASSES,
+        arch=("conv3x3",) * 4,
+        codes=(0,) * 4,
+        model="tiny",
+        mean=MEAN,
+        std=STD,
+        targets=("onnx", "tensorrt"),
+        precisions=precisions,
+        batch=(1, 16),
+        images=images,
+        labels=labels,
+        calibration_images=images,
+        max_accuracy_drop=0.2,
+    )
 
 
 # What the fake offers, and what nar_hw uses, is what both versions have
@@ -552,6 +581,34 @@ def test_an_engine_file_is_taken_as_it_is(trt: Any, engine: Path, module: nn.Mod
             ModelError, f"{engine} is for fp32 and batch 1 to 4, but ", lambda config=config: TensorRT(engine, SHAPE, config)
         )
     one_line(ModelError, "the network takes images of shape (3, 32, 32), but", lambda: TensorRT(engine, (3, 16, 16), CONFIG))
+
+
+def test_engines_are_files_of_a_bundle_and_checked_with_it(trt: Any, module: nn.Module, tmp_path: Path) -> None:
+    out = bundled(module, tmp_path / "bundle", "fp32", "fp16", "bf16", "int8")
+    bundle = load_bundle(out)
+    found = bundle.compiled["tensorrt"]
+    ends = ("", ".json", ".layers.json", ".cache")
+    assert {name: item.files for name, item in found.items()} == {
+        name: tuple(f"model{middle}.engine{end}" for end in ends)
+        for name, middle in {"fp32": "", "fp16": ".fp16", "bf16": ".bf16", "int8": ".int8"}.items()
+    }
+    assert set(bundle.variants) == {"fp32", "fp16", "int8"}  # ONNX Runtime could not check bf16
+    assert found["bf16"].batch == (1, 16)
+    assert found["fp32"].requires == {"tensorrt": trt.__version__, "gpu": GPU[0], "compute_capability": GPU[1]}
+    assert settings_of(out / "model.engine")["profiles"][0]["input"][1][0] == 2
+    assert bundle.file("tensorrt", "fp16", 8) == out / "model.fp16.engine"
+    assert bundle.file("tensorrt", "fp16", 17) == out / "model.fp16.onnx"
+    assert set(verify_bundle(out)) == {*bundle.variants, *(f"tensorrt {name}" for name in found)}
+    assert "Test GPU with TensorRT" in (out / "README.md").read_text()
+    served = triton_model(out, tmp_path / "models", target="tensorrt", precision="fp16")
+    assert (served / "1/model.plan").read_bytes() == (out / "model.fp16.engine").read_bytes()
+    assert 'backend: "tensorrt"\nmax_batch_size: 16\n' in (served / "config.pbtxt").read_text()
+    trt.__version__ = f"{trt.__version__}.9"
+    skipped = verify_bundle(out)["tensorrt fp32"]["skipped"]
+    assert "was built by TensorRT" in skipped
+    trt._faults.add("build")
+    one_line(ExportError, "TensorRT", lambda: bundled(module, tmp_path / "new", "fp32"))
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("fault", sorted(set(FAULTS) - {"inputs"}))

@@ -27,7 +27,7 @@ errors = Console(stderr=True)
 _debug = False
 
 
-ORDER = ("demo", "doctor", "space", "count", "profile", "table", "search", "train", "export", "bench", "report")
+ORDER = ("demo", "doctor", "space", "count", "profile", "table", "data", "search", "train", "export", "bundle", "bench", "report")
 
 
 class Commands(typer.core.TyperGroup):
@@ -61,6 +61,8 @@ def _one_line(error: Exception) -> str:
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 table_app = typer.Typer(no_args_is_help=True)
 app.add_typer(table_app, name="table", help="Look at latency tables, check them against the device, predict with them.")
+bundle_app = typer.Typer(no_args_is_help=True)
+app.add_typer(bundle_app, name="bundle", help="Check bundles on this machine, make Triton models of them.")
 
 Model = Annotated[str, typer.Option("--model", help="Our name, a torchvision name, timm:NAME or path/to/file.py:function.")]
 Input = Annotated[str, typer.Option("--input", help="Shape of one image: CxHxW.")]
@@ -77,7 +79,8 @@ LimitParams = Annotated[
 ]
 Classes = Annotated[int | None, typer.Option(help="Outputs of the network; default: 10 up to 64 pixels, else 1000.")]
 Data = Annotated[
-    str, typer.Option("--data", help="digits, cifar10, cifar100, fashion-mnist, folder:PATH, stream:PATH or fake:CxHxWxclasses.")
+    str,
+    typer.Option("--data", help="digits, cifar10, cifar100, fashion-mnist, {folder,stream,faces}:PATH or fake:CxHxWxclasses."),
 ]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of downloaded data sets; default: $NAR_HW_DATA or .data.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

@@ -2,26 +2,21 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from nar_hw.cli.app import (
     Data,
     DataRoot,
-    Device,
     Json,
     LimitParams,
     Manner,
     Model,
     Operators,
-    Precision,
     Resume,
-    RuntimeName,
     Seed,
     Slots,
-    Threads,
     app,
     console,
     emit,
@@ -152,7 +147,8 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     init: Annotated[str, typer.Option(help="scratch, or inherited from --baseline.")] = "scratch",
     baseline: Annotated[
-        Path | None, typer.Option(help="Folder of the trained network itself, for --init inherited and --distill.")
+        Path | None,
+        typer.Option(help="The trained network itself, for --init inherited and --distill: its folder, or a weights file."),
     ] = None,
     distill: Annotated[
         float | None, typer.Option(help="Weight, in 0 to 1, of the divergence from the --baseline's outputs in the loss.")
@@ -235,84 +231,6 @@ def train(
 def accuracies(top1: float, top5: float | None) -> str:
     """Top-1 accuracy in percent and, where there is one, top-5."""
     return f"{100 * top1:.2f} %" + ("" if top5 is None else f" (top-5 {100 * top5:.2f} %)")
-
-
-@app.command()
-def export(
-    child: Annotated[Path, typer.Argument(help="Folder of a trained child.")],
-    out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
-    to: Annotated[str, typer.Option(help="Of onnx, tensorrt, aoti and openvino, separated by commas.")] = "onnx",
-    precision: Annotated[str, typer.Option(help="Of fp32, fp16, bf16 and int8, separated by commas.")] = "fp32",
-    batch: Annotated[str, typer.Option(help="One batch size, or a range like 1-64; aoti takes the first.")] = "1-64",
-    calibration: Annotated[
-        Literal["minmax", "entropy", "percentile"], typer.Option(help="How int8 finds its ranges in training images.")
-    ] = "minmax",
-    device: Annotated[str, typer.Option(help="Where aoti files shall run: cpu or cuda.")] = "cpu",
-    data_root: DataRoot = None,
-    as_json: Json = False,
-) -> None:
-    """Write a bundle that runs without nar_hw. Example: nar-hw export runs/x/child --to onnx --out bundle"""
-    from nar_hw.pipeline import export_child
-
-    fewest, _, most = batch.partition("-")
-    if not fewest.isdigit() or not (most or fewest).isdigit():
-        raise UserError(f"--batch must be one number or a range like 1-64, but got {batch!r}")
-    with progress_bar() as progress:
-        progress.add_task("exporting", total=None)
-        path = export_child(
-            child,
-            out,
-            targets=to.split(","),
-            precisions=precision.split(","),
-            batch=(int(fewest), int(most or fewest)),
-            calibration=calibration,
-            device=device,
-            data_root=data_root,
-        )
-    value: dict[str, Any] = {"bundle": str(path), "files": sorted(file.name for file in path.iterdir())}
-    emit(as_json, value, lambda: console.print(f"bundle {path}: {', '.join(value['files'])}", highlight=False, soft_wrap=True))
-
-
-@app.command()
-def bench(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
-    against: Annotated[Path | None, typer.Option(help="A second bundle, measured in turn with the first.")] = None,
-    runtime: RuntimeName = "onnxruntime",
-    precision: Precision = "fp32",
-    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1",
-    threads: Threads = 1,
-    device: Device = "cpu",
-    rounds: Annotated[int, typer.Option(help="Visits to each bundle.")] = 40,
-    as_json: Json = False,
-) -> None:
-    """Time bundles side by side on this device. Example: nar-hw bench bundle --against baseline --batch 1,8"""
-    from nar_hw.pipeline import bench_bundles
-    from nar_hw.runtimes import RuntimeConfig
-
-    if not all(size.isdigit() for size in batch.split(",")):
-        raise UserError(f"--batch must be numbers separated by commas, but got {batch!r}")
-    configs = [
-        RuntimeConfig(runtime=runtime, precision=precision, batch=int(size), threads=threads, device=device)
-        for size in batch.split(",")
-    ]
-    with progress_bar() as progress:
-        subjects = {str(path): path for path in (bundle, against) if path is not None}
-        value = bench_bundles(subjects, configs, rounds=rounds, progress=progress)
-
-    def show() -> None:
-        table = Table("bundle", "runtime", "precision", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s")
-        for row in value["rows"]:
-            cells = ["" if row[key] is None else f"{row[key]:.4g}" for key in ("p50_ms", "p90_ms", "p99_ms", "images_per_s")]
-            table.add_row(row["subject"], row["runtime"], row["precision"], str(row["batch"]), *cells)
-        console.print(table)
-        for item in value["comparisons"]:
-            console.print(
-                f"batch {item['batch']}: {item['subject']} takes {item['ratio']:.3f} of {item['against']}"
-                f" (95 % interval {item['low']:.3f} to {item['high']:.3f})",
-                highlight=False,
-            )
-
-    emit(as_json, value, show)
 
 
 @app.command()

@@ -1,0 +1,210 @@
+"""Commands about what is deployed: export, bench and bundle."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from nar_hw.cli.app import DataRoot, Device, Json, Threads, app, bundle_app, console, emit, progress_bar
+from nar_hw.errors import UserError
+
+if TYPE_CHECKING:
+    from nar_hw.runtimes import RuntimeConfig
+
+Folder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")]
+
+
+@app.command()
+def export(
+    child: Annotated[Path, typer.Argument(help="Folder of a trained child.")],
+    out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
+    to: Annotated[str, typer.Option(help="Of onnx, tensorrt, aoti and openvino, separated by commas.")] = "onnx",
+    precision: Annotated[str, typer.Option(help="Of fp32, fp16, bf16 and int8, separated by commas.")] = "fp32",
+    batch: Annotated[str, typer.Option(help="One batch size, or a range like 1-64; aoti takes the first.")] = "1-64",
+    calibration: Annotated[
+        Literal["minmax", "entropy", "percentile"], typer.Option(help="How int8 finds its ranges in training images.")
+    ] = "minmax",
+    device: Annotated[str, typer.Option(help="Where aoti files shall run: cpu or cuda.")] = "cpu",
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Write a bundle that runs without nar_hw. Example: nar-hw export runs/x/child --to onnx,openvino --out bundle"""
+    from nar_hw.files import read_json
+    from nar_hw.pipeline import export_child
+
+    fewest, _, most = batch.partition("-")
+    if not fewest.isdigit() or not (most or fewest).isdigit():
+        raise UserError(f"--batch must be one number or a range like 1-64, but got {batch!r}")
+    with progress_bar() as progress:
+        progress.add_task("exporting", total=None)
+        path = export_child(
+            child,
+            out,
+            targets=to.split(","),
+            precisions=precision.split(","),
+            batch=(int(fewest), int(most or fewest)),
+            calibration=calibration,
+            device=device,
+            data_root=data_root,
+        )
+    manifest = read_json(path / "manifest.json")
+    value: dict[str, Any] = {
+        "bundle": str(path),
+        "files": sorted(file.name for file in path.iterdir()),
+        **{key: manifest[key] for key in ("variants", "compiled", "left_out", "validation")},
+    }
+
+    def show() -> None:
+        entries = [("onnx", name, item) for name, item in value["variants"].items()]
+        entries += [(target, name, item) for target, items in value["compiled"].items() for name, item in items.items()]
+        table = Table("target", "precision", "file", "largest error", "accuracy", "against torch")
+        for target, name, item in entries:
+            known = item["accuracy"] is not None
+            accuracy = (f"{100 * item['accuracy']:.2f} %", f"{100 * item['accuracy_delta']:+.2f} points") if known else ("", "")
+            table.add_row(target, name, item["file"], f"{item['max_abs_error'] / item['reference_scale']:.1e}", *accuracy)
+        console.print(table)
+        for name, reason in value["left_out"].items():
+            console.print(f"left out {name}: {reason}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"bundle {path}", highlight=False, soft_wrap=True)
+
+    emit(as_json, value, show)
+
+
+@app.command()
+def bench(
+    bundle: Folder,
+    against: Annotated[Path | None, typer.Option(help="A second bundle, measured in turn with the first.")] = None,
+    runtime: Annotated[str, typer.Option(help="Runtimes, separated by commas; `nar-hw doctor` lists them.")] = "onnxruntime",
+    precision: Annotated[str, typer.Option(help="Precisions, separated by commas.")] = "fp32",
+    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1",
+    threads: Threads = 1,
+    device: Device = "cpu",
+    rounds: Annotated[int, typer.Option(help="Visits to each bundle.")] = 40,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON object to this file too.")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write one line per row to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Write a picture of the latencies to this PNG.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Time bundles side by side on this device. Example: nar-hw bench bundle --against baseline --batch 1,8"""
+    from nar_hw.benchmark import read_rows, to_csv
+    from nar_hw.files import write_json, write_text
+    from nar_hw.pipeline import bench_bundles
+    from nar_hw.report.latencies import bench_png
+
+    if not all(size.isdigit() for size in batch.split(",")):
+        raise UserError(f"--batch must be numbers separated by commas, but got {batch!r}")
+    configs = _configs(runtime, precision, batch, threads, device)
+    with progress_bar() as progress:
+        subjects = {str(path): path for path in (bundle, against) if path is not None}
+        value = bench_bundles(subjects, configs, rounds=rounds, progress=progress)
+    rows = read_rows(value)
+    if output is not None:
+        write_json(output, value)
+    if csv is not None:
+        write_text(csv, to_csv(rows))
+    if plot is not None:
+        bench_png(rows, plot)
+
+    def show() -> None:
+        _show_rows(value["rows"])
+        for item in value["comparisons"]:
+            console.print(
+                f"{item['runtime']} {item['precision']}, batch {item['batch']}: {item['subject']} takes {item['ratio']:.3f} of "
+                f"{item['against']} (95 % interval {item['low']:.3f} to {item['high']:.3f})",
+                highlight=False,
+                soft_wrap=True,
+            )
+        for item in value["left_out"]:
+            what = f"{item['runtime']} {item['precision']}, batch {item['batch']}"
+            console.print(f"left out {what}: {item['reason']}", highlight=False, soft_wrap=True, markup=False)
+
+    emit(as_json, value, show)
+
+
+def _configs(runtimes: str, precisions: str, batches: str, threads: int, device: str) -> "list[RuntimeConfig]":
+    from nar_hw.runtimes import RuntimeConfig
+
+    return [
+        RuntimeConfig(runtime=runtime, precision=precision, batch=int(size), threads=threads, device=device)
+        for runtime in runtimes.split(",")
+        for precision in precisions.split(",")
+        for size in batches.split(",")
+    ]
+
+
+_COLUMNS = {
+    "p50_ms": "p50 ms",
+    "p90_ms": "p90 ms",
+    "p99_ms": "p99 ms",
+    "images_per_s": "images/s",
+    "host_memory_mib": "MiB",
+    "gpu_memory_mib": "GPU MiB",
+    "energy_mj_per_image": "mJ/image",
+    "sm_clock_mhz": "MHz",
+}
+
+
+def _show_rows(rows: list[dict[str, Any]]) -> None:
+    known = {key: title for key, title in _COLUMNS.items() if any(row[key] is not None for row in rows)}
+    table = Table("bundle", "runtime", "precision", "batch", *known.values())
+    for row in rows:
+        cells = ["" if row[key] is None else f"{row[key]:.4g}" for key in known]
+        table.add_row(row["subject"], row["runtime"], row["precision"], str(row["batch"]), *cells)
+    console.print(table)
+    mark = rows[0]["fingerprint"]
+    console.print(f"on {mark.get('device')}", highlight=False, soft_wrap=True, markup=False)
+
+
+@bundle_app.command("verify")
+def bundle_verify(
+    bundle: Folder,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Compute accuracies again on this data set's validation split.")
+    ] = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Check hashes, run every file, compare with what torch gave. Example: nar-hw bundle verify bundle"""
+    from nar_hw.pipeline import verify_again
+
+    value: dict[str, Any] = {"bundle": str(bundle), "checked": verify_again(bundle, data=data, data_root=data_root)}
+
+    def show() -> None:
+        table = Table("file", "precision", "largest error", "accuracy")
+        for name, item in value["checked"].items():
+            if "skipped" in item:
+                table.add_row(item["file"], name, "not checked", "")
+                continue
+            accuracy = "" if item.get("accuracy") is None else f"{100 * item['accuracy']:.2f} %"
+            table.add_row(item["file"], name, f"{item['max_abs_error']:.2e}", accuracy)
+        console.print(table)
+        for name, item in value["checked"].items():
+            if "skipped" in item:
+                console.print(f"not checked {name}: {item['skipped']}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"{bundle}: all hashes are right, and all files that run here compute what torch computed", highlight=False)
+
+    emit(as_json, value, show)
+
+
+@bundle_app.command("triton")
+def bundle_triton(
+    bundle: Folder,
+    out: Annotated[Path, typer.Option(help="The model repository, made where it does not exist.")],
+    target: Annotated[str, typer.Option(help="onnx, or tensorrt for an engine of the bundle.")] = "onnx",
+    precision: Annotated[str, typer.Option(help="Which of the bundle's precisions.")] = "fp32",
+    name: Annotated[str | None, typer.Option(help="What clients call the model; default: the network's name.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Add a bundle to a Triton Inference Server repository. Example: nar-hw bundle triton bundle --out models"""
+    from nar_hw.export.triton import triton_model
+
+    path = triton_model(bundle, out, target=target, precision=precision, name=name)
+    value = {"model": path.name, "files": sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())}
+
+    def show() -> None:
+        console.print(
+            f"{path}: {', '.join(value['files'])}\nserve it with: tritonserver --model-repository {out}", highlight=False
+        )
+
+    emit(as_json, value, show)
