@@ -34,6 +34,8 @@ def read_bin(path: Path) -> tuple[list[bytes], list[bool]]:
         raise DataError(f"verification set {path} does not exist") from None
     try:
         value = _run(content, path)
+    except DataError:
+        raise
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as problem:
         raise DataError(f"verification set {path} is not a whole pickle ({type(problem).__name__}): download it again") from None
     if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(part, list | tuple) for part in value):

@@ -5,7 +5,7 @@ is a header (flag, label, id, id2), ``flag`` further labels if there are any, an
 labels (first, last) that keys 1..first-1 are images; those from first on list the identities' ranges and are not needed.
 """
 
-import os
+import mmap
 import struct
 from pathlib import Path
 
@@ -28,7 +28,8 @@ class Records:
         try:
             lines = path.with_suffix(".idx").read_text(encoding="ascii").split("\n")
             offsets = {int(key): int(offset) for key, offset in (line.split() for line in lines if line)}
-            self._file = path.open("rb", buffering=0)
+            with path.open("rb") as file:
+                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
         except FileNotFoundError as problem:
             raise DataError(f"a record file needs its index beside it, but {problem.filename} does not exist") from None
         except ValueError:
@@ -89,7 +90,7 @@ class Records:
         return word >> 29, word & (1 << 29) - 1
 
     def _bytes(self, offset: int, count: int) -> bytes:
-        data = os.pread(self._file.fileno(), count, offset)
+        data = self._data[offset : offset + count]
         if len(data) != count:
             raise self._damaged(offset)
         return data
