@@ -165,6 +165,7 @@ class _Run:
                 checked = step + 1
             bar.step()
         seconds = time.perf_counter() - start  # the last check has waited for the device
+        self.optimizer.zero_grad()
         self.model.eval()
         for network in {self.trained, self.scored}:
             average_buffers(network)
@@ -205,7 +206,8 @@ class _Run:
             )
 
     def _accumulate(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        losses, counts = [], []
+        losses: list[Tensor] = []
+        counts = []
         if self.recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         for some, their in zip(images.chunk(self.pieces), targets.chunk(self.pieces), strict=True):
@@ -216,6 +218,9 @@ class _Run:
                 loss = (1 - self.recipe.distill) * loss + self.recipe.distill * self._divergence(some, output.float())
             if len(some) < len(images):
                 loss = loss * (len(some) / len(images))
+            if not losses:
+                # Not earlier: on a CPU, memory that is freed before the forward pass is asked of the system again after it.
+                self.optimizer.zero_grad()
             torch.autograd.backward(self.scaler.scale(loss))
             losses.append(loss.detach())
             counts.append(self.task.correct(output.detach(), their))
@@ -238,7 +243,6 @@ class _Run:
             nn.utils.clip_grad_norm_(learned, self.recipe.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.model)
 
