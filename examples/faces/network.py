@@ -6,5 +6,5 @@ from nar_hw.models.lresnet_ir import LResNetIR
 
 
 def small(*, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """One block in each stage, a quarter of the widths."""
-    return LResNetIR(input_shape=input_shape, num_classes=num_classes, blocks=(1, 1, 1, 1), widths=(16, 32, 64, 128))
+    """Six blocks, a quarter of the widths."""
+    return LResNetIR(input_shape=input_shape, num_classes=num_classes, blocks=(1, 2, 2, 1), widths=(16, 32, 64, 128))

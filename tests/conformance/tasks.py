@@ -75,8 +75,8 @@ class TaskConformance:
         wrong = right.roll(1, dims=1)
         assert int(task.correct(right, targets)) == 8
         assert int(task.correct(wrong, targets)) == 0
-        assert float(task.loss(right, targets)) < float(task.loss(right, targets, label_smoothing=0.1))
-        assert float(task.loss(right, targets)) < float(task.loss(wrong, targets))
+        assert task.loss(right, targets).item() < task.loss(right, targets, label_smoothing=0.1).item()
+        assert task.loss(right, targets).item() < task.loss(wrong, targets).item()
 
     def test_evaluate_changes_nothing_in_the_model(self, task: Task, model: nn.Module) -> None:
         model.train()
