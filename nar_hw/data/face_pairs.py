@@ -223,7 +223,7 @@ def drawn_pairs(labels: NDArray[np.int64], seed: int, most: int = 3000) -> Pairs
     if count == 0 or len(identities) < 2:
         raise DataError(
             f"verification needs ten pairs of images of one person, and two persons, but {len(labels):,} images of "
-            f"{len(identities):,} make {len(genuine):,}: hold out more of each with valid=COUNT, or name a test set with pairs=FILE"
+            f"{len(identities):,} make {len(genuine):,}: hold out more with valid=COUNT, or name a test set with pairs=FILE"
         )
     first, second = rng.randint(len(labels), size=(2, 20 * count))
     different = np.flatnonzero(labels[first] != labels[second])[:count]
