@@ -48,6 +48,19 @@ def test_best_is_the_best_of_all_archs_under_the_target(seed: int, share: float)
     assert value[found] == pytest.approx(max(value[arch] for arch in under(limits)))
 
 
+@given(seed=st.integers(0, 10_000), share=st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_best_counts_what_neighbours_are_worth_together(seed: int, share: float) -> None:
+    limits, rng = feasible(share, seed), np.random.default_rng(seed + 1)
+    scores, pairs = rng.normal(size=limits.cost_ms.shape), rng.normal(size=(limits.slots - 1, limits.codes, limits.codes))
+
+    def value(arch: Arch) -> float:
+        alone = sum(scores[position, code] for position, code in enumerate(arch))
+        return float(alone + sum(pairs[position, arch[position], arch[position + 1]] for position in range(len(pairs))))
+
+    assert value(limits.best(scores, pairs)) == pytest.approx(max(map(value, under(limits))))
+
+
 def test_best_is_near_the_best_where_there_are_too_many_partial_archs() -> None:
     rng = np.random.default_rng(0)
     cost_ms, scores = rng.uniform(0.1, 1, (16, 5)), rng.normal(size=(16, 5))

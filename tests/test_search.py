@@ -37,7 +37,7 @@ from nar_hw.search.loop import SearchRun, search
 from nar_hw.search.randomness import generator_states, restore_generators, seeded
 from nar_hw.search.result import Scored, SearchResult, choose
 from nar_hw.search.scoring import Scorer
-from nar_hw.search.strategies import STRATEGIES
+from nar_hw.search.strategies import STRATEGIES, GradientStrategy
 from nar_hw.search.supernet import Supernet
 from nar_hw.space import Arch, SearchSpace
 from nar_hw.tasks import ClassificationTask
@@ -395,7 +395,7 @@ class Spy(STRATEGIES["random"]):  # type: ignore[misc]
         self.calls.append(("ask", n))
         return super().ask(n)
 
-    def learn(self, archs: list[Arch], rewards: np.ndarray, accuracies: np.ndarray) -> None:
+    def learn(self, archs: list[Arch], rewards: np.ndarray, accuracies: np.ndarray, slopes: np.ndarray | None) -> None:
         self.calls.append(("tell", len(archs)))
 
 
@@ -464,6 +464,51 @@ def test_a_score_is_the_accuracy_of_the_child_itself() -> None:
     assert scorer.on_all(archs[1:2])[0] == pytest.approx(task.evaluate(restored(supernet, scorer, archs[1]), "valid"))
 
 
+def test_slopes_are_those_of_the_loss_when_a_slot_puts_out_more() -> None:
+    """Against finite differences of the child with the weights and biases of the norms behind one slot made larger."""
+    task = made_task()
+    supernet = Supernet(SPACE).double()
+    scorer = Scorer(supernet, task, CONFIG, torch.Generator().manual_seed(0))
+    scorer.renew()
+    scorer._calibration = [images.double() for images in scorer._calibration]
+    images, targets = next(task.eval_batches("valid"))
+    images = images.double()
+    scorer._minibatch = lambda: (images, targets)
+    archs = [SPACE.sample(random.Random(seed)) for seed in (0, 1)]
+    accuracies, slopes = scorer.with_slopes(archs)
+    assert accuracies == scorer.on_minibatch(archs)
+    for arch, found in zip(archs, slopes, strict=True):
+        child = restored(supernet, scorer, arch).double().eval()
+        for slot, slope in zip(SPACE.slots, found, strict=True):
+            losses = []
+            for factor in (1 + 1e-5, (1 - 1e-5) / (1 + 1e-5)):
+                for site in slot.sites:
+                    norm = child.get_submodule(site.norm)
+                    norm.weight.data *= factor
+                    norm.bias.data *= factor
+                losses.append(float(task.loss(child(images), targets).detach()))
+            for site in slot.sites:
+                norm = child.get_submodule(site.norm)
+                norm.weight.data /= 1 - 1e-5
+                norm.bias.data /= 1 - 1e-5
+            assert slope == pytest.approx((losses[0] - losses[1]) / 2e-5, rel=1e-3, abs=1e-6)
+
+
+def test_a_search_by_gradients_is_told_the_slopes(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    learn = GradientStrategy.learn
+
+    def spy(self: GradientStrategy, archs: Any, rewards: Any, accuracies: Any, slopes: Any) -> None:
+        told.append(slopes.shape)
+        learn(self, archs, rewards, accuracies, slopes)
+
+    monkeypatch.setattr(GradientStrategy, "learn", spy)
+    config = dataclasses.replace(CONFIG, strategy="gradient")
+    result = run(config=config)
+    assert told == [(config.samples, len(SPACE.slots))] * (config.updates * config.epochs)
+    assert result.met
+
+
 def restored(supernet: Supernet, scorer: Scorer, arch: Arch) -> nn.Module:
     supernet.activate(arch)
     supernet.recalibrate(scorer._calibration)
@@ -480,7 +525,7 @@ def test_validation_images_change_neither_weights_nor_statistics() -> None:
     supernet.activate(arch)
     supernet.recalibrate(scorer._calibration)
     expected = {key: value.clone() for key, value in supernet.state_dict().items()}
-    for score in (lambda: scorer.on_minibatch([arch]), lambda: scorer.on_all([arch])):
+    for score in (lambda: scorer.on_minibatch([arch]), lambda: scorer.with_slopes([arch]), lambda: scorer.on_all([arch])):
         score()
         assert all(torch.equal(expected[key], value) for key, value in supernet.state_dict().items())
     assert all(parameter.grad is None for parameter in supernet.parameters())

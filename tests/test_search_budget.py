@@ -76,6 +76,11 @@ def test_what_is_within_several_limits_is_found_or_refused(seed: int, shares: tu
     scores = np.random.default_rng(seed + 1).normal(size=(len(CANDIDATES), 4))
     value = {arch: sum(scores[slot, code] for slot, code in enumerate(arch)) for arch in expected}
     assert value[limits.best(scores)] == pytest.approx(max(value.values()))
+    pairs = np.random.default_rng(seed + 2).normal(size=(len(CANDIDATES) - 1, 4, 4))
+    value = {
+        arch: total + sum(pairs[slot, arch[slot], arch[slot + 1]] for slot in range(len(pairs))) for arch, total in value.items()
+    }
+    assert value[limits.best(scores, pairs)] == pytest.approx(max(value.values()))
     loads = budget.loads(EVERY)
     assert budget.loads([budget.nearest])[0] == pytest.approx(loads.min(), rel=1e-5)
 

@@ -4,18 +4,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from nar_hw.search.feasible import Feasible
 from nar_hw.search.strategies import (
     STRATEGIES,
     EvolutionStrategy,
-    ExactStrategy,
+    GradientStrategy,
     RandomStrategy,
     ReinforceStrategy,
     Strategy,
+    SurrogateStrategy,
 )
 from nar_hw.search.strategies.reinforce import GRADIENT_NORM, Baseline
+from nar_hw.search.strategies.surrogate import PAIRS, SHRINKAGE
 from nar_hw.space import Arch
 from tests.conformance.strategies import CANDIDATES, StrategyConformance, feasible, play, quality
 
@@ -82,9 +85,50 @@ def mean_quality(name: str) -> float:
     return float(np.mean([task.search(STRATEGIES[name](task.limits, seed=seed)) for seed, task in enumerate(tasks)]))
 
 
-@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"random"}))
+@pytest.mark.parametrize("name", sorted(name for name, kind in STRATEGIES.items() if name != "random" and not kind.wants_slopes))
 def test_learning_beats_random_search_at_equal_evaluations(name: str, random_quality: float) -> None:
     assert mean_quality(name) > random_quality + 0.5
+
+
+def test_slopes_lead_to_the_best_arch_under_the_target() -> None:
+    """The loss is the sum of the operators' own; its slope in an operator's output is then that operator's, with noise."""
+    limits = feasible()
+    rng = np.random.default_rng(0)
+    losses = rng.normal(size=limits.cost_ms.shape)
+    strategy = GradientStrategy(limits, seed=0)
+    for _ in range(150):
+        archs = strategy.ask(10)
+        slopes = [[losses[p, code] + 0.3 * rng.normal() for p, code in enumerate(arch)] for arch in archs]
+        strategy.tell(archs, [0.0] * 10, [0.5] * 10, slopes)
+    assert strategy.best() == limits.best(-losses)
+
+
+def test_noise_given_a_choice_is_that_of_draws_that_made_the_choice() -> None:
+    """Gumbel noise conditioned on its maximum, against the mean of unconditioned draws that happen to have it."""
+    strategy = GradientStrategy(feasible(), seed=0, draws=20_000)
+    with torch.no_grad():
+        strategy.logits.copy_(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)))
+    arch = torch.tensor([[1, 3, 0, 2, 2, 3]])
+    found = strategy._softmax_given(arch).detach().mean(0)[0]
+    logits = strategy.logits.detach().masked_fill(~strategy._open, -math.inf)
+    noisy = logits + strategy._gumbel(200_000, 6, 4)
+    for slot, code in enumerate(arch[0].tolist()):
+        chosen = noisy[noisy[:, slot].argmax(1) == code, slot].softmax(1)
+        torch.testing.assert_close(found[slot], chosen.mean(0), atol=0.01, rtol=0)
+
+
+def test_an_expected_latency_above_the_target_is_a_loss() -> None:
+    limits = feasible(share=0.2)
+    strategy = GradientStrategy(limits, seed=0)
+
+    def expected() -> float:
+        return limits.fixed_ms + float((strategy._log_probs().exp() * strategy._cost).sum().detach())
+
+    assert expected() > limits.target_ms
+    for _ in range(60):
+        archs = strategy.ask(4)
+        strategy.tell(archs, [0.5] * 4, [0.5] * 4, [[0.0] * 6] * 4)
+    assert 0.8 * limits.target_ms < expected() <= 1.01 * limits.target_ms
 
 
 def test_plain_reinforce_learns_too() -> None:
@@ -218,31 +262,68 @@ def test_every_arch_under_the_target_can_be_proposed() -> None:
         assert set(STRATEGIES[name](feasible(), seed=0).ask(30 * len(members))) == members
 
 
-def one_hot(archs: list[Arch]) -> np.ndarray:
-    return np.array([[float(arch[p] == code) for p, codes in enumerate(CANDIDATES) for code in codes] for arch in archs])
+def features(archs: list[Arch]) -> np.ndarray:
+    """One-hot operators, and one-hot pairs of neighbours."""
+    rows = []
+    for arch in archs:
+        row = [arch[p] == code for p, codes in enumerate(CANDIDATES) for code in codes]
+        for p in range(len(CANDIDATES) - 1):
+            row += [arch[p : p + 2] == (u, v) for u in CANDIDATES[p] for v in CANDIDATES[p + 1]]
+        rows.append(row)
+    return np.array(rows, dtype=float)
 
 
-def test_the_exact_strategy_fits_a_ridge_regression_with_one_offset_per_block() -> None:
-    strategy = ExactStrategy(feasible(), seed=0, block=10)
+def test_the_surrogate_fits_a_ridge_regression_with_one_offset_per_block() -> None:
+    """The offsets are free, the weights of operators and of pairs shrunk as its evidence says."""
+    strategy = SurrogateStrategy(feasible(), seed=0, block=10)
     archs = feasible().sample(60, np.random.default_rng(0))
     rng = np.random.default_rng(1)
-    accuracies = one_hot(archs) @ rng.normal(size=17) + rng.normal(size=60)
+    design = features(archs)
+    accuracies = design[:, :17] @ rng.normal(size=17) + rng.normal(size=60)
     for start in range(0, 60, 10):
         strategy.tell(archs[start : start + 10], [0.0] * 10, accuracies[start : start + 10].tolist())
-    offsets = np.kron(np.eye(6), np.ones((10, 1)))
-    found, _ = strategy._posterior()
-    features = one_hot(archs)
-    solutions = []
-    for penalty in np.geomspace(0.1, 1000, 25):
-        design = np.hstack([features, offsets])
-        shrink = np.diag([penalty] * 17 + [0.0] * 6)
-        solutions.append(np.linalg.lstsq(design.T @ design + shrink, design.T @ accuracies, rcond=None)[0][:17])
-    assert min(np.abs(solution - found).max() for solution in solutions) < 1e-8
+    strategy.ask(1)
+    single, pair = (float(values[index]) for values, index in zip((SHRINKAGE, PAIRS), strategy.penalties, strict=True))
+    shrink = np.diag([single] * 17 + [single * pair] * (design.shape[1] - 17) + [0.0] * 6)
+    whole = np.hstack([design, np.kron(np.eye(6), np.ones((10, 1)))])
+    expected = np.linalg.lstsq(whole.T @ whole + shrink, whole.T @ accuracies, rcond=None)[0][: design.shape[1]]
+    np.testing.assert_allclose(strategy._posterior(strategy.penalties)[0], expected, atol=1e-8)
 
 
-def test_the_exact_strategy_does_not_mind_that_the_shared_weights_get_better() -> None:
+def test_the_evidence_is_the_likelihood_of_what_was_seen() -> None:
+    """At its best noise: the density of the accuracies within blocks under the prior, up to a constant, by scipy."""
+    strategy = SurrogateStrategy(feasible(), seed=0, block=30)
+    archs = feasible().sample(30, np.random.default_rng(0))
+    accuracies = np.random.default_rng(1).normal(size=30)
+    strategy.tell(archs, [0.0] * 30, accuracies.tolist())
+    design = features(archs)
+    basis = np.linalg.svd(np.eye(30) - 1 / 30)[0][:, :29]  # differences within the block
+    found, expected = [], []
+    for penalties in itertools.product((0, 4, 8), (0, 3)):
+        prior = np.full(design.shape[1], 1 / SHRINKAGE[penalties[0]])
+        prior[17:] /= PAIRS[penalties[1]]
+        spread = basis.T @ (np.eye(29 + 1) + design * prior @ design.T) @ basis
+        _, _, noise, evidence = strategy._posterior(penalties)
+        density = scipy.stats.multivariate_normal(np.zeros(29), noise * spread)
+        found.append(evidence)
+        expected.append(density.logpdf(basis.T @ accuracies))
+    np.testing.assert_allclose(np.subtract(found, found[0]), np.subtract(expected, expected[0]), atol=1e-8)
+
+
+def test_the_surrogate_learns_what_neighbours_are_worth_together() -> None:
+    limits = feasible(share=1.0)
+    strategy = SurrogateStrategy(limits, seed=0)
+    for _ in range(40):
+        archs = strategy.ask(10)
+        # the first and the third operator of two slots are only good together
+        accuracies = [0.5 + 0.1 * (arch[4:] == (3, 1)) - 0.04 * (arch[4] == 3) - 0.04 * (arch[5] == 1) for arch in archs]
+        strategy.tell(archs, [0.0] * 10, accuracies)
+    assert strategy.best()[4:] == (3, 1)
+
+
+def test_the_surrogate_does_not_mind_that_the_shared_weights_get_better() -> None:
     """A constant added to all accuracies of a block says nothing about its archs."""
-    first, second = (ExactStrategy(feasible(), seed=0, warmup=0) for _ in range(2))
+    first, second = (SurrogateStrategy(feasible(), seed=0, warmup=0) for _ in range(2))
     for drift in range(5):
         archs = first.ask(10)
         assert second.ask(10) == archs
@@ -251,10 +332,10 @@ def test_the_exact_strategy_does_not_mind_that_the_shared_weights_get_better() -
     assert first.best() == second.best()
 
 
-def test_the_exact_strategy_finds_the_best_arch_of_an_additive_problem() -> None:
+def test_the_surrogate_finds_the_best_arch_of_an_additive_problem() -> None:
     limits = feasible()
     scores = np.random.default_rng(5).normal(size=limits.cost_ms.shape)
-    strategy = ExactStrategy(limits, seed=0)
+    strategy = SurrogateStrategy(limits, seed=0)
     for _ in range(8):
         archs = strategy.ask(10)
         accuracies = [0.5 + 0.01 * sum(scores[p, code] for p, code in enumerate(arch)) for arch in archs]
@@ -262,8 +343,8 @@ def test_the_exact_strategy_finds_the_best_arch_of_an_additive_problem() -> None
     assert strategy.best() == limits.best(scores)
 
 
-def test_the_exact_strategy_tries_what_it_does_not_know() -> None:
-    strategy = ExactStrategy(feasible(share=1.0), seed=0, warmup=0)
+def test_the_surrogate_tries_what_it_does_not_know() -> None:
+    strategy = SurrogateStrategy(feasible(share=1.0), seed=0, warmup=0)
     archs = feasible(share=1.0).sample(10, np.random.default_rng(0))
     strategy.tell(archs, [0.0] * 10, np.random.default_rng(1).normal(size=10).tolist())
     assert len(set(strategy.ask(20))) > 10

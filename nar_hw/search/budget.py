@@ -6,7 +6,7 @@ Shape legend: N archs, S slots, V operator codes, K costs, M limits.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,10 +135,10 @@ class Budget:
         assert found is not None
         return found
 
-    def best(self, scores: Floats) -> Arch:
-        """The arch within the budget with the largest sum of ``scores`` (S, V)."""
+    def best(self, scores: Floats, pairs: Floats | None = None) -> Arch:
+        """The arch within the budget with the largest sum of ``scores`` (S, V) and ``pairs`` (S - 1, V, V)."""
         for load in (1 + ROUNDING, 1 - TOLERANCE):
-            found = self._solve(scores, 0.0, load)
+            found = self._solve(scores, 0.0, load, pairs)
             if found is not None and self.loads([found])[0] <= 1 + ROUNDING:
                 return found
         return self.nearest
@@ -149,22 +149,40 @@ class Budget:
         entries = np.stack([np.where(np.isfinite(cost.entries), cost.entries, 0) / cost.target for cost in self.costs])
         return np.tensordot(self.mixes, entries, 1), self.mixes @ np.array([cost.fixed / cost.target for cost in self.costs])
 
-    def _solve(self, scores: Floats, weight: float, most: float) -> Arch | None:
-        """The arch with the largest sum of ``scores`` less ``weight`` times its load, which is at most ``most``."""
+    def _solve(self, scores: Floats, weight: float, most: float, pairs: Floats | None = None) -> Arch | None:
+        """The arch with the largest sum of ``scores`` and ``pairs`` less ``weight`` times its load, which is at most ``most``."""
         from scipy.optimize import Bounds, LinearConstraint, milp
 
         slots, codes = np.array([(slot, code) for slot, row in enumerate(self.candidates) for code in row]).T
+        first, second = np.nonzero((slots[:, None] + 1 == slots) & (pairs is not None))
+        gains = np.zeros(0) if pairs is None else pairs[slots[first], codes[first], codes[second]]
+        singles, joints = len(slots), len(first)
         entries, fixed = self.relative
-        once = np.column_stack([np.arange(len(self.candidates))[:, None] == slots, np.zeros(len(self.candidates))])
-        under = np.column_stack([entries[:, slots, codes], -np.ones(len(fixed))])
-        found = milp(  # of one variable for each candidate, and the load
-            np.append(-scores[slots, codes], weight),
-            integrality=np.append(np.ones(len(slots)), 0),
-            bounds=Bounds(0, np.append(np.ones(len(slots)), most)),
-            constraints=[LinearConstraint(once, 1, 1), LinearConstraint(under, -np.inf, -fixed)],
+
+        def rows(of_singles: NDArray[Any], of_joints: NDArray[Any] | float = 0.0, of_load: float = 0.0) -> Floats:
+            """Coefficients of a variable for each candidate, for each two candidates of neighbouring slots, and of the load."""
+            count = len(of_singles)
+            return np.hstack(
+                [of_singles, np.broadcast_to(of_joints, (count, joints)), np.full((count, 1), of_load)], dtype=np.float64
+            )
+
+        each = np.arange(singles)[:, None]
+        constraints = [
+            LinearConstraint(rows(np.arange(len(self.candidates))[:, None] == slots), 1, 1),
+            LinearConstraint(rows(entries[:, slots, codes], of_load=-1.0), -np.inf, -fixed),
+        ]
+        if joints:  # a candidate is chosen exactly where it is in a pair, with the slot behind and with the slot before
+            behind = rows(-np.eye(singles), first == each)[slots < slots.max()]
+            before = rows(-np.eye(singles), second == each)[slots > 0]
+            constraints.append(LinearConstraint(np.vstack([behind, before]), 0, 0))
+        found = milp(
+            np.concatenate([-scores[slots, codes], -gains, [weight]]),
+            integrality=np.append(np.ones(singles), np.zeros(joints + 1)),
+            bounds=Bounds(0, np.append(np.ones(singles + joints), most)),
+            constraints=constraints,
             options={"mip_rel_gap": 0},
         )
-        return None if found.x is None else tuple(map(int, codes[found.x[:-1] > 0.5]))
+        return None if found.x is None else tuple(map(int, codes[found.x[:singles] > 0.5]))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -195,9 +213,9 @@ class Within(Feasible):
         """(N,) whether archs are within every limit."""
         return np.asarray(self.budget.loads(archs) <= 1 + ROUNDING)
 
-    def best(self, scores: Floats, *, states: int = 0) -> Arch:
-        """The arch within every limit with the largest sum of ``scores`` (S, V)."""
-        return self.budget.best(scores)
+    def best(self, scores: Floats, pairs: Floats | None = None, *, states: int = 0) -> Arch:
+        """The arch within every limit with the largest sum of ``scores`` (S, V) and ``pairs`` (S - 1, V, V)."""
+        return self.budget.best(scores, pairs)
 
     def sample(self, n: int, rng: np.random.Generator) -> list[Arch]:
         """``n`` archs, each uniformly random among all within the limits; where few draws are, along a random walk."""

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nar_hw.errors import MissingEntryError, TableError, TargetError
+from nar_hw.search.knapsack import best_chain
 from nar_hw.space import Arch, SearchSpace
 
 if TYPE_CHECKING:
@@ -170,33 +171,16 @@ class Feasible:
             left = after[np.arange(n), choice]
         return archs
 
-    def best(self, scores: Floats, *, states: int = STATES) -> Arch:
-        """The arch under the target with the largest sum of ``scores`` (S, V): a multiple-choice knapsack.
+    def best(self, scores: Floats, pairs: Floats | None = None, *, states: int = STATES) -> Arch:
+        """The arch under the target with the largest sum of ``scores`` (S, V) and ``pairs`` (S - 1, V, V) of neighbouring slots.
 
         Exact while no more than ``states`` partial archs are undominated, else to 1/states of the latency range.
         """
-        spent, gained = np.zeros(1), np.zeros(1)
-        chosen = np.zeros((1, 0), dtype=np.int16)
-        for position, codes in enumerate(map(list, self.candidates)):
-            new_spent = (spent[:, None] + self.cost_ms[position, codes]).ravel()
-            new_gained = (gained[:, None] + scores[position, codes]).ravel()
-            fits = np.flatnonzero(new_spent + self.reserve_ms[position + 1] <= self.budget_ms)
-            if not len(fits):  # the target is the fastest arch itself, and rounding is against it
-                fits = np.array([new_spent.argmin()])
-            order = fits[np.lexsort((-new_gained[fits], new_spent[fits]))]
-            record = np.maximum.accumulate(new_gained[order])
-            better = np.append(True, record[1:] > record[:-1])
-            keep = _thin(order[better], new_spent, states)
-            parents, choices = np.divmod(keep, len(codes))
-            chosen = np.column_stack([chosen[parents], np.asarray(codes, dtype=np.int16)[choices]])
-            spent, gained = new_spent[keep], new_gained[keep]
-        return tuple(map(int, chosen[gained.argmax()]))
-
-
-def _thin(keep: Ints, spent: Floats, states: int) -> Ints:
-    """The last (and so best) of each of so many equal intervals of latency, where there are more states than that."""
-    if len(keep) <= states:
-        return keep
-    times = spent[keep]
-    bins = ((times - times[0]) * (states / (times[-1] - times[0]))).astype(np.int64)
-    return np.asarray(keep[np.append(bins[1:] != bins[:-1], True)])
+        return best_chain(
+            self.candidates,
+            self.cost_ms,
+            self.budget_ms,
+            scores,
+            np.zeros((self.slots - 1, self.codes, self.codes)) if pairs is None else pairs,
+            states=states,
+        )

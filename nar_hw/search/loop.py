@@ -210,10 +210,14 @@ class SearchRun:
         self.scorer.renew()
         for update in range(config.updates):
             archs = self._within(self.strategy.ask, config.samples)
-            accuracies[update] = self.scorer.on_minibatch(archs)
+            slopes = None
+            if self.strategy.wants_slopes:
+                accuracies[update], slopes = self.scorer.with_slopes(archs)
+            else:
+                accuracies[update] = self.scorer.on_minibatch(archs)
             latencies[update], loads[update] = self.budget.latency_ms(archs), self.budget.loads(archs)
             rewards[update] = REWARDS[config.reward](accuracies[update], loads[update], 1.0, **config.reward_options)
-            self.strategy.tell(archs, rewards[update].tolist(), accuracies[update].tolist())
+            self.strategy.tell(archs, rewards[update].tolist(), accuracies[update].tolist(), slopes)
             for arch, reward, accuracy in zip(archs, rewards[update].tolist(), accuracies[update].tolist(), strict=True):
                 if math.isfinite(reward):
                     self.scores[arch] = (reward, accuracy, self.epoch + 1)

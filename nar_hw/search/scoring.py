@@ -6,6 +6,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from nar_hw.data.loader import Batch
 from nar_hw.ranks import share, total
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.supernet import Supernet
@@ -38,19 +39,38 @@ class Scorer:
 
     def on_minibatch(self, archs: Sequence[Arch]) -> list[float]:
         """Accuracy in [0, 1] of each arch on one random validation minibatch, the same for all."""
-        images, targets = next(self._task.eval_batches("valid", self._config.valid_batch, generator=self._generator))
-        images = self.laid_out(images)
+        images, targets = self._minibatch()
         with evaluating(self._supernet):
-            return self._each(archs, lambda: self._task.accuracy(self._supernet(images), targets))
+            scores = self._each(archs, lambda: self._task.accuracy(self._supernet(images), targets))
+        return [accuracy for (accuracy,) in scores]
+
+    def with_slopes(self, archs: Sequence[Arch]) -> tuple[list[float], list[list[float]]]:
+        """The accuracies of `on_minibatch` and the slopes, per arch and slot, of the loss in a factor on the slot's output."""
+        images, targets = self._minibatch()
+        gates = torch.ones(len(self._supernet.space.slots), device=self._task.device, requires_grad=True)
+
+        def score() -> Tensor:
+            with torch.enable_grad(), self._supernet.gated(gates):
+                output = self._supernet(images)
+                (slopes,) = torch.autograd.grad(self._task.loss(output, targets), gates)
+            return torch.cat([self._task.accuracy(output.detach(), targets)[None], slopes])
+
+        with evaluating(self._supernet):
+            scores = self._each(archs, score, width=1 + len(gates))
+        return [accuracy for accuracy, *_ in scores], [slopes for _, *slopes in scores]
 
     def on_all(self, archs: Sequence[Arch]) -> list[float]:
         """Accuracy in [0, 1] of each arch on the whole validation split."""
-        return self._each(archs, lambda: self._task.evaluate(self._supernet, "valid"))
+        return [accuracy for (accuracy,) in self._each(archs, lambda: self._task.evaluate(self._supernet, "valid"))]
 
-    def _each(self, archs: Sequence[Arch], score: Callable[[], Tensor | float]) -> list[float]:
-        """The score of each arch; of several processes, each scores its share."""
+    def _minibatch(self) -> Batch:
+        images, targets = next(self._task.eval_batches("valid", self._config.valid_batch, generator=self._generator))
+        return self.laid_out(images), targets
+
+    def _each(self, archs: Sequence[Arch], score: Callable[[], Tensor | float], width: int = 1) -> list[list[float]]:
+        """The ``width`` numbers that ``score`` gives for each arch; of several processes, each scores its share."""
         different = list(dict.fromkeys(archs))
-        scores = torch.zeros(len(different), dtype=torch.float64, device=self._task.device)
+        scores = torch.zeros(len(different), width, dtype=torch.float64, device=self._task.device)
         for index in share(range(len(different))):
             self._supernet.activate(different[index])
             self._supernet.recalibrate(self._calibration)

@@ -7,6 +7,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -24,10 +25,12 @@ class Switch(nn.Module):
         super().__init__()
         self.choices = nn.ModuleDict({str(code): module for code, module in choices.items()})
         self.active = str(active)
+        self.gate: Tensor | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the active module returns."""
-        return self.choices[self.active](*args, **kwargs)
+        """What the active module returns, times the gate where there is one."""
+        output = self.choices[self.active](*args, **kwargs)
+        return output if self.gate is None else self.gate * output
 
     def current(self) -> nn.Module:
         """The active module."""
@@ -77,6 +80,22 @@ class Supernet(nn.Module):
         for code, switches in zip(self.arch, self._switches, strict=True):
             for switch in switches:
                 switch.active = str(code)
+
+    @contextmanager
+    def gated(self, gates: Tensor) -> Iterator[None]:
+        """Within it, what each slot puts out is multiplied by its element of ``gates`` (S,): behind the norm, if it has one."""
+        switches = [
+            (cast(Switch, self.network.get_submodule(site.norm or site.conv)), gate)
+            for slot, gate in zip(self.space.slots, gates, strict=True)
+            for site in slot.sites
+        ]
+        for switch, gate in switches:
+            switch.gate = gate
+        try:
+            yield
+        finally:
+            for switch, _ in switches:
+                switch.gate = None
 
     def path(self) -> Iterator[nn.Module]:
         """Every module of the active child, without the operators that do not run."""

@@ -33,12 +33,17 @@ def quality(archs: list[Arch]) -> list[float]:
     return [0.5 + 0.4 * math.sin(sum((position + 1) * code for position, code in enumerate(arch))) for arch in archs]
 
 
+def slopes(archs: list[Arch]) -> list[list[float]]:
+    """A made gradient for each slot of each arch."""
+    return [[math.cos((position + 1) * code) for position, code in enumerate(arch)] for arch in archs]
+
+
 def play(strategy: Strategy, rounds: int, n: int = 5) -> list[list[Arch]]:
     """Ask and tell some times; returns what was proposed."""
     proposed = []
     for _ in range(rounds):
         archs = strategy.ask(n)
-        strategy.tell(archs, quality(archs), quality(archs))
+        strategy.tell(archs, quality(archs), quality(archs), slopes(archs))
         proposed.append(archs)
     return proposed
 
@@ -67,7 +72,7 @@ class StrategyConformance:
                 assert all(type(arch) is tuple and all(type(code) is int for code in arch) for arch in archs)
                 assert all(code in codes for arch in archs for code, codes in zip(arch, CANDIDATES, strict=True))
                 assert strategy.feasible.meets(archs).all()
-            strategy.tell(archs, quality(archs), quality(archs))
+            strategy.tell(archs, quality(archs), quality(archs), slopes(archs))
 
     def test_its_own_choice_is_under_the_target(self, name: str) -> None:
         strategy = self.make(name)
@@ -110,7 +115,7 @@ class StrategyConformance:
         archs = feasible().sample(8, np.random.default_rng(1))
         slow = [tuple(codes[int(np.argmax([feasible().cost_ms[p, c] for c in codes]))] for p, codes in enumerate(CANDIDATES))]
         assert not feasible().meets(slow).any()
-        strategy.tell(archs + slow, quality(archs + slow), quality(archs + slow))
+        strategy.tell(archs + slow, quality(archs + slow), quality(archs + slow), slopes(archs + slow))
         assert strategy.feasible.meets(strategy.ask(20)).all()
 
     @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
@@ -118,9 +123,17 @@ class StrategyConformance:
         strategy, other = self.make(name), self.make(name)
         archs = feasible().sample(6, np.random.default_rng(1))
         rewards = quality(archs)
-        other.tell(archs[:2] + archs[3:], rewards[:2] + rewards[3:], rewards[:2] + rewards[3:])
+        kept = archs[:2] + archs[3:]
+        other.tell(kept, quality(kept), quality(kept), slopes(kept))
         rewards[2] = wrong
-        strategy.tell(archs, rewards, rewards)
+        strategy.tell(archs, rewards, rewards, slopes(archs))
+        assert play(strategy, 4) == play(other, 4)
+
+    def test_a_slope_that_is_no_number_changes_nothing(self, name: str) -> None:
+        strategy, other = self.make(name), self.make(name)
+        archs = feasible().sample(3, np.random.default_rng(1))
+        other.tell(archs[:2], quality(archs[:2]), quality(archs[:2]), slopes(archs[:2]))
+        strategy.tell(archs, quality(archs), quality(archs), [*slopes(archs[:2]), [0.1, math.nan, 0.1, 0.1, 0.1, 0.1]])
         assert play(strategy, 4) == play(other, 4)
 
     def test_rewards_that_are_all_no_numbers_are_an_error(self, name: str) -> None:
@@ -134,7 +147,7 @@ class StrategyConformance:
         strategy = self.make(name)
         for _ in range(10):
             archs = strategy.ask(4)
-            strategy.tell(archs, [0.5] * 4, [0.5] * 4)
+            strategy.tell(archs, [0.5] * 4, [0.5] * 4, slopes(archs))
         assert all(math.isfinite(value) for value in strategy.scalars().values())
 
     def test_archs_may_be_told_one_by_one(self, name: str) -> None:

@@ -2,15 +2,25 @@
 
 from nar_hw.search.strategies.base import Strategy
 from nar_hw.search.strategies.evolution import EvolutionStrategy
-from nar_hw.search.strategies.exact import ExactStrategy
+from nar_hw.search.strategies.gradient import GradientStrategy
 from nar_hw.search.strategies.random import RandomStrategy
 from nar_hw.search.strategies.reinforce import ReinforceStrategy
+from nar_hw.search.strategies.surrogate import SurrogateStrategy
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "reinforce": ReinforceStrategy,
     "random": RandomStrategy,
     "evolution": EvolutionStrategy,
-    "exact": ExactStrategy,
+    "gradient": GradientStrategy,
+    "surrogate": SurrogateStrategy,
 }
 
-__all__ = ["STRATEGIES", "EvolutionStrategy", "ExactStrategy", "RandomStrategy", "ReinforceStrategy", "Strategy"]
+__all__ = [
+    "STRATEGIES",
+    "EvolutionStrategy",
+    "GradientStrategy",
+    "RandomStrategy",
+    "ReinforceStrategy",
+    "Strategy",
+    "SurrogateStrategy",
+]

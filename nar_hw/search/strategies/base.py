@@ -1,6 +1,5 @@
 """What every search strategy does: propose archs, learn from their rewards, save and restore what it knows."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from nar_hw.errors import TrainingError
-from nar_hw.search.feasible import Feasible
+from nar_hw.search.feasible import Feasible, Floats
 from nar_hw.space import Arch
 
 
@@ -19,6 +18,9 @@ class Strategy(ABC):
     makes the same proposals; a copy restored with `load_state_dict` goes on exactly as the original would.
     """
 
+    wants_slopes = False
+    """Whether it learns from `nar_hw.search.scoring.Scorer.slopes`."""
+
     def __init__(self, feasible: Feasible, *, seed: int) -> None:
         self.feasible = feasible
         self.rng = np.random.default_rng(seed)
@@ -27,27 +29,38 @@ class Strategy(ABC):
     def ask(self, n: int) -> list[Arch]:
         """``n`` archs to be scored; the same arch may come more than once."""
 
-    def tell(self, archs: Sequence[Arch], rewards: Sequence[float], accuracies: Sequence[float]) -> None:
+    def tell(
+        self,
+        archs: Sequence[Arch],
+        rewards: Sequence[float],
+        accuracies: Sequence[float],
+        slopes: Sequence[Sequence[float]] | None = None,
+    ) -> None:
         """Learn from scored archs, which need not be the ones asked for.
 
-        An arch whose reward is not a finite number is left out: it says nothing about the others.
+        An arch of which a number is not finite is left out: it says nothing about the others.
+
+        Args:
+            slopes: per arch and slot, of the validation loss in a factor on the slot's output; of use to those that want them.
 
         Raises:
-            TrainingError: none of the rewards is finite, so the shared weights have diverged.
+            TrainingError: there are archs, and of none the numbers are finite: the shared weights have diverged.
         """
-        scored = [item for item in zip(archs, rewards, accuracies, strict=True) if all(map(math.isfinite, item[1:]))]
-        if archs and not scored:
+        if not list(zip(archs, rewards, accuracies, strict=True)):
+            return
+        numbers = np.column_stack([rewards, accuracies, *([] if slopes is None else [np.asarray(slopes, dtype=np.float64)])])
+        kept = np.flatnonzero(np.isfinite(numbers).all(axis=1)).tolist()
+        if not kept:
             raise TrainingError(
                 f"rewards must be finite numbers, but all {len(archs)} told at once are not: the shared weights have "
                 "diverged, lower the learning rate"
             )
-        if scored:
-            kept_archs, kept_rewards, kept_accuracies = zip(*scored, strict=True)
-            self.learn(list(kept_archs), np.array(kept_rewards, dtype=float), np.array(kept_accuracies, dtype=float))
+        numbers = numbers[kept]
+        self.learn([archs[index] for index in kept], numbers[:, 0], numbers[:, 1], None if slopes is None else numbers[:, 2:])
 
     @abstractmethod
-    def learn(self, archs: list[Arch], rewards: np.ndarray[Any, Any], accuracies: np.ndarray[Any, Any]) -> None:
-        """What `tell` does with the finite rewards: at least one."""
+    def learn(self, archs: list[Arch], rewards: Floats, accuracies: Floats, slopes: Floats | None) -> None:
+        """What `tell` does with the finite numbers: of at least one arch."""
 
     def paths(self, n: int) -> list[Arch]:
         """``n`` archs on which to train the shared weights; unless a strategy has a policy, uniformly random ones."""

@@ -3,9 +3,7 @@
 from collections import deque
 from typing import Any
 
-import numpy as np
-
-from nar_hw.search.feasible import Feasible
+from nar_hw.search.feasible import Feasible, Floats
 from nar_hw.search.strategies.base import Strategy
 from nar_hw.space import Arch
 
@@ -45,7 +43,7 @@ class EvolutionStrategy(Strategy):
                 return child
         return self.feasible.sample(1, self.rng)[0]
 
-    def learn(self, archs: list[Arch], rewards: np.ndarray[Any, Any], accuracies: np.ndarray[Any, Any]) -> None:
+    def learn(self, archs: list[Arch], rewards: Floats, accuracies: Floats, slopes: Floats | None) -> None:
         """The told archs are born; as many of the oldest die."""
         self.alive.extend(zip(archs, rewards.tolist(), strict=True))
 

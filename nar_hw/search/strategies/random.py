@@ -1,9 +1,6 @@
 """Random search with the latency table as filter: the baseline that every other strategy has to beat."""
 
-from typing import Any
-
-import numpy as np
-
+from nar_hw.search.feasible import Floats
 from nar_hw.search.strategies.base import Strategy
 from nar_hw.space import Arch
 
@@ -15,5 +12,5 @@ class RandomStrategy(Strategy):
         """``n`` archs, independent of each other."""
         return self.feasible.sample(n, self.rng)
 
-    def learn(self, archs: list[Arch], rewards: np.ndarray[Any, Any], accuracies: np.ndarray[Any, Any]) -> None:
+    def learn(self, archs: list[Arch], rewards: Floats, accuracies: Floats, slopes: Floats | None) -> None:
         """Nothing."""

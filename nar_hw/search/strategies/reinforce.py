@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nar_hw.search.controller import LSTMController
-from nar_hw.search.feasible import Feasible
+from nar_hw.search.feasible import Feasible, Floats
 from nar_hw.search.strategies.base import Strategy
 from nar_hw.space import Arch
 
@@ -99,7 +99,7 @@ class ReinforceStrategy(Strategy):
         """The arch of the most probable operators."""
         return _tuples(self.controller.greedy())[0]
 
-    def learn(self, archs: list[Arch], rewards: np.ndarray[Any, Any], accuracies: np.ndarray[Any, Any]) -> None:
+    def learn(self, archs: list[Arch], rewards: Floats, accuracies: Floats, slopes: Floats | None) -> None:
         """Move the policy towards the archs that beat the baseline."""
         self.baseline.move(rewards)
         above = self.baseline.advantages(rewards, scaled=self.update == "ppo")
