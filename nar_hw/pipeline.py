@@ -249,6 +249,7 @@ def train_child(
         std=task.data.std,
         classes=task.data.classes,
         versions=versions(),
+        record=task.record,
         top5={split: task.evaluate(child, split, k=5) for split in HELD_OUT}
         if isinstance(task, ClassificationTask) and task.num_classes > 5
         else {},
@@ -342,6 +343,7 @@ def export_child(
     batch: tuple[int, int] = (1, 64),
     calibration: Calibration = "minmax",
     device: str = "cpu",
+    dense: bool = False,
     data_root: Path | None = None,
 ) -> Path:
     """Export a trained child to a bundle, verified on its validation images.
@@ -386,6 +388,7 @@ def export_child(
         precisions=precisions,
         batch=batch,
         device=device,
+        dense=dense,
         images=images,
         labels=labels if child.classes else None,
         calibration_images=_calibration_images(task) if "int8" in precisions else None,

@@ -109,6 +109,8 @@ class Child:
     versions: Mapping[str, str] = field(default_factory=dict)
     top5: Mapping[str, float] = field(default_factory=dict)
     """Split -> top-5 accuracy in [0, 1]; empty where there are five classes or fewer."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """Of the data: seed, size and hash of each split, augmentation; see `nar_hw.tasks.Task.record`."""
     ensemble: Mapping[str, Any] | None = None
     """Test accuracies of the training's snapshots, see `nar_hw.training.Ensemble`; None without them."""
 

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from nar_hw.cli import main
+from nar_hw.data import load_data
 from nar_hw.runs import Child
 
 NET = f"{Path(__file__).parent / 'networks.py'}:tiny"
@@ -71,6 +72,10 @@ def test_accuracies_are_kept_and_printed(run: Run, baseline: Path) -> None:
     mean, top5, vote = (child.ensemble[key] for key in ("mean", "mean_top5", "vote"))
     told = f"test {100 * mean:.2f} % (top-5 {100 * top5:.2f} %) by mean, {100 * vote:.2f} % by majority vote"
     assert f"ensemble of epochs 4, 6: {told}" in out
+
+
+def test_the_splits_are_recorded(baseline: Path) -> None:
+    assert Child.load(baseline).record["splits"] == load_data(DATA).splits
 
 
 def test_tensorboard_has_every_epoch(baseline: Path) -> None:
