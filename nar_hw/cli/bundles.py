@@ -26,6 +26,7 @@ def export(
         Literal["minmax", "entropy", "percentile"], typer.Option(help="How int8 finds its ranges in training images.")
     ] = "minmax",
     device: Annotated[str, typer.Option(help="Where aoti files shall run: cpu or cuda.")] = "cpu",
+    dense: Annotated[bool, typer.Option("--dense", help="Write the network for larger images too: a map of classes.")] = False,
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
@@ -46,17 +47,19 @@ def export(
             batch=(int(fewest), int(most or fewest)),
             calibration=calibration,
             device=device,
+            dense=dense,
             data_root=data_root,
         )
     manifest = read_json(path / "manifest.json")
     value: dict[str, Any] = {
         "bundle": str(path),
         "files": sorted(file.name for file in path.iterdir()),
-        **{key: manifest[key] for key in ("variants", "compiled", "left_out", "validation")},
+        **{key: manifest[key] for key in ("variants", "compiled", "dense", "left_out", "validation")},
     }
 
     def show() -> None:
         entries = [("onnx", name, item) for name, item in value["variants"].items()]
+        entries += [("dense", "fp32", value["dense"])] if value["dense"] is not None else []
         entries += [(target, name, item) for target, items in value["compiled"].items() for name, item in items.items()]
         table = Table("target", "precision", "file", "largest error", "accuracy", "against torch")
         for target, name, item in entries:
@@ -147,10 +150,12 @@ _COLUMNS = {
 
 def _show_rows(rows: list[dict[str, Any]]) -> None:
     known = {key: title for key, title in _COLUMNS.items() if any(row[key] is not None for row in rows)}
-    table = Table("bundle", "runtime", "precision", "batch", *known.values())
+    several = len({row["subject"] for row in rows}) > 1
+    table = Table(*(["bundle"] if several else []), "runtime, batch", *known.values())
     for row in rows:
         cells = ["" if row[key] is None else f"{row[key]:.4g}" for key in known]
-        table.add_row(row["subject"], row["runtime"], row["precision"], str(row["batch"]), *cells)
+        name = [row["subject"]] if several else []
+        table.add_row(*name, f"{row['runtime']} {row['precision']}, {row['batch']}", *cells)
     console.print(table)
     mark = rows[0]["fingerprint"]
     console.print(f"on {mark.get('device')}", highlight=False, soft_wrap=True, markup=False)

@@ -17,6 +17,7 @@ from torch import nn
 
 import nar_hw
 from nar_hw.errors import ExportError
+from nar_hw.export.dense import DENSE_FILE, export_dense, run_dense
 from nar_hw.export.judge import COMPILED_FP32, TOLERANCES, Judge
 from nar_hw.export.manifest import MANIFEST, SCHEMA, load_bundle
 from nar_hw.export.onnx import Images, export_onnx, open_session, run_session
@@ -45,6 +46,7 @@ def export_bundle(
     precisions: Sequence[str] = ("fp32",),
     batch: tuple[int, int] = (1, 64),
     device: str = "cpu",
+    dense: bool = False,
     images: Images | None = None,
     labels: NDArray[np.int64] | None = None,
     calibration_images: Images | None = None,
@@ -70,6 +72,7 @@ def export_bundle(
             can have on this machine, and the manifest tells which are left out and why.
         precisions: of "fp32" (always there in ONNX), "fp16", "bf16" and "int8"; input and output are fp32 in all of them.
         batch: (fewest, most) images at once; AOTInductor packages are for the fewest only.
+        dense: write model.dense.onnx too, for images of any size from the training's on: the class map, and its mean.
         device: where AOTInductor packages shall run: "cpu" or "cuda".
         images, labels: validation images (N, C, H, W), normalised, and their classes (N,): every precision is compared with
             torch on them, and its accuracy is noted.
@@ -108,6 +111,7 @@ def export_bundle(
         if "int8" in variants:
             variants["int8"]["calibration"] = {"method": calibration, "images": len(samples)}
         source = Source(network=network, onnx=files, input_shape=input_shape, batch=batch, device=device, metadata=properties)
+        larger = _dense(judge, network, folder, input_shape, batch, properties) if dense else None
         made: dict[str, dict[str, Any]] = {}
         for target, precision in compiled:
             made.setdefault(target, {})[precision] = _compiled(judge, target, precision, source, folder, max_accuracy_drop)
@@ -129,6 +133,7 @@ def export_bundle(
             "variants": variants,
             "compiled": made,
             "left_out": left_out,
+            "dense": larger,
             "validation": {"images": 0 if images is None else len(images), "torch_accuracy": judge.accuracy},
             "latency": {
                 "predicted_ms": predicted_ms,
@@ -152,6 +157,20 @@ def _variant(judge: Judge, file: Path, precision: str, max_drop: float) -> dict[
     drop = math.inf if precision == "fp32" else max_drop
     judged = judge(partial(run_session, session), precision, tolerance=TOLERANCES.get(precision), max_drop=drop)
     return {"file": file.name, **judged}
+
+
+def _dense(
+    judge: Judge,
+    network: nn.Module,
+    folder: Path,
+    input_shape: tuple[int, int, int],
+    batch: tuple[int, int],
+    metadata: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Make the dense file; its entry in the manifest. At the training size its one answer is the network's."""
+    file = folder / DENSE_FILE
+    sizes = export_dense(network, file, input_shape=input_shape, batch=batch, metadata=metadata)
+    return {"file": file.name, **sizes, **judge(partial(run_dense, file), "dense", tolerance=TOLERANCES["fp32"])}
 
 
 def _compiled(judge: Judge, target: str, precision: str, source: Source, folder: Path, max_drop: float) -> dict[str, Any]:

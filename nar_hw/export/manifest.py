@@ -56,6 +56,16 @@ class Compiled(Variant):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DenseFile(Variant):
+    """The network for larger images, as ONNX: inputs of any size from ``smallest`` on, outputs "map" and "output" (its mean)."""
+
+    smallest: tuple[int, int]
+    """(H, W), the training's, where the map has one place."""
+    stride: tuple[int, int]
+    """Pixels from one place of the map to the next, down and to the right."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bundle:
     """A bundle that is complete: every file exists and has the hash that the manifest says."""
 
@@ -79,6 +89,7 @@ class Bundle:
     """The ONNX files by precision."""
     compiled: Mapping[str, Mapping[str, Compiled]]
     """By target (aoti, openvino, tensorrt) and precision."""
+    dense: DenseFile | None
     predicted_ms: float | None
     measured_ms: Mapping[str, float]
     """Percentile ("p50_ms", ...) -> milliseconds; empty when it was not measured."""
@@ -148,6 +159,7 @@ def load_bundle(path: Path | str) -> Bundle:
         outputs=root["output"].items("shape", int)[0] if root["output"].items("shape", int) else 0,
         variants=variants,
         compiled={target: _compiled(root["compiled"][target], files) for target in root["compiled"].value},
+        dense=None if root._get("dense") is None else _dense(root["dense"], files),
         predicted_ms=latency.optional_number("predicted_ms"),
         measured_ms={name: latency["measured"].number(name) for name in latency["measured"].value},
         fingerprint=latency["fingerprint"].value,
@@ -277,6 +289,10 @@ def _compiled(value: _Value, files: Mapping[str, str]) -> dict[str, Compiled]:
     return found
 
 
+def _dense(value: _Value, files: Mapping[str, str]) -> DenseFile:
+    return DenseFile(**_judged(value, files), smallest=_pair(value, "smallest"), stride=_pair(value, "stride"))
+
+
 def _shape(source: _Value) -> tuple[int, int, int]:
     sizes = source.items("shape", int)
     if len(sizes) != 3 or not all(0 < size < 2**16 for size in sizes):
@@ -286,9 +302,16 @@ def _shape(source: _Value) -> tuple[int, int, int]:
 
 
 def _batch(source: _Value) -> tuple[int, int]:
-    sizes = source.items("batch", int)
-    if len(sizes) != 2 or not 1 <= sizes[0] <= sizes[1]:
-        raise _damaged(f"{source.where}: batch must be [fewest, most] with 1 <= fewest <= most, but is {_short(sizes)}")
+    fewest, most = _pair(source, "batch")
+    if fewest > most:
+        raise _damaged(f"{source.where}: batch must be [fewest, most] with 1 <= fewest <= most, but is [{fewest}, {most}]")
+    return fewest, most
+
+
+def _pair(source: _Value, name: str) -> tuple[int, int]:
+    sizes = source.items(name, int)
+    if len(sizes) != 2 or not all(0 < size < 2**31 for size in sizes):
+        raise _damaged(f"{source.where}: {name} must be two positive whole numbers, but is {_short(sizes)}")
     return sizes[0], sizes[1]
 
 

@@ -9,8 +9,9 @@ Shape legend: B images, C channels, H height, W width.
 import copy
 import io
 import logging
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,10 +46,12 @@ def export_onnx(
     input_shape: tuple[int, int, int],
     batch: Batch = (1, 64),
     metadata: Mapping[str, Any] | None = None,
+    outputs: Sequence[str] = ("output",),
+    larger: bool = False,
 ) -> None:
     """Write ``model`` in evaluation mode to ``path``; the model itself is left as it is.
 
-    The input is called "input" (B, C, H, W), the output "output". BatchNorms are folded into the layer before them.
+    The input is called "input" (B, C, H, W), the outputs as ``outputs``. BatchNorms are folded into the layer before them.
 
     Args:
         model: any network that maps (B, C, H, W) to one tensor.
@@ -56,6 +59,8 @@ def export_onnx(
         input_shape: (C, H, W) of one image.
         batch: (fewest, most) images, or one number for a fixed batch.
         metadata: what the file says of itself; values other than strings are stored as JSON.
+        outputs: names of the tensors that the network gives.
+        larger: images may be higher and wider than ``input_shape``.
 
     Raises:
         ExportError: the network cannot be exported, or is larger than one ONNX file can be.
@@ -63,15 +68,24 @@ def export_onnx(
     import onnx_ir as ir
     from onnxscript import optimizer
 
-    graph = traced(model, input_shape, batch)
+    graph = traced(model, input_shape, batch, outputs=outputs, larger=larger)
     fold_norms(graph.graph)
     optimizer.optimize(graph)
     proto = ir.to_proto(graph)
+    if larger:
+        _name_sizes(proto)
     clean(proto, metadata)
     write_model(proto, Path(path))
 
 
-def traced(model: nn.Module, input_shape: tuple[int, int, int], batch: Batch) -> "ir.Model":
+def traced(
+    model: nn.Module,
+    input_shape: tuple[int, int, int],
+    batch: Batch,
+    *,
+    outputs: Sequence[str] = ("output",),
+    larger: bool = False,
+) -> "ir.Model":
     """The exporter's graph of ``model`` before any norm is folded: one node per operation, constants already computed.
 
     Raises ExportError when the exporter rejects the network.
@@ -84,9 +98,12 @@ def traced(model: nn.Module, input_shape: tuple[int, int, int], batch: Batch) ->
     if (size := sum(tensor.nbytes for tensor in model.state_dict().values())) > _MAX_BYTES:
         raise ExportError(f"one ONNX file holds at most 2 GiB, but the network's weights take {size / 2**30:.1f} GiB")
     dynamic = lowest != highest
-    # An example batch of 1 would be taken for a constant, so a range is traced with 2.
-    images = torch.zeros((min(max(2, lowest), highest), *input_shape))
-    shapes = ({0: torch.export.Dim("batch", min=lowest, max=highest)},) if dynamic else None
+    channels, height, width = input_shape
+    # An example batch of 1 would be taken for a constant, so a range is traced with 2; maps of one place likewise.
+    sizes = (2 * height, 3 * width) if larger else (height, width)
+    images = torch.zeros((min(max(2, lowest), highest), channels, *sizes))
+    shapes: dict[int, Any] = {0: torch.export.Dim("batch", min=lowest, max=highest)} if dynamic else {}
+    shapes |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC} if larger else {}
     network = copy.deepcopy(model).cpu().float().eval()
     try:
         with _quiet(), torch.no_grad():
@@ -94,10 +111,10 @@ def traced(model: nn.Module, input_shape: tuple[int, int, int], batch: Batch) ->
                 network,
                 (images,),
                 input_names=["input"],
-                output_names=["output"],
+                output_names=list(outputs),
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=shapes,
+                dynamic_shapes=(shapes,) if shapes else None,
                 optimize=False,
                 verbose=False,
             )
@@ -105,10 +122,21 @@ def traced(model: nn.Module, input_shape: tuple[int, int, int], batch: Batch) ->
         cause = problem.__cause__ or problem
         raise ExportError(f"the network cannot be exported to ONNX: {_first_line(cause)}") from problem
     assert program is not None
-    if len(program.model.graph.outputs) != 1:
-        raise ExportError(f"a network must give one tensor to be exported, but gives {len(program.model.graph.outputs)}")
+    if (given := len(program.model.graph.outputs)) != len(outputs):
+        count = "one tensor" if len(outputs) == 1 else f"{len(outputs)} tensors"
+        raise ExportError(f"a network must give {count} to be exported, but gives {given}")
     optimizer.fold_constants(program.model)
     return program.model
+
+
+def _name_sizes(proto: "onnx.ModelProto") -> None:
+    """Call the exporter's symbols for the size of an image "height" and "width", in the shapes of the outputs too."""
+    dims = proto.graph.input[0].type.tensor_type.shape.dim
+    symbols = {dims[2].dim_param: "height", dims[3].dim_param: "width"}
+    for value in (*proto.graph.input, *proto.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(r"\w+", lambda found: symbols.get(found[0], found[0]), dim.dim_param)
 
 
 @contextmanager

@@ -80,14 +80,18 @@ def readme(manifest: Mapping[str, Any]) -> str:
         repeat=f".repeat({fewest}, 0)" if fewest > 1 else "",
         shapes=_shapes(fewest, most, f"{channels}x{height}x{width}"),
         batch=f"{fewest}" if fewest == most else f"{fewest} to {most}",
-        operators_sentence=f"It is {model['name']} with these operators in its {len(model['operators'])} slots: "
-        f"{', '.join(model['operators'])}; {model['parameters']:,} parameters.",
+        operators_sentence=_operators(model),
         files="\n".join(_file_rows(manifest)),
         latency_sentence=_latency(latency),
         mode={1: "L", 3: "RGB"}.get(channels, f"{channels} channels"),
         mean=_numbers(manifest["preprocessing"]["mean"]),
         std=_numbers(manifest["preprocessing"]["std"]),
     )
+
+
+def _operators(model: Mapping[str, Any]) -> str:
+    slots = f" with these operators in its {len(model['operators'])} slots: {', '.join(model['operators'])}"
+    return f"It is {model['name']}{slots if model['operators'] else ''}; {model['parameters']:,} parameters."
 
 
 def _some(classes: list[str]) -> str:
@@ -99,6 +103,12 @@ def _file_rows(manifest: Mapping[str, Any]) -> list[str]:
         f"| {item['file']} | the network in {precision}{_judged(item, manifest)} |"
         for precision, item in manifest["variants"].items()
     ]
+    if (dense := manifest["dense"]) is not None:
+        smallest, stride = ("x".join(map(str, dense[name])) for name in ("smallest", "stride"))
+        rows.append(
+            f"| {dense['file']} | the network for images of any size from {smallest} on: output `map` has an answer every "
+            f"{stride} pixels, `output` is their mean |"
+        )
     for target, items in manifest["compiled"].items():
         for precision, item in items.items():
             made_for = {"aoti": f", batch {item['batch'][0]}, {_machine(item)}", "tensorrt": f", {_machine(item)}"}.get(

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nar_hw.errors import ExportError, RuntimeUnavailableError
+from nar_hw.export.dense import run_dense
 from nar_hw.export.manifest import Bundle, Variant, accuracy, check_images, load_bundle
 from nar_hw.export.onnx import Images, compare, open_session, run_session
 from nar_hw.export.targets import config_for
@@ -22,8 +23,8 @@ def verify_bundle(path: Path | str, *, images: Images | None = None, labels: NDA
         images, labels: (N, C, H, W) normalised and (N,); with them the accuracies are computed again too.
 
     Returns:
-        precision (ONNX) or "target precision" (compiled files) -> file, max_abs_error on `check_images` and, with images,
-        accuracy; or file and skipped: why a compiled file cannot run here.
+        precision (ONNX), "dense" or "target precision" (compiled files) -> file, max_abs_error on `check_images` and, with
+        images, accuracy; or file and skipped: why a compiled file cannot run here.
 
     Raises:
         RunError: the bundle is not whole.
@@ -39,6 +40,8 @@ def verify_bundle(path: Path | str, *, images: Images | None = None, labels: NDA
                 f"{variant.file} must take images of shape {bundle.input_shape}, but takes {tuple(source.shape[1:])}"
             )
         found[precision] = _checked(bundle, variant, partial(run_session, session), images, labels)
+    if bundle.dense is not None:
+        found["dense"] = _checked(bundle, bundle.dense, partial(run_dense, bundle.path / bundle.dense.file), images, labels)
     for target, files in bundle.compiled.items():
         for precision, compiled in files.items():
             config = config_for(target, precision, compiled.device, compiled.batch[0])

@@ -32,6 +32,7 @@ def bench_png(rows: Sequence[BenchRow], path: Path) -> None:
     axes.set_yticks(range(len(rows)), [_label(row, len(subjects) > 1) for row in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log" if max(row.p50_ms for row in rows) > 10 * min(row.p50_ms for row in rows) else "linear")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.12)
     if axes.get_xscale() == "linear":
         axes.set_xlim(left=0)
