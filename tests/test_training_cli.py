@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -117,6 +119,21 @@ def test_refusals(run: Run, options: str, message: str, tmp_path: Path) -> None:
     code, out, err = run(f"{TRAIN} --arch incumbent {options} --out {tmp_path}/x")
     assert (code, out) == (2, "")
     assert message in " ".join(err.split())
+
+
+def test_data_are_fetched_where_one_is_online(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(root: Path, *, train: bool, download: bool) -> None:
+        raise URLError("no route to host") if download else RuntimeError("not found")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
+    line = f"train --arch incumbent --model {NET} --data cifar10 --data-root {tmp_path} --out {tmp_path}/x"
+    for option, message in (
+        ("--download", f"could not be downloaded to {tmp_path}: <urlopen error no route"),
+        ("", "--download"),
+    ):
+        code, out, err = run(f"{line} {option}")
+        assert (code, out) == (2, "")
+        assert message in " ".join(err.split())
 
 
 def test_images_in_files_and_a_recipe_in_a_file(run: Run, tmp_path: Path) -> None:

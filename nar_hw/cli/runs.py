@@ -162,6 +162,9 @@ def train(
     device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
     workers: Annotated[int | None, typer.Option(help="Processes that read stream: images; default: one per core, to 8.")] = None,
     data_root: DataRoot = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch cifar10, cifar100 or fashion-mnist into the data root first.")
+    ] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write scalars to OUT/tensorboard.")] = False,
     resume: Resume = False,
     as_json: Json = False,
@@ -170,6 +173,7 @@ def train(
 
     Example: nar-hw train --arch runs/x --data digits --recipe demo --out runs/x/child
     """
+    from nar_hw.data import load_data
     from nar_hw.pipeline import find_arch, train_child
     from nar_hw.ranks import launched
     from nar_hw.recipes import recipe_named
@@ -184,6 +188,8 @@ def train(
             "--init must be scratch, or inherited together with --baseline, which --distill needs too, "
             f"but got --init {init}, --distill {chosen.distill:g} and --baseline {baseline}"
         )
+    if download:
+        load_data(data, root=data_root, download=True)
     wanted = find_arch(
         arch,
         model=model,
