@@ -28,7 +28,7 @@ def load(name: str, detail: str, *, root: Path, seed: int, download: bool) -> Im
             raise DataError(f"{name} could not be downloaded to {root}: {_line(problem)}") from problem
         raise DataError(
             f"{name} must lie in {root}, but is not there or is damaged: "
-            "name its folder with --data-root or NAR_HW_DATA, or fetch it with nar-hw train --download or load_data(..., download=True)"
+            "name its folder with --data-root or NAR_HW_DATA, or fetch it: nar-hw train --download, load_data(..., download=True)"
         ) from problem
     pool = _pool("train", train)
     return assemble(
