@@ -103,6 +103,19 @@ class TestData:
         assert 10 < mirrored < 40
         assert len(plain) == 5
 
+    def test_processes_share_every_batch(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        task = FacesTask(load_faces(f"faces:{folder},size=16"))
+        whole = list(task.train_batches(8, torch.Generator().manual_seed(0)))
+        shares = []
+        for rank in range(2):
+            monkeypatch.setattr("nar_hw.tasks.faces.share", lambda items, rank=rank: items[rank::2])
+            shares.append(list(task.train_batches(8, torch.Generator().manual_seed(0), shared=True)))
+        for (images, labels), (first, ours), (second, theirs) in zip(whole, *shares, strict=True):
+            assert images[0::2].equal(first)
+            assert images[1::2].equal(second)
+            assert labels[0::2].equal(ours)
+            assert labels[1::2].equal(theirs)
+
     def test_the_seed_decides(self, folder: Path) -> None:
         records = [load_faces(f"faces:{folder},size=16", seed=seed).record for seed in (0, 0, 1)]
         assert records[0] == records[1]
@@ -385,6 +398,15 @@ class TestSearch:
         assert files[0] == files[1]
         assert b"head.weight" in files[0]
         assert task.head is not None
+
+    def test_without_pretraining(self, folder: Path) -> None:
+        space = self.space()
+        table = for_space(space, lambda spec: 1.0 if spec.operator == "conv3x3" else 0.5)
+        config = replace(self.CONFIG, warmup_epochs=0, strategy="random")
+        task = FacesTask(load_faces(f"faces:{folder},size=16,embedding=5,valid=2"))
+        result = search(space, task, table, target_ms=sum(table.bounds()) / 2, config=config)
+        assert [log["warmup"] for log in result.history] == [0, 0]
+        assert result.met
 
     def test_a_child_has_no_head(self, folder: Path) -> None:
         space, task = self.space(), load_task(f"faces:{folder},size=16,embedding=5")
