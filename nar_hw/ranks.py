@@ -53,6 +53,13 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
+def as_the_first(model: nn.Module) -> None:
+    """Let every process have the weights of the first."""
+    if ranks() > 1:
+        for value in model.state_dict().values():
+            dist.broadcast(value, 0)
+
+
 def average_gradients(model: nn.Module) -> None:
     """Let every process have the mean of the gradients; what has none, since it did not run, costs nothing."""
     if ranks() == 1:

@@ -62,6 +62,8 @@ def build(norms: bool) -> nn.Module:
 def work(out: Path, recipe: Recipe = RECIPE, norms: bool = False) -> None:
     """Every process leaves what it has become."""
     model = build(norms)
+    if rank() == 1:  # what it starts from must not matter
+        nn.init.ones_(model[0].weight)  # type: ignore[index]
     result = train(model, task(), recipe, out=out, seed=1, resume=True)
     torch.save((model.state_dict(), [asdict(log) for log in result.history]), out.parent / f"{out.name}.{rank()}")
 

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from nar_hw.checkpoints import SCHEMA, check_resumable, load_state, save_state, save_weights
 from nar_hw.errors import RunError, TrainingError
 from nar_hw.files import write_json
-from nar_hw.ranks import average_buffers, average_gradients, rank, ranks, total
+from nar_hw.ranks import as_the_first, average_buffers, average_gradients, rank, ranks, total
 from nar_hw.recipes import Recipe
 from nar_hw.tasks import Task
 from nar_hw.training.progress import Bar
@@ -124,6 +124,7 @@ class _Run:
         self.task, self.recipe, self.seed = task, recipe, seed
         self.head = task.head if earlier else task.new_head()  # a second phase goes on with the first's
         self.trained = self.model if self.head is None else nn.ModuleList([self.model, self.head])
+        as_the_first(self.trained)
         self.forward = torch.compile(self.model) if recipe.compile else self.model
         self.optimizer = _optimizer(self.trained, recipe)
         self.scaler = torch.amp.GradScaler(task.device.type, enabled=recipe.precision == "fp16")
@@ -167,7 +168,7 @@ class _Run:
         seconds = time.perf_counter() - start  # the last check has waited for the device
         self.optimizer.zero_grad()
         self.model.eval()
-        for network in {self.trained, self.scored}:
+        for network in (self.trained, self.scored):  # twice the same changes nothing
             average_buffers(network)
         self._check_weights(done)
         images_seen = self.steps * recipe.batch
