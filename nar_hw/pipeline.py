@@ -16,7 +16,7 @@ from torch import nn
 from nar_hw import __version__
 from nar_hw.benchmark import bench, compare, measure_children, to_json, unusable
 from nar_hw.children import child_names, named_child
-from nar_hw.data import SplitName, load_data
+from nar_hw.data import FACES, SplitName, load_data
 from nar_hw.data.faces import load_faces
 from nar_hw.errors import RunError, RuntimeUnavailableError, UserError
 from nar_hw.export.bundle import export_bundle
@@ -54,7 +54,7 @@ def load_task(
     data: str, *, root: Path | None = None, device: str = "cpu", workers: int | None = None
 ) -> ClassificationTask | FacesTask:
     """A data set as a task. Raises UnknownNameError or DataError."""
-    if data.startswith("faces:"):
+    if data.startswith(FACES):
         return FacesTask(load_faces(data), device)
     return ClassificationTask(load_data(data, root=root), device, workers=workers)
 
@@ -318,7 +318,7 @@ def find_arch(
         return Wanted(info=replace(named.model, input_shape=load_task(data, root=data_root).input_shape), arch=named.arch)
     if model is None:
         raise UserError(
-            f"--model must name the network unless --arch is a search folder, but {text!r} is no folder, and none of the children "
+            f"--model must name the network unless --arch is a search folder, but {text!r} is no folder and none of the children "
             f"{', '.join(child_names())}"
         )
     task = load_task(data, root=data_root)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from nar_hw.checkpoints import load_state
+from nar_hw.data import load_data
 from nar_hw.data.face_proxy import make_proxy
 from nar_hw.data.faces import FaceConfig, load_faces
 from nar_hw.errors import DataError, UnknownNameError, UserError
@@ -191,6 +192,12 @@ class TestData:
     def test_no_folder(self) -> None:
         with pytest.raises(DataError, match="'faces:nowhere' must name an existing folder of faces"):
             load_faces("faces:nowhere")
+
+    def test_faces_are_no_classes(self) -> None:
+        with pytest.raises(DataError, match="'faces:x' holds identities, not classes: load it with"):
+            load_data("faces:x")
+        with pytest.raises(UnknownNameError, match="unknown data set 'face:x': use one of faces:, fake:"):
+            load_data("face:x")
 
     def test_an_unknown_split(self, folder: Path) -> None:
         with pytest.raises(UnknownNameError, match="unknown split 'val'"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from nar_hw.data.base import SPLITS, Augmentation, ImageData, Part, Split, SplitName
 from nar_hw.errors import DataError, unknown_name
 
-__all__ = ["DATA_SETS", "SPLITS", "Augmentation", "ImageData", "Part", "Split", "SplitName", "data_root", "load_data"]
+__all__ = ["DATA_SETS", "FACES", "SPLITS", "Augmentation", "ImageData", "Part", "Split", "SplitName", "data_root", "load_data"]
 
 DATA_SETS: dict[str, str] = {
     "digits": "nar_hw.data.digits:load",
@@ -20,6 +20,8 @@ DATA_SETS: dict[str, str] = {
     "fake:": "nar_hw.data.fake:load",
 }
 """Name -> module and function that loads it; a name that ends in a colon is followed by a detail of the user's."""
+FACES = "faces:"
+"""Begins the name of a set of faces, which is loaded by :func:`nar_hw.data.faces.load_faces`."""
 ROOT_VARIABLE = "NAR_HW_DATA"
 """Environment variable that names the folder of downloaded data sets."""
 
@@ -43,8 +45,10 @@ def load_data(name: str, *, root: str | Path | None = None, seed: int = 0, downl
         DataError: the images are absent or cannot be used.
     """
     key, colon, detail = name.partition(":")
+    if key + colon == FACES:
+        raise DataError(f"{name!r} holds identities, not classes: load it with nar_hw.data.faces.load_faces")
     if key + colon not in DATA_SETS:
-        raise unknown_name("data set", name, DATA_SETS)
+        raise unknown_name("data set", name, (*DATA_SETS, FACES))
     module, function = DATA_SETS[key + colon].split(":")
     load: Callable[..., ImageData] = getattr(import_module(module), function)
     if not 0 <= seed < 2**32:

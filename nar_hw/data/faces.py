@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nar_hw.data import FACES
 from nar_hw.data.base import SPLITS
 from nar_hw.data.face_images import Encoded, FaceImages, Files, identity_folders
 from nar_hw.data.face_pairs import Pairs, by_identity, drawn_pairs, load_pairs
@@ -196,7 +197,7 @@ def load_faces(name: str, *, seed: int = 0) -> FaceData:
 
 
 def _parsed(name: str) -> tuple[Path, FaceConfig]:
-    text, *pairs = re.split(r",(?=\w+=)", name.removeprefix("faces:"))
+    text, *pairs = re.split(r",(?=\w+=)", name.removeprefix(FACES))
     known = {field.name: str(field.type) for field in fields(FaceConfig)}
     options: dict[str, Any] = {}
     for pair in pairs:
