@@ -3,10 +3,12 @@
 For `nar-hw train --model examples/tiny_imagenet/networks.py:resnet50`. (`--model resnet50` has another stem for small images.)
 """
 
+from collections import OrderedDict
 from functools import partial
 
 import torchvision
 from torch import nn
+from torchvision.models import vgg
 
 
 def resnet(name: str, *, num_classes: int) -> nn.Module:
@@ -23,11 +25,10 @@ resnet152 = partial(resnet, "resnet152")
 
 def vgg16(*, num_classes: int) -> nn.Module:
     """The convolutions of VGG16, which leave 1x1 of 57x57 pixels, and two new linear layers (Zhai, section 3.1)."""
-    network: nn.Module = torchvision.models.vgg16(weights=None)
-    network.avgpool = nn.AdaptiveAvgPool2d(1)
     head = nn.Sequential(nn.Linear(512, 4096), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(4096, num_classes))
     for layer in (head[0], head[3]):
         nn.init.kaiming_normal_(layer.weight)
         nn.init.zeros_(layer.bias)
-    network.classifier = head
-    return network
+    features = vgg.make_layers(vgg.cfgs["D"])
+    parts = {"features": features, "avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "classifier": head}
+    return nn.Sequential(OrderedDict(parts))
