@@ -111,7 +111,11 @@ def test_one_image_and_its_time(bundle: Path, photos: Path) -> None:
 
 
 def test_the_kit_needs_nothing_of_the_project() -> None:
-    allowed = {"run_onnx.py": {"numpy", "onnxruntime", "PIL"}, "run_engine.py": {"numpy", "PIL", "tensorrt", "torch"}}
+    allowed = {
+        "run_onnx.py": {"numpy", "onnxruntime", "PIL"},
+        "run_engine.py": {"numpy", "PIL", "tensorrt", "torch"},
+        "run_pt2.py": {"numpy", "PIL", "torch"},
+    }
     assert {script.name for script in KIT.glob("*.py")} == set(allowed)
     for script, packages in allowed.items():
         tree = ast.parse((KIT / script).read_text())

@@ -159,7 +159,7 @@ def test_weights_of_a_file_are_inherited_where_they_fit(run: Run, tmp_path: Path
     line = f"{TRAIN} --arch incumbent --epochs 2 --init inherited --baseline {tmp_path}"
     code, _, err = run(f"{line}/nine.pth --out {tmp_path}/x")
     assert code == 0, err
-    assert f"inherited from {tmp_path}/nine.pth: all but fc" in " ".join(err.split())
+    assert f"inherited from {tmp_path}/nine.pth: all but fc".replace(" ", "") in "".join(err.split())  # long paths are wrapped
     first, there = load_file(tmp_path / "x/first/last.safetensors"), torch.load(tmp_path / "nine.pth")
     assert torch.equal(first["layer1.conv1.weight"], there["layer1.conv1.weight"])  # frozen in the first phase
     code, _, err = run(f"{line}/nine.pth --distill 0.5 --out {tmp_path}/y")
