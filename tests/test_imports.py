@@ -11,7 +11,7 @@ ROOT = Path(nar_hw.__file__).parent
 ORDER = [
     ["errors", "files"],
     ["recipes", "tensorboard", "userfile"],
-    ["checkpoints"],
+    ["checkpoints", "precision"],
     ["operators"],
     ["trace"],
     ["space"],

@@ -587,6 +587,27 @@ def test_channels_last_searches_the_same_space() -> None:
     assert result.met
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_and_scores_and_keeps_weights_in_fp32(precision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    forward = Supernet.forward
+
+    def spy(self: Supernet, images: torch.Tensor) -> Any:
+        output = forward(self, images)
+        seen.append((self.training, output.dtype))
+        return output
+
+    monkeypatch.setattr(Supernet, "forward", spy)
+    config = dataclasses.replace(CONFIG, precision=precision, epochs=1, lr=0.01)
+    search_run = SearchRun(SPACE, made_task(), Budget.of(SPACE, [TABLE], [TARGET], config), config)
+    while search_run.epoch < search_run.epochs:
+        search_run.advance()
+    wanted = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    assert set(seen) == {(True, wanted), (False, wanted)}
+    assert {parameter.dtype for parameter in search_run.supernet.parameters()} == {torch.float32}
+    assert all(parameter.isfinite().all() for parameter in search_run.supernet.parameters())
+
+
 def test_no_more_archs_are_scored_at_the_end_than_there_are() -> None:
     result = run(target_ms=FASTEST, config=dataclasses.replace(CONFIG, epochs=1))
     assert len(result.finalists) == 1

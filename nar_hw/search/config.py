@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from nar_hw.errors import UserError, unknown_name
-from nar_hw.recipes import Recipe
+from nar_hw.recipes import Precision, Recipe
 from nar_hw.search.reward import REWARDS
 from nar_hw.search.strategies import STRATEGIES
 
@@ -69,6 +69,8 @@ class SearchConfig:
     """Archs that are scored on the whole validation split at the end."""
     finalists: int = 8
     """The best of these, which are measured on the device."""
+    precision: Precision = "fp32"
+    """Arithmetic of the forward passes; bf16 and fp16 keep weights in fp32 (autocast), fp16 scales the loss."""
     channels_last: bool = False
     """Store images and weights with the channels innermost."""
 
@@ -100,7 +102,7 @@ class SearchConfig:
 
     @property
     def recipe(self) -> Recipe:
-        """How the shared weights are trained. Raises TrainingError for a value outside its range."""
+        """How the shared weights are trained. Raises TrainingError or UnknownNameError for a value outside its range."""
         return Recipe(
             epochs=self.warmup_epochs + self.epochs,
             batch=self.batch,
@@ -111,6 +113,7 @@ class SearchConfig:
             momentum=self.momentum,
             nesterov=self.momentum > 0,
             weight_decay=self.weight_decay,
+            precision=self.precision,
             channels_last=self.channels_last,
         )
 

@@ -14,6 +14,7 @@ from rich.progress import Progress
 from torch import nn
 
 from nar_hw.errors import TrainingError
+from nar_hw.precision import autocast
 from nar_hw.ranks import Measure, average_gradients, rank, ranks, share, total
 from nar_hw.search.budget import Budget
 from nar_hw.search.config import SearchConfig
@@ -134,6 +135,7 @@ class SearchRun:
         if config.channels_last:
             self.supernet = self.supernet.to(memory_format=torch.channels_last)
         self.optimizer = optimizer_of(self.supernet, config)
+        self.scaler = torch.amp.GradScaler(task.device.type, enabled=config.precision == "fp16")
         self.strategy = STRATEGIES[config.strategy](budget.feasible, seed=config.seed, **config.strategy_options)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.rng = random.Random(config.seed)
@@ -170,10 +172,13 @@ class SearchRun:
                 group["lr"] = rate
             self.supernet.activate(arch)
             self.optimizer.zero_grad(set_to_none=True)  # what does not run is not moved
-            loss = self.task.loss(self.supernet(self.scorer.laid_out(share(images))), share(targets))
-            loss.backward()  # type: ignore[no-untyped-call]
+            with autocast(self.task.device, self.config.precision):
+                output = self.supernet(self.scorer.laid_out(share(images)))
+            loss = self.task.loss(output.float(), share(targets))
+            torch.autograd.backward(self.scaler.scale(loss))
             average_gradients(self.supernet)
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             losses += loss.detach()
         mean = float(total(losses)) / (ranks() * self.steps)
         if not math.isfinite(mean):
@@ -238,6 +243,7 @@ class SearchRun:
         return {
             "supernet": self.supernet.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "strategy": self.strategy.state_dict(),
             "generator": self.generator.get_state(),
             "rng": self.rng.getstate(),
@@ -253,6 +259,7 @@ class SearchRun:
         """The inverse of `state_dict`, for a run made with the same arguments."""
         self.supernet.load_state_dict(state["supernet"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
         self.strategy.load_state_dict(state["strategy"])
         self.generator.set_state(state["generator"])
         version, numbers, gauss = state["rng"]

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from nar_hw.data.loader import Batch
+from nar_hw.precision import autocast
 from nar_hw.ranks import share, total
+from nar_hw.recipes import Precision
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.supernet import Supernet
 from nar_hw.space import Arch
@@ -52,11 +54,12 @@ class Scorer:
         def score() -> Tensor:
             with torch.enable_grad(), self._supernet.gated(gates):
                 output = self._supernet(images)
-                (slopes,) = torch.autograd.grad(self._task.loss(output, targets), gates)
+                (slopes,) = torch.autograd.grad(self._task.loss(output.float(), targets), gates)
             return torch.cat([self._task.accuracy(output.detach(), targets)[None], slopes])
 
+        precision: Precision = "fp32" if self._config.precision == "fp16" else self._config.precision  # small slopes vanish
         with evaluating(self._supernet):
-            scores = self._each(archs, score, width=1 + len(gates))
+            scores = self._each(archs, score, 1 + len(gates), precision)
         return [accuracy for accuracy, *_ in scores], [slopes for _, *slopes in scores]
 
     def on_all(self, archs: Sequence[Arch]) -> list[float]:
@@ -67,13 +70,16 @@ class Scorer:
         images, targets = next(self._task.eval_batches("valid", self._config.valid_batch, generator=self._generator))
         return self.laid_out(images), targets
 
-    def _each(self, archs: Sequence[Arch], score: Callable[[], Tensor | float], width: int = 1) -> list[list[float]]:
+    def _each(
+        self, archs: Sequence[Arch], score: Callable[[], Tensor | float], width: int = 1, precision: Precision | None = None
+    ) -> list[list[float]]:
         """The ``width`` numbers that ``score`` gives for each arch; of several processes, each scores its share."""
         different = list(dict.fromkeys(archs))
         scores = torch.zeros(len(different), width, dtype=torch.float64, device=self._task.device)
         for index in share(range(len(different))):
             self._supernet.activate(different[index])
-            self._supernet.recalibrate(self._calibration)
-            scores[index] = score()
+            with autocast(self._task.device, precision or self._config.precision):
+                self._supernet.recalibrate(self._calibration)
+                scores[index] = score()
         known = dict(zip(different, total(scores).tolist(), strict=True))  # one wait for the device
         return [known[arch] for arch in archs]

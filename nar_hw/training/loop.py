@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from nar_hw.checkpoints import SCHEMA, check_resumable, load_state, save_state, save_weights
 from nar_hw.errors import RunError, TrainingError
 from nar_hw.files import write_json
+from nar_hw.precision import autocast
 from nar_hw.ranks import as_the_first, average_buffers, average_gradients, rank, ranks, total
 from nar_hw.recipes import Recipe
 from nar_hw.tasks import Task
@@ -248,8 +249,7 @@ class _Run:
             self.average.update_parameters(self.model)
 
     def _autocast(self) -> torch.autocast:
-        dtype = torch.float16 if self.recipe.precision == "fp16" else torch.bfloat16
-        return torch.autocast(self.task.device.type, dtype, enabled=self.recipe.precision != "fp32")
+        return autocast(self.task.device, self.recipe.precision)
 
     def _check_losses(self, losses: Tensor, done: int, first: int) -> None:
         for step, loss in enumerate(losses.tolist(), first):
