@@ -122,6 +122,8 @@ def test_several_tables_flops_and_params(run: Run, table: Path, tmp_path: Path) 
         ("--table {table} --weight 1 --weight 2", r"combine=mean with weights must hold"),
         ("--target-ms 3", r"there must be one target, or one for each of 1 tables, but got 2"),
         ("--max-flops 0", r"max_flops >= 1 must hold"),
+        ("--precision int4", r"unknown precision 'int4': use one of"),
+        ("--warmup-paths strategy", r"warmup_paths is fair or uniform must hold"),
     ],
 )
 def test_limits_that_cannot_be_are_refused_before_the_search(
@@ -129,6 +131,17 @@ def test_limits_that_cannot_be_are_refused_before_the_search(
 ) -> None:
     assert re.search(message, refused(run(line(table, options.format(table=table)))))
     assert not (tmp_path / "x").exists()
+
+
+def test_how_weights_are_trained_is_kept(run: Run, table: Path, tmp_path: Path) -> None:
+    ok(run(line(table, "--strategy evolution --warmup-paths uniform --precision bf16 --channels-last --json")))
+    config = json.loads((tmp_path / "x/run.json").read_text())["identity"]["config"]
+    assert [config[name] for name in ("strategy", "warmup_paths", "precision", "channels_last")] == [
+        *("evolution", "uniform", "bf16", True)
+    ]
+    page = tmp_path / "x/report.html"
+    ok(run("report x --json"))
+    assert "--strategy evolution --epochs 1 --warmup-paths uniform --batch 32 --precision bf16 --channels-last" in page.read_text()
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:

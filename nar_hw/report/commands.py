@@ -109,4 +109,4 @@ def _line(*words: str) -> str:
 
 
 def _options(pairs: Sequence[tuple[str, object]]) -> list[str]:
-    return [word for name, value in pairs if value is not None for word in (f"--{name}", str(value))]
+    return [word for name, value in pairs if value is not None for word in (f"--{name}", str(value)) if word]

@@ -276,12 +276,16 @@ def _commands(folder: Path, run: Fields, child: Fields, table: LatencyTable | No
 
 
 CONDITIONS = ("runtime", "precision", "batch", "threads")
-SEARCH_OPTIONS = ("reward", "strategy", "epochs", "warmup_epochs", "batch", "seed", "max_flops", "max_params")
+SEARCH_OPTIONS = (
+    *("reward", "strategy", "epochs", "warmup_epochs", "warmup_paths", "batch", "precision", "channels_last", "seed"),
+    *("max_flops", "max_params"),
+)
 
 
 def _told(values: Mapping[str, Any], names: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Those of ``names`` that ``values`` has, as options of a command."""
-    return tuple((name.replace("_", "-"), str(values[name])) for name in names if values.get(name) is not None)
+    """Those of ``names`` that ``values`` has, as options of a command; a switch has no value."""
+    told = {name: "" if values[name] is True else str(values[name]) for name in names if values.get(name) not in (None, False)}
+    return tuple((name.replace("_", "-"), text) for name, text in told.items())
 
 
 def _whole(value: float | None) -> int | None:
