@@ -28,8 +28,16 @@ except ImportError as problem:
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
 
 
+def printable(text: str) -> str:
+    """``text`` with everything escaped that is no character to print: line ends, terminal commands."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 class InputError(Exception):
     """Something the user can mend."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 def main() -> int:
@@ -47,7 +55,7 @@ def main() -> int:
     try:
         report(run(arguments), arguments.json)
     except InputError as problem:
-        print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
+        print(f"error: {problem}", file=sys.stderr)
         return 2
     return 0
 
@@ -99,7 +107,7 @@ def report(result: dict, as_json: bool) -> None:
         return
     for item in result["images"]:
         named = ", ".join(f"{entry['name']} ({100 * entry['probability']:.1f} %)" for entry in item["classes"])
-        print(f"{item['file']}: {named}")
+        print(printable(f"{item['file']}: {named}"))
     if "accuracy" in result:
         print(f"{100 * result['accuracy']:.2f} % of {len(result['images'])} images are in the folder of their class")
     if "time" in result:
@@ -118,7 +126,7 @@ def read_engine(path: Path) -> tuple[bytes, dict]:
         plan = path.read_bytes()
     except OSError as problem:
         raise InputError(f"{problem.filename} cannot be read: {problem.strerror}") from None
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise InputError(f"{beside} is damaged ({problem}): copy it again") from None
     try:
         if info["schema"] != 1:
@@ -135,8 +143,8 @@ def read_engine(path: Path) -> tuple[bytes, dict]:
         normalisation = json.loads(metadata["normalisation"])
         for name in ("mean", "std"):
             info[name] = np.asarray(normalisation[name], np.float32).reshape(-1, 1, 1)
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise InputError(f"{beside} is damaged ({problem!r}): copy it again") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as problem:
+        raise InputError(f"{beside} is damaged ({repr(problem)[:150]}): copy it again") from None
     if hashlib.sha256(plan).hexdigest() != wanted:
         raise InputError(f"{path} is not the file that was built (its SHA-256 differs): copy it again")
     return plan, info

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -20,8 +21,16 @@ import numpy as np
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
 
 
+def printable(text: str) -> str:
+    """``text`` with everything escaped that is no character to print: line ends, terminal commands."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 class InputError(Exception):
     """Something the user can mend."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 def main() -> int:
@@ -84,7 +93,7 @@ def report(result: dict, as_json: bool) -> None:
         return
     for item in result["images"]:
         named = ", ".join(f"{entry['name']} ({100 * entry['probability']:.1f} %)" for entry in item["classes"])
-        print(f"{item['file']}: {named}")
+        print(printable(f"{item['file']}: {named}"))
     if "accuracy" in result:
         print(f"{100 * result['accuracy']:.2f} % of {len(result['images'])} images are in the folder of their class")
     if "time" in result:
@@ -100,7 +109,7 @@ def read_bundle(folder: Path, precision: str) -> tuple[dict, Path]:
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        variants, files = manifest["variants"], manifest["files"]
+        variants, files = manifest["variants"], {**manifest["files"]}
         names = {key: value["file"] for key, value in variants.items()}
         check_sizes(manifest)
     except FileNotFoundError:
@@ -108,14 +117,14 @@ def read_bundle(folder: Path, precision: str) -> tuple[dict, Path]:
     except OSError as problem:
         raise InputError(f"{path} cannot be read: {problem}") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as problem:
-        raise InputError(f"{path} is damaged ({problem!r}): copy the bundle again") from None
+        raise InputError(f"{path} is damaged ({repr(problem)[:150]}): copy the bundle again") from None
     if not manifest["classes"]:
         raise InputError("this bundle gives embeddings, not classes: its README.md shows how to compute them")
     if precision not in names:
         raise InputError(f"this bundle has {', '.join(names)}, but --precision is {precision}")
     name = names[precision]
-    if not isinstance(name, str) or Path(name).name != name or name not in files:
-        raise InputError(f"{path} is damaged: {name!r} is not a file of the bundle")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or name not in files:
+        raise InputError(f"{path} is damaged: {str(name)[:60]!r} is not a file of the bundle")
     try:
         digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     except OSError as problem:
@@ -126,15 +135,16 @@ def read_bundle(folder: Path, precision: str) -> tuple[dict, Path]:
 
 
 def check_sizes(manifest: dict) -> None:
-    """Raises KeyError, TypeError or ValueError when what the network needs is not there."""
-    numbers = {"shape": "input", "batch": "input", "mean": "preprocessing", "std": "preprocessing"}
-    found = {name: np.asarray(manifest[section][name], float) for name, section in numbers.items()}
-    channels = int(found["shape"][0])
-    wanted = {"shape": (3,), "batch": (2,), "mean": (channels,), "std": (channels,)}
-    for name, size in wanted.items():
-        if found[name].shape != size:
-            raise ValueError(f"{name} has shape {found[name].shape}, not {size}")
-    if not all(isinstance(name, str) for name in manifest["classes"]):
+    """Raises KeyError, TypeError or ValueError when what the network needs is not there or makes no sense."""
+    (channels, height, width), (fewest, most) = sizes = manifest["input"]["shape"], manifest["input"]["batch"]
+    if not all(type(size) is int and size >= 1 for size in (channels, height, width, fewest, most)):
+        raise ValueError(f"shape and batch are {sizes}")
+    if channels * height * width * fewest > 2**28:
+        raise ValueError(f"images of {channels}x{height}x{width} are too large")
+    mean, std = (np.asarray(manifest["preprocessing"][name], np.float32) for name in ("mean", "std"))
+    if not mean.shape == std.shape == (channels,) or not np.isfinite(mean).all() or not (std > 0).all():
+        raise ValueError("mean and std are not one number per channel")
+    if not isinstance(manifest["classes"], list) or not all(isinstance(name, str) for name in manifest["classes"]):
         raise TypeError("classes are not texts")
 
 

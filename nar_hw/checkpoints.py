@@ -74,11 +74,12 @@ def check_resumable(state: dict[str, Any], out: Path, *, recipe: Recipe, seed: i
     Raises:
         RunError: naming what differs.
     """
-    if state.get("schema") != SCHEMA:
+    whole = all(isinstance(state.get(name), kind) for name, kind in {"seed": int, "history": list, "task": dict}.items())
+    if state.get("schema") != SCHEMA or not whole:
         raise RunError(
             f"{out} must have a training state of schema {SCHEMA}: it was written by another version of nar_hw, train anew"
         )
-    old, done = Recipe.from_json(state["recipe"]), len(state["history"])
+    old, done = Recipe.from_json(state.get("recipe")), len(state["history"])
     if recipe.epochs < done:
         raise RunError(f"{out} has trained for {done} epochs already, but {recipe.epochs} were asked for: ask for {done} or more")
     if recipe.epochs != old.epochs and recipe.schedule == old.schedule == "one-cycle":

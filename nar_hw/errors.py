@@ -22,7 +22,13 @@ from collections.abc import Iterable
 
 
 class NarError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base of all errors raised on purpose.
+
+    What cannot be printed is escaped, for a damaged file may hold line ends and terminal commands.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__("".join(char if char.isprintable() else repr(char)[1:-1] for char in message))
 
 
 class UserError(NarError, ValueError):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nar_hw.errors import TrainingError, unknown_name
-from nar_hw.files import read_json
+from nar_hw.files import misfits, read_json
 
 Schedule = Literal["sgdr", "one-cycle", "step"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -85,22 +85,23 @@ class Recipe:
         return {**asdict(self), "milestones": list(self.milestones)}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Recipe":
+    def from_json(cls, value: Any) -> "Recipe":
         """The recipe that :meth:`to_json` wrote.
 
         Raises:
             UnknownNameError: a field that does not exist.
             TrainingError: a value that is not valid.
         """
+        if not isinstance(value, dict):
+            raise TrainingError(f"a recipe must be an object with the fields of Recipe, but is {repr(value)[:60]}")
         known = {field.name for field in fields(cls)}
         if unknown := sorted(value.keys() - known):
             raise unknown_name("recipe field", unknown[0], known)
         if "epochs" not in value:
             raise TrainingError("a recipe must say its epochs, but has no field 'epochs': add it")
-        try:
-            return cls(**{**value, "milestones": tuple(value.get("milestones", ()))})
-        except TypeError as problem:
-            raise TrainingError(f"every recipe field must have its type, but {value} has not ({problem})") from problem
+        if wrong := [f"{name}={value[name]!r}"[:60] for name in misfits(cls, value)]:
+            raise TrainingError(f"every recipe field must have its type, but {', '.join(wrong)} has not")
+        return cls(**{**value, "milestones": tuple(value.get("milestones", ()))})
 
     def learning_rate(self, epoch: float) -> float:
         """The learning rate after ``epoch`` epochs, in [0, epochs); the loop asks for it before every step."""

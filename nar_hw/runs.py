@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
 from nar_hw.checkpoints import load_weights, save_weights
 from nar_hw.errors import RunError, UserError
-from nar_hw.files import read_json, write_json
+from nar_hw.files import misfits, read_json, write_json
 from nar_hw.models import build_model
 from nar_hw.space import Manner, SearchSpace
 
@@ -58,25 +58,15 @@ class ModelInfo:
     @classmethod
     def from_json(cls, value: Any, *, path: Path) -> "ModelInfo":
         """The inverse of `dataclasses.asdict`. Raises RunError naming ``path``."""
-        try:
-            shape = tuple(int(size) for size in value["input_shape"])
-            operators = value["operators"]
-            info = cls(
-                name=str(value["name"]),
-                input_shape=shape,  # type: ignore[arg-type]
-                num_classes=int(value["num_classes"]),
-                manner=value["manner"],
-                operators=None if operators is None else tuple(map(str, operators)),
-                slots=value.get("slots"),
-                limit_params=bool(value.get("limit_params", True)),
-            )
-        except (KeyError, TypeError, ValueError) as problem:
+        wrong = misfits(cls, value) if isinstance(value, dict) else [value]
+        if wrong or value.get("manner", "conv") not in get_args(Manner):
             raise RunError(
-                f"{path} must describe its model (name, input_shape, num_classes, manner, operators): {problem!r}"
-            ) from None
-        if len(shape) != 3 or info.manner not in ("conv", "block"):
-            raise RunError(f"{path} must give input_shape as [C, H, W] and manner as conv or block, but got {value}")
-        return info
+                f"{path} must describe its model (name, input_shape as [C, H, W], num_classes, manner as conv or block, "
+                f"operators), but {', '.join(map(repr, wrong))[:200] or repr(value['manner'])[:200]} does not"
+            )
+        operators = value.get("operators")
+        shapes = {"input_shape": tuple(value["input_shape"]), "operators": None if operators is None else tuple(operators)}
+        return cls(**{**value, **shapes})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +116,10 @@ class Child:
         value = read_json(path, what="trained child")
         if value.pop("schema", None) != SCHEMA:
             raise RunError(f"{path} must have schema {SCHEMA}: it was written by another version of nar_hw")
-        try:
-            child = cls(**{**value, "model": ModelInfo.from_json(value.get("model"), path=path)})
-        except TypeError as problem:
-            raise RunError(f"{path} is not a trained child: {problem}") from None
-        return child
+        value["model"] = ModelInfo.from_json(value.get("model"), path=path)
+        if wrong := misfits(cls, value):
+            raise RunError(f"{path} is not a trained child ({', '.join(map(repr, wrong))[:200]}): train it again")
+        return cls(**value)
 
     def space(self) -> SearchSpace:
         """The search space that the child was taken from, with fresh weights."""

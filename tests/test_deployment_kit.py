@@ -178,7 +178,7 @@ def test_mistakes_are_told_in_one_line(
             "takes 5 channels, which image files do not have",
         ),
         (lambda m: m["input"].update(shape=[3, 9, 9]), "the network does not run"),
-        (lambda m: m["preprocessing"].update(mean=[1.0] * 5), "mean has shape (5,), not (3,)"),
+        (lambda m: m["preprocessing"].update(mean=[1.0] * 5), "mean and std are not one number per channel"),
         (lambda m: m.update(classes=[1, 2]), "classes are not texts"),
     ],
 )

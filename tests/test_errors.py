@@ -22,6 +22,10 @@ def test_user_errors_are_value_errors(error: type[Exception]) -> None:
     assert issubclass(error, ValueError)
 
 
+def test_a_message_cannot_steer_a_terminal() -> None:
+    assert str(UserError("a\nb\x1b[2Jé\u202e")) == "a\\nb\\x1b[2Jé\\u202e"
+
+
 def test_unknown_name_offers_the_nearest() -> None:
     error = unknown_name("model", "resnet81", ["vgg11", "resnet18", *(f"x{i}" for i in range(20))])
     assert isinstance(error, UnknownNameError)

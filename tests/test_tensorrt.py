@@ -27,7 +27,7 @@ import nar_hw.export.tensorrt
 import nar_hw.runtimes.tensorrt
 from nar_hw.errors import ExportError, ModelError, RunError, RuntimeUnavailableError, UnknownNameError, UserError
 from nar_hw.export.bundle import export_bundle
-from nar_hw.export.engine import EngineInfo, info_file, misfit
+from nar_hw.export.engine import EngineInfo, info_file, misfit, read_engine
 from nar_hw.export.manifest import load_bundle
 from nar_hw.export.onnx import export_onnx
 from nar_hw.export.quantize import precision_of, to_bf16, to_fp16, to_int8
@@ -248,7 +248,7 @@ def test_an_engine_is_built_as_asked(trt: Any, files: dict[str, Path], tmp_path:
         "hardware": "AMPERE_PLUS",
         "profiles": [{"input": [[size, *SHAPE] for size in (1, 3, 5)]}],
     }
-    assert json.loads(info_file(path).read_text()) == dataclasses.asdict(info)
+    assert read_engine(path)[1] == info
     assert (info.tensorrt, info.gpu, info.compute_capability, info.precision) == (trt.__version__, *GPU, "fp32")
     cache = path.with_name("model.engine.cache")
     assert [info.engine_sha256, info.onnx_sha256, info.timing_cache_sha256] == [
@@ -494,7 +494,7 @@ INFO = EngineInfo(
     gpu="A",
     compute_capability="8.6",
     precision="fp32",
-    batch=[1, 1, 1],
+    batch=(1, 1, 1),
     workspace_mib=1,
     optimization_level=3,
     version_compatible=False,

@@ -2,12 +2,11 @@
 
 import hashlib
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nar_hw.errors import RunError
-from nar_hw.files import read_json
+from nar_hw.files import misfits, read_json
 
 SCHEMA = 1
 
@@ -27,8 +26,8 @@ class EngineInfo:
     compute_capability: str
     """"8.9"."""
     precision: str
-    batch: list[int]
-    """[min, opt, max] images."""
+    batch: tuple[int, int, int]
+    """(min, opt, max) images."""
     workspace_mib: int
     optimization_level: int
     version_compatible: bool
@@ -82,22 +81,9 @@ def numbers(version: str) -> tuple[int, ...]:
 def _read_info(file: Path) -> EngineInfo:
     values = read_json(file, what="engine info")
     if values.get("schema") != SCHEMA:
-        raise RunError(f"{file} must have schema {SCHEMA}, but has {values.get('schema')!r}: build the engine again")
-    kinds = {field.name: field.type for field in fields(EngineInfo)}
-    wrong = [name for name, kind in kinds.items() if not _is(values.get(name), kind)]
-    wrong += [name for name in values if name not in kinds]
+        raise RunError(f"{file} must have schema {SCHEMA}, but has {repr(values.get('schema'))[:60]}: build the engine again")
+    wrong = misfits(EngineInfo, values)
     wrong += [name for name in ("tensorrt", "compute_capability") if name not in wrong and not numbers(values[name])]
     if wrong:
-        raise RunError(f"{file} is damaged ({', '.join(map(repr, wrong))}): build the engine again")
-    return EngineInfo(**values)
-
-
-def _is(value: Any, kind: Any) -> bool:
-    """Whether a JSON value has the type of a field of `EngineInfo`."""
-    if kind == list[int]:
-        return isinstance(value, list) and len(value) == 3 and all(type(item) is int for item in value)
-    if kind == dict[str, str]:
-        return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
-    if kind is str or (kind == str | None and value is not None):
-        return isinstance(value, str) and value.isprintable()
-    return value is None if kind == str | None else type(value) is kind
+        raise RunError(f"{file} is damaged ({', '.join(map(repr, wrong))[:200]}): build the engine again")
+    return EngineInfo(**{**values, "batch": tuple(values["batch"])})

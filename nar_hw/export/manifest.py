@@ -20,6 +20,8 @@ from nar_hw.files import read_json, sha256
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
+_MOST_VALUES = 2**28
+"""Of one input: more is no image, but a number that somebody changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +144,7 @@ def load_bundle(path: Path | str) -> Bundle:
     file = folder / MANIFEST
     root = _Value(read_json(file, what="bundle manifest"), str(file))
     if root.value.get("schema") != SCHEMA:
-        raise _damaged(f"{file} must have schema {SCHEMA}, but has {root.value.get('schema')!r}: export it again")
+        raise RunError(f"{file} must have schema {SCHEMA}, but has {_short(root.value.get('schema'))}: export it again")
     files = {name: root["files"].text(name) for name in root["files"].value}
     variants = {precision: _variant(root["variants"][precision], files) for precision in root["variants"].value}
     source, latency = root["input"], root["latency"]
@@ -190,7 +192,7 @@ class _Value:
 
     def __init__(self, value: Any, where: str) -> None:
         if not isinstance(value, dict):
-            raise _damaged(f"{where} must be a JSON object, but is {_short(value)}: the bundle was edited by hand")
+            raise RunError(f"{where} must be a JSON object, but is {_short(value)}: the bundle was edited by hand")
         self.value: dict[str, Any] = value
         self.where = where
 
@@ -199,11 +201,11 @@ class _Value:
 
     def _get(self, name: str) -> Any:
         if name not in self.value:
-            raise _damaged(f"{self.where} must have {name!r}, but does not: the bundle is damaged, export it again")
+            raise RunError(f"{self.where} must have {name!r}, but does not: the bundle is damaged, export it again")
         return self.value[name]
 
     def _wrong(self, name: str, what: str) -> RunError:
-        return _damaged(f"{self.where}: {name} must be {what}, but is {_short(self.value[name])}")
+        return RunError(f"{self.where}: {name} must be {what}, but is {_short(self.value[name])}")
 
     def text(self, name: str) -> str:
         value = self._get(name)
@@ -263,9 +265,9 @@ def _judged(value: _Value, files: Mapping[str, str]) -> dict[str, Any]:
     numbers = {name: value.number(name) for name in ("max_abs_error", "reference_scale")}
     fields = {"file": value.text("file"), **numbers, **{name: value.optional_number(name) for name in optional}}
     if fields["file"] not in files:
-        raise _damaged(f"{value.where}: file must be one of {', '.join(files)}, but is {_short(fields['file'])}")
+        raise RunError(f"{value.where}: file must be one of {', '.join(files)}, but is {_short(fields['file'])}")
     if not numbers["reference_scale"] > 0:
-        raise _damaged(f"{value.where}: reference_scale must be positive, but is {numbers['reference_scale']:g}")
+        raise RunError(f"{value.where}: reference_scale must be positive, but is {numbers['reference_scale']:g}")
     return fields
 
 
@@ -276,7 +278,7 @@ def _compiled(value: _Value, files: Mapping[str, str]) -> dict[str, Compiled]:
         item = value[precision]
         own, requires = tuple(item.items("files", str)), item["requires"]
         if item.text("file") not in own or not set(own) <= files.keys():
-            raise _damaged(
+            raise RunError(
                 f"{item.where}: files must be of the bundle and name {_short(item.text('file'))}, but are {_short(own)}"
             )
         found[precision] = Compiled(
@@ -296,7 +298,7 @@ def _dense(value: _Value, files: Mapping[str, str]) -> DenseFile:
 def _shape(source: _Value) -> tuple[int, int, int]:
     sizes = source.items("shape", int)
     if len(sizes) != 3 or not all(0 < size < 2**16 for size in sizes):
-        raise _damaged(f"{source.where}: shape must be [C, H, W], but is {_short(sizes)}")
+        raise RunError(f"{source.where}: shape must be [C, H, W], but is {_short(sizes)}")
     channels, height, width = sizes
     return channels, height, width
 
@@ -304,44 +306,44 @@ def _shape(source: _Value) -> tuple[int, int, int]:
 def _batch(source: _Value) -> tuple[int, int]:
     fewest, most = _pair(source, "batch")
     if fewest > most:
-        raise _damaged(f"{source.where}: batch must be [fewest, most] with 1 <= fewest <= most, but is [{fewest}, {most}]")
+        raise RunError(f"{source.where}: batch must be [fewest, most] with 1 <= fewest <= most, but is [{fewest}, {most}]")
     return fewest, most
 
 
 def _pair(source: _Value, name: str) -> tuple[int, int]:
     sizes = source.items(name, int)
     if len(sizes) != 2 or not all(0 < size < 2**31 for size in sizes):
-        raise _damaged(f"{source.where}: {name} must be two positive whole numbers, but is {_short(sizes)}")
+        raise RunError(f"{source.where}: {name} must be two positive whole numbers, but is {_short(sizes)}")
     return sizes[0], sizes[1]
 
 
 def _check_sizes(bundle: Bundle, file: Path) -> None:
     channels, classes = bundle.input_shape[0], len(bundle.classes)
+    smallest = max([bundle.batch[0], *(item.batch[0] for items in bundle.compiled.values() for item in items.values())])
+    if smallest * math.prod(bundle.input_shape) > _MOST_VALUES:
+        raise RunError(
+            f"{file}: {smallest} images of {bundle.input_shape} are more than {_MOST_VALUES:,} numbers: export it again"
+        )
     if bundle.outputs < 1 or classes not in (0, bundle.outputs):
-        raise _damaged(
+        raise RunError(
             f"{file}: there must be a class for each of the {bundle.outputs} outputs, or none, but there are {classes}"
         )
     if not len(bundle.mean) == len(bundle.std) == channels or not all(value > 0 for value in bundle.std):
-        raise _damaged(f"{file}: mean and std must have {channels} values, std positive, but are {bundle.mean} and {bundle.std}")
+        raise RunError(f"{file}: mean and std must have {channels} values, std positive, but are {bundle.mean} and {bundle.std}")
     if len(bundle.arch) != len(bundle.codes):
-        raise _damaged(f"{file}: operators and codes must go together, but there are {len(bundle.arch)} and {len(bundle.codes)}")
+        raise RunError(f"{file}: operators and codes must go together, but there are {len(bundle.arch)} and {len(bundle.codes)}")
     if "fp32" not in bundle.variants:
-        raise _damaged(f"{file}: variants must have fp32, but has {', '.join(bundle.variants) or 'none'}")
+        raise RunError(f"{file}: variants must have fp32, but has {', '.join(bundle.variants) or 'none'}")
     if not bundle.check_outputs or any(len(row) != bundle.outputs for row in bundle.check_outputs):
-        raise _damaged(f"{file}: check must hold {bundle.outputs} outputs for each image")
+        raise RunError(f"{file}: check must hold {bundle.outputs} outputs for each image")
 
 
 def _check_file(folder: Path, name: str, digest: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or (folder / name).is_symlink():
-        raise _damaged(f"{folder / MANIFEST}: files must lie in the bundle itself, but {_short(name)} does not")
+        raise RunError(f"{folder / MANIFEST}: files must lie in the bundle itself, but {_short(name)} does not")
     try:
         actual = sha256(folder / name)
     except OSError:
-        raise _damaged(f"bundle {folder} must hold {name}, but does not: copy the whole folder or export it again") from None
+        raise RunError(f"bundle {folder} must hold {name}, but does not: copy the whole folder or export it again") from None
     if actual != digest:
-        raise _damaged(f"bundle {folder}: {name} was changed after the export (SHA-256 {actual[:12]}..., not {digest[:12]!r})")
-
-
-def _damaged(message: str) -> RunError:
-    """The error with everything that comes from the file on one line, unable to steer a terminal."""
-    return RunError("".join(char if char.isprintable() else repr(char)[1:-1] for char in message))
+        raise RunError(f"bundle {folder}: {name} was changed after the export (SHA-256 {actual[:12]}..., not {digest[:12]!r})")

@@ -38,7 +38,7 @@ def to_fp16(source: Path, target: Path) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # weights below the smallest fp16 number; what it costs is measured afterwards
-        proto = convert_float_to_float16(onnx.load(source), keep_io_types=True)
+        proto = convert_float_to_float16(onnx.load(source, load_external_data=False), keep_io_types=True)
     del proto.graph.value_info[:]
     write_bytes(target, proto.SerializeToString(deterministic=True))
 
@@ -51,7 +51,7 @@ def to_bf16(source: Path, target: Path) -> None:
     import onnx
     from onnx import TensorProto, helper, numpy_helper, version_converter
 
-    proto = version_converter.convert_version(onnx.load(source), _BF16_OPSET)
+    proto = version_converter.convert_version(onnx.load(source, load_external_data=False), _BF16_OPSET)
     graph = proto.graph
     kept = {name for node in graph.node if node.op_type == "Resize" for name in node.input[1:]}  # sizes and scales
     for tensor in graph.initializer:
@@ -96,7 +96,7 @@ def to_int8(source: Path, target: Path, images: Images, *, method: Calibration =
     methods = quantization.CalibrationMethod
     with tempfile.TemporaryDirectory(prefix="nar_hw_") as folder:
         prepared, made = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-        proto = onnx.load(source)
+        proto = onnx.load(source, load_external_data=False)
         properties = {entry.key: entry.value for entry in proto.metadata_props}
         # What the quantizer asks to be done first (folding, shapes) is done; without this mark it warns on stderr.
         helper.set_model_props(proto, {"onnx.quant.pre_process": "onnxruntime.quant"})

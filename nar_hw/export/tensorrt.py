@@ -86,7 +86,7 @@ def build_engine(
         gpu=gpu,
         compute_capability=capability,
         precision=precision,
-        batch=list(batch),
+        batch=batch,
         metadata=metadata,
         **settings,
     )

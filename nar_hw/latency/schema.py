@@ -247,7 +247,7 @@ class Reader:
             if not indices or max(indices) >= entries:
                 raise self.fail(here, f"indices of the {entries} entries", list(indices))
             candidates[operator] = indices
-        if row["incumbent"] not in candidates:
+        if self._text(f"{field}.incumbent", row["incumbent"]) not in candidates:
             raise self.fail(f"{field}.incumbent", f"one of its candidates ({', '.join(candidates)})", row["incumbent"])
         return TableSlot(name=self._text(f"{field}.name", row["name"]), incumbent=row["incumbent"], candidates=candidates)
 

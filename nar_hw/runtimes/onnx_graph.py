@@ -17,13 +17,16 @@ def one_line(problem: BaseException) -> str:
 
 
 def loaded(path: Path) -> "onnx.ModelProto":
-    """The model in ``path``, without weights that lie in other files. Raises ModelError in one line."""
+    """The model in ``path``, which must hold all of its weights. Raises ModelError in one line."""
     import onnx
 
     try:
-        return onnx.load(path, load_external_data=False)
+        model = onnx.load(path, load_external_data=False)
     except Exception as problem:  # protobuf's DecodeError among others; onnx documents none
         raise ModelError(f"{path} is not an ONNX file: {one_line(problem)}") from problem
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise ModelError(f"{path} must hold its weights itself, but names other files: save it without external data")
+    return model
 
 
 _CONVERSIONS = {"fp16": to_fp16, "bf16": to_bf16}
