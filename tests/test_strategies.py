@@ -68,7 +68,7 @@ class Planted:
         for _ in range(evaluations // 10):
             archs = strategy.ask(10)
             scores = (0.8 + 0.02 * (self.quality(archs) + 0.5 * self.rng.normal(size=10))).tolist()
-            strategy.tell(archs, scores, scores)
+            strategy.tell(archs, scores)
             seen.update(zip(archs, scores, strict=True))
         best = strategy.best()
         hopefuls = sorted(seen, key=lambda arch: -seen[arch])[:10] + ([] if best is None else [best])
@@ -99,7 +99,7 @@ def test_slopes_lead_to_the_best_arch_under_the_target() -> None:
     for _ in range(150):
         archs = strategy.ask(10)
         slopes = [[losses[p, code] + 0.3 * rng.normal() for p, code in enumerate(arch)] for arch in archs]
-        strategy.tell(archs, [0.0] * 10, [0.5] * 10, slopes)
+        strategy.tell(archs, [0.0] * 10, slopes)
     assert strategy.best() == limits.best(-losses)
 
 
@@ -127,7 +127,7 @@ def test_an_expected_latency_above_the_target_is_a_loss() -> None:
     assert expected() > limits.target_ms
     for _ in range(60):
         archs = strategy.ask(4)
-        strategy.tell(archs, [0.5] * 4, [0.5] * 4, [[0.0] * 6] * 4)
+        strategy.tell(archs, [0.5] * 4, [[0.0] * 6] * 4)
     assert 0.8 * limits.target_ms < expected() <= 1.01 * limits.target_ms
 
 
@@ -144,8 +144,8 @@ def test_random_proposals_do_not_depend_on_rewards() -> None:
     first, second = RandomStrategy(feasible(), seed=0), RandomStrategy(feasible(), seed=0)
     archs = first.ask(10)
     assert second.ask(10) == archs
-    first.tell(archs, quality(archs), quality(archs))
-    second.tell(archs, [0.0] * 9 + [1.0], [0.5] * 10)
+    first.tell(archs, quality(archs))
+    second.tell(archs, [0.0] * 9 + [1.0])
     assert first.ask(10) == second.ask(10)
 
 
@@ -154,7 +154,7 @@ def test_training_paths_follow_the_policy() -> None:
     for _ in range(60):
         archs = strategy.ask(10)
         rewards = [float(arch[2] == 3) for arch in archs]
-        strategy.tell(archs, rewards, rewards)
+        strategy.tell(archs, rewards)
     assert np.mean([arch[2] == 3 for arch in strategy.paths(200)]) > 0.6
     assert strategy.best()[2] == 3
 
@@ -164,7 +164,7 @@ def test_the_first_update_favours_what_scored_above_the_others(update: Any) -> N
     strategy = ReinforceStrategy(feasible(), seed=0, update=update, entropy_weight=0.0)
     good, bad = (0, 1, 0, 2, 0, 0), (1, 3, 1, 2, 2, 1)
     before = strategy.controller(torch.tensor([good, bad])).log_prob.sum(1).detach()
-    strategy.tell([good, bad], [0.9, 0.1], [0.9, 0.1])
+    strategy.tell([good, bad], [0.9, 0.1])
     after = strategy.controller(torch.tensor([good, bad])).log_prob.sum(1).detach()
     assert after[0] > before[0]
     assert after[1] < before[1]
@@ -179,7 +179,7 @@ def test_entropy_is_part_of_the_objective() -> None:
             strategy.controller.biases[:, 0] = 3.0
         for _ in range(30):
             archs = strategy.ask(10)
-            strategy.tell(archs, [0.5] * 10, [0.5] * 10)
+            strategy.tell(archs, [0.5] * 10)
         entropies.append(strategy.scalars()["entropy"])
     assert entropies[1] > entropies[0] + 0.5
 
@@ -191,7 +191,7 @@ def test_a_clipped_update_moves_no_arch_far() -> None:
         strategy = ReinforceStrategy(feasible(share=1.0), seed=0, clip=clip, steps=200, entropy_weight=0.0, lr=5e-3)
         archs = strategy.ask(20)
         before = strategy.controller(torch.tensor(archs)).log_prob.detach()
-        strategy.tell(archs, quality(archs), quality(archs))
+        strategy.tell(archs, quality(archs))
         after = strategy.controller(torch.tensor(archs)).log_prob.detach()
         moves.append(float((after - before).exp().sub(1).abs().mean()))
     assert moves[0] < 0.35
@@ -211,7 +211,7 @@ def test_gradients_are_clipped_before_they_are_used(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(strategy.optimizer, "step", spy)
     archs = strategy.ask(10)
-    strategy.tell(archs, [1e6 * value for value in quality(archs)], quality(archs))
+    strategy.tell(archs, [1e6 * value for value in quality(archs)])
     assert norms == [pytest.approx(GRADIENT_NORM, rel=1e-3)]
 
 
@@ -279,23 +279,23 @@ def test_the_surrogate_fits_a_ridge_regression_with_one_offset_per_block() -> No
     archs = feasible().sample(60, np.random.default_rng(0))
     rng = np.random.default_rng(1)
     design = features(archs)
-    accuracies = design[:, :17] @ rng.normal(size=17) + rng.normal(size=60)
+    rewards = design[:, :17] @ rng.normal(size=17) + rng.normal(size=60)
     for start in range(0, 60, 10):
-        strategy.tell(archs[start : start + 10], [0.0] * 10, accuracies[start : start + 10].tolist())
+        strategy.tell(archs[start : start + 10], rewards[start : start + 10].tolist())
     strategy.ask(1)
     single, pair = (float(values[index]) for values, index in zip((SHRINKAGE, PAIRS), strategy.penalties, strict=True))
     shrink = np.diag([single] * 17 + [single * pair] * (design.shape[1] - 17) + [0.0] * 6)
     whole = np.hstack([design, np.kron(np.eye(6), np.ones((10, 1)))])
-    expected = np.linalg.lstsq(whole.T @ whole + shrink, whole.T @ accuracies, rcond=None)[0][: design.shape[1]]
+    expected = np.linalg.lstsq(whole.T @ whole + shrink, whole.T @ rewards, rcond=None)[0][: design.shape[1]]
     np.testing.assert_allclose(strategy._posterior(strategy.penalties)[0], expected, atol=1e-8)
 
 
 def test_the_evidence_is_the_likelihood_of_what_was_seen() -> None:
-    """At its best noise: the density of the accuracies within blocks under the prior, up to a constant, by scipy."""
+    """At its best noise: the density of the rewards within blocks under the prior, up to a constant, by scipy."""
     strategy = SurrogateStrategy(feasible(), seed=0, block=30)
     archs = feasible().sample(30, np.random.default_rng(0))
-    accuracies = np.random.default_rng(1).normal(size=30)
-    strategy.tell(archs, [0.0] * 30, accuracies.tolist())
+    rewards = np.random.default_rng(1).normal(size=30)
+    strategy.tell(archs, rewards.tolist())
     design = features(archs)
     basis = np.linalg.svd(np.eye(30) - 1 / 30)[0][:, :29]  # differences within the block
     found, expected = [], []
@@ -306,7 +306,7 @@ def test_the_evidence_is_the_likelihood_of_what_was_seen() -> None:
         _, _, noise, evidence = strategy._posterior(penalties)
         density = scipy.stats.multivariate_normal(np.zeros(29), noise * spread)
         found.append(evidence)
-        expected.append(density.logpdf(basis.T @ accuracies))
+        expected.append(density.logpdf(basis.T @ rewards))
     np.testing.assert_allclose(np.subtract(found, found[0]), np.subtract(expected, expected[0]), atol=1e-8)
 
 
@@ -316,19 +316,19 @@ def test_the_surrogate_learns_what_neighbours_are_worth_together() -> None:
     for _ in range(40):
         archs = strategy.ask(10)
         # the first and the third operator of two slots are only good together
-        accuracies = [0.5 + 0.1 * (arch[4:] == (3, 1)) - 0.04 * (arch[4] == 3) - 0.04 * (arch[5] == 1) for arch in archs]
-        strategy.tell(archs, [0.0] * 10, accuracies)
+        rewards = [0.5 + 0.1 * (arch[4:] == (3, 1)) - 0.04 * (arch[4] == 3) - 0.04 * (arch[5] == 1) for arch in archs]
+        strategy.tell(archs, rewards)
     assert strategy.best()[4:] == (3, 1)
 
 
 def test_the_surrogate_does_not_mind_that_the_shared_weights_get_better() -> None:
-    """A constant added to all accuracies of a block says nothing about its archs."""
+    """A constant added to all rewards of a block says nothing about its archs."""
     first, second = (SurrogateStrategy(feasible(), seed=0, warmup=0) for _ in range(2))
     for drift in range(5):
         archs = first.ask(10)
         assert second.ask(10) == archs
-        first.tell(archs, quality(archs), quality(archs))
-        second.tell(archs, quality(archs), [value + drift for value in quality(archs)])
+        first.tell(archs, quality(archs))
+        second.tell(archs, [value + drift for value in quality(archs)])
     assert first.best() == second.best()
 
 
@@ -338,15 +338,15 @@ def test_the_surrogate_finds_the_best_arch_of_an_additive_problem() -> None:
     strategy = SurrogateStrategy(limits, seed=0)
     for _ in range(8):
         archs = strategy.ask(10)
-        accuracies = [0.5 + 0.01 * sum(scores[p, code] for p, code in enumerate(arch)) for arch in archs]
-        strategy.tell(archs, [0.0] * 10, accuracies)
+        rewards = [0.5 + 0.01 * sum(scores[p, code] for p, code in enumerate(arch)) for arch in archs]
+        strategy.tell(archs, rewards)
     assert strategy.best() == limits.best(scores)
 
 
 def test_the_surrogate_tries_what_it_does_not_know() -> None:
     strategy = SurrogateStrategy(feasible(share=1.0), seed=0, warmup=0)
     archs = feasible(share=1.0).sample(10, np.random.default_rng(0))
-    strategy.tell(archs, [0.0] * 10, np.random.default_rng(1).normal(size=10).tolist())
+    strategy.tell(archs, np.random.default_rng(1).normal(size=10).tolist())
     assert len(set(strategy.ask(20))) > 10
 
 
@@ -369,6 +369,6 @@ def test_the_oldest_die() -> None:
 def test_winners_of_tournaments_are_the_better_archs() -> None:
     strategy = EvolutionStrategy(feasible(), seed=0, population=20, tournament=10)
     archs = list(dict.fromkeys(feasible().sample(200, np.random.default_rng(0))))[:20]
-    strategy.tell(archs, [float(index) for index in range(20)], [0.5] * 20)
+    strategy.tell(archs, [float(index) for index in range(20)])
     ranks = [archs.index(strategy._parent()) for _ in range(200)]
     assert np.mean(ranks) == pytest.approx(20 * 10 / 11, abs=1.5)  # the largest of ten of twenty

@@ -113,7 +113,7 @@ def played(
         indices = np.array([INDEX[arch] for arch in archs])
         accuracies = score(indices)
         rewards = REWARDS[reward](accuracies, known().predicted_ms[indices], target)
-        player.tell(archs, rewards.tolist(), accuracies.tolist())
+        player.tell(archs, rewards.tolist())
         seen |= zip(archs, rewards.tolist(), strict=True)
         if evaluations in MARKS:
             own = player.best()

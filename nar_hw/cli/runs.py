@@ -67,10 +67,12 @@ def search(
     weight: Annotated[list[float] | None, typer.Option(help="Of a table in the mean; once for each.")] = None,
     max_flops: Annotated[int | None, typer.Option(help="Most FLOPs (multiply-adds of one image).")] = None,
     max_params: Annotated[int | None, typer.Option(help="Most parameters.")] = None,
-    strategy: Annotated[str, typer.Option(help="How archs are proposed: surrogate, reinforce, gradient, evolution or random.")] = "reinforce",
+    strategy: Annotated[
+        str, typer.Option(help="How archs are proposed: surrogate, reinforce, gradient, evolution or random.")
+    ] = "reinforce",
     epochs: Annotated[int, typer.Option(help="Epochs of shared weights and strategy in turn.")] = 140,
     warmup_epochs: Annotated[int, typer.Option(help="Epochs of the shared weights alone, before these.")] = 10,
-    warmup_paths: Annotated[str, typer.Option(help="Whether these deal operators fairly (fair) or draw them (uniform).")] = "fair",
+    warmup_paths: Annotated[str, typer.Option(help="Whether these deal operators (fair) or draw them (uniform).")] = "fair",
     batch: Annotated[int, typer.Option(help="Training images per step.")] = 128,
     precision: Annotated[str, typer.Option(help="Arithmetic of the shared weights: fp32, bf16 or fp16.")] = "fp32",
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Store images with the channels innermost.")] = False,

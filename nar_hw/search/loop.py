@@ -222,7 +222,7 @@ class SearchRun:
                 accuracies[update] = self.scorer.on_minibatch(archs)
             latencies[update], loads[update] = self.budget.latency_ms(archs), self.budget.loads(archs)
             rewards[update] = REWARDS[config.reward](accuracies[update], loads[update], 1.0, **config.reward_options)
-            self.strategy.tell(archs, rewards[update].tolist(), accuracies[update].tolist(), slopes)
+            self.strategy.tell(archs, rewards[update].tolist(), slopes)
             for arch, reward, accuracy in zip(archs, rewards[update].tolist(), accuracies[update].tolist(), strict=True):
                 if math.isfinite(reward):
                     self.scores[arch] = (reward, accuracy, self.epoch + 1)

@@ -43,7 +43,7 @@ def play(strategy: Strategy, rounds: int, n: int = 5) -> list[list[Arch]]:
     proposed = []
     for _ in range(rounds):
         archs = strategy.ask(n)
-        strategy.tell(archs, quality(archs), quality(archs), slopes(archs))
+        strategy.tell(archs, quality(archs), slopes(archs))
         proposed.append(archs)
     return proposed
 
@@ -72,7 +72,7 @@ class StrategyConformance:
                 assert all(type(arch) is tuple and all(type(code) is int for code in arch) for arch in archs)
                 assert all(code in codes for arch in archs for code, codes in zip(arch, CANDIDATES, strict=True))
                 assert strategy.feasible.meets(archs).all()
-            strategy.tell(archs, quality(archs), quality(archs), slopes(archs))
+            strategy.tell(archs, quality(archs), slopes(archs))
 
     def test_its_own_choice_is_under_the_target(self, name: str) -> None:
         strategy = self.make(name)
@@ -115,7 +115,7 @@ class StrategyConformance:
         archs = feasible().sample(8, np.random.default_rng(1))
         slow = [tuple(codes[int(np.argmax([feasible().cost_ms[p, c] for c in codes]))] for p, codes in enumerate(CANDIDATES))]
         assert not feasible().meets(slow).any()
-        strategy.tell(archs + slow, quality(archs + slow), quality(archs + slow), slopes(archs + slow))
+        strategy.tell(archs + slow, quality(archs + slow), slopes(archs + slow))
         assert strategy.feasible.meets(strategy.ask(20)).all()
 
     @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
@@ -124,30 +124,30 @@ class StrategyConformance:
         archs = feasible().sample(6, np.random.default_rng(1))
         rewards = quality(archs)
         kept = archs[:2] + archs[3:]
-        other.tell(kept, quality(kept), quality(kept), slopes(kept))
+        other.tell(kept, quality(kept), slopes(kept))
         rewards[2] = wrong
-        strategy.tell(archs, rewards, rewards, slopes(archs))
+        strategy.tell(archs, rewards, slopes(archs))
         assert play(strategy, 4) == play(other, 4)
 
     def test_a_slope_that_is_no_number_changes_nothing(self, name: str) -> None:
         strategy, other = self.make(name), self.make(name)
         archs = feasible().sample(3, np.random.default_rng(1))
-        other.tell(archs[:2], quality(archs[:2]), quality(archs[:2]), slopes(archs[:2]))
-        strategy.tell(archs, quality(archs), quality(archs), [*slopes(archs[:2]), [0.1, math.nan, 0.1, 0.1, 0.1, 0.1]])
+        other.tell(archs[:2], quality(archs[:2]), slopes(archs[:2]))
+        strategy.tell(archs, quality(archs), [*slopes(archs[:2]), [0.1, math.nan, 0.1, 0.1, 0.1, 0.1]])
         assert play(strategy, 4) == play(other, 4)
 
     def test_rewards_that_are_all_no_numbers_are_an_error(self, name: str) -> None:
         strategy, other = self.make(name), self.make(name)
         archs = feasible().sample(3, np.random.default_rng(1))
         with pytest.raises(TrainingError, match="all 3 told at once are not"):
-            strategy.tell(archs, [math.nan] * 3, [0.5] * 3)
+            strategy.tell(archs, [math.nan] * 3)
         assert play(strategy, 3) == play(other, 3)
 
     def test_equal_rewards_are_no_reason_to_stop(self, name: str) -> None:
         strategy = self.make(name)
         for _ in range(10):
             archs = strategy.ask(4)
-            strategy.tell(archs, [0.5] * 4, [0.5] * 4, slopes(archs))
+            strategy.tell(archs, [0.5] * 4, slopes(archs))
         assert all(math.isfinite(value) for value in strategy.scalars().values())
 
     def test_archs_may_be_told_one_by_one(self, name: str) -> None:
@@ -157,7 +157,7 @@ class StrategyConformance:
 
     def test_being_told_nothing_changes_nothing(self, name: str) -> None:
         strategy, other = self.make(name), self.make(name)
-        strategy.tell([], [], [])
+        strategy.tell([], [])
         assert play(strategy, 3) == play(other, 3)
 
     def test_a_target_that_only_the_fastest_arch_meets_is_met(self, name: str) -> None:
@@ -169,7 +169,7 @@ class StrategyConformance:
 
     def test_unequal_numbers_of_archs_and_rewards_are_an_error(self, name: str) -> None:
         with pytest.raises(ValueError, match="zip"):
-            self.make(name).tell([(0, 1, 0, 2, 0, 0)], [0.1, 0.2], [0.1])
+            self.make(name).tell([(0, 1, 0, 2, 0, 0)], [0.1, 0.2])
 
     def test_says_what_it_is(self, name: str) -> None:
         assert STRATEGIES[name].__doc__

@@ -33,7 +33,6 @@ class Strategy(ABC):
         self,
         archs: Sequence[Arch],
         rewards: Sequence[float],
-        accuracies: Sequence[float],
         slopes: Sequence[Sequence[float]] | None = None,
     ) -> None:
         """Learn from scored archs, which need not be the ones asked for.
@@ -46,9 +45,9 @@ class Strategy(ABC):
         Raises:
             TrainingError: there are archs, and of none the numbers are finite: the shared weights have diverged.
         """
-        if not list(zip(archs, rewards, accuracies, strict=True)):
+        if not list(zip(archs, rewards, strict=True)):
             return
-        numbers = np.column_stack([rewards, accuracies, *([] if slopes is None else [np.asarray(slopes, dtype=np.float64)])])
+        numbers = np.column_stack([rewards, *([] if slopes is None else [np.asarray(slopes, dtype=np.float64)])])
         kept = np.flatnonzero(np.isfinite(numbers).all(axis=1)).tolist()
         if not kept:
             raise TrainingError(
@@ -56,10 +55,10 @@ class Strategy(ABC):
                 "diverged, lower the learning rate"
             )
         numbers = numbers[kept]
-        self.learn([archs[index] for index in kept], numbers[:, 0], numbers[:, 1], None if slopes is None else numbers[:, 2:])
+        self.learn([archs[index] for index in kept], numbers[:, 0], None if slopes is None else numbers[:, 1:])
 
     @abstractmethod
-    def learn(self, archs: list[Arch], rewards: Floats, accuracies: Floats, slopes: Floats | None) -> None:
+    def learn(self, archs: list[Arch], rewards: Floats, slopes: Floats | None) -> None:
         """What `tell` does with the finite numbers: of at least one arch."""
 
     def paths(self, n: int) -> list[Arch]:

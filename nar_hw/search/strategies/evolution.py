@@ -43,7 +43,7 @@ class EvolutionStrategy(Strategy):
                 return child
         return self.feasible.sample(1, self.rng)[0]
 
-    def learn(self, archs: list[Arch], rewards: Floats, accuracies: Floats, slopes: Floats | None) -> None:
+    def learn(self, archs: list[Arch], rewards: Floats, slopes: Floats | None) -> None:
         """The told archs are born; as many of the oldest die."""
         self.alive.extend(zip(archs, rewards.tolist(), strict=True))
 

@@ -68,7 +68,7 @@ class GradientStrategy(Strategy):
         """The most probable arch under the target."""
         return self.feasible.best(np.where(self._open.numpy(), self._log_probs().detach().numpy(), 0.0))
 
-    def learn(self, archs: list[Arch], rewards: Floats, accuracies: Floats, slopes: Floats | None) -> None:
+    def learn(self, archs: list[Arch], rewards: Floats, slopes: Floats | None) -> None:
         """One step down the slopes."""
         assert slopes is not None
         chosen = torch.tensor(archs)  # (N, S)

@@ -12,5 +12,5 @@ class RandomStrategy(Strategy):
         """``n`` archs, independent of each other."""
         return self.feasible.sample(n, self.rng)
 
-    def learn(self, archs: list[Arch], rewards: Floats, accuracies: Floats, slopes: Floats | None) -> None:
+    def learn(self, archs: list[Arch], rewards: Floats, slopes: Floats | None) -> None:
         """Nothing."""

@@ -99,7 +99,7 @@ class ReinforceStrategy(Strategy):
         """The arch of the most probable operators."""
         return _tuples(self.controller.greedy())[0]
 
-    def learn(self, archs: list[Arch], rewards: Floats, accuracies: Floats, slopes: Floats | None) -> None:
+    def learn(self, archs: list[Arch], rewards: Floats, slopes: Floats | None) -> None:
         """Move the policy towards the archs that beat the baseline."""
         self.baseline.move(rewards)
         above = self.baseline.advantages(rewards, scaled=self.update == "ppo")

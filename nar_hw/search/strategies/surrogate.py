@@ -1,4 +1,4 @@
-"""A linear model of the accuracy and, for it, the exactly best arch under the latency target (after LANA, section 3.2).
+"""A linear model of the reward and, for it, the exactly best arch under the latency target (after LANA, section 3.2).
 
 Shape legend: S slots, V codes, F features: one per slot and candidate, then one per two candidates of neighbouring slots.
 """
@@ -28,7 +28,7 @@ class SurrogateStrategy(Strategy):
     """Bayesian ridge regression on operators and neighbouring pairs of them, and Thompson sampling with a knapsack solver.
 
     Each proposal is the best arch under the target for one draw from the posterior of the weights, so that operators of which
-    little is known are tried. Accuracies are compared within blocks of successive archs only, since the shared weights that
+    little is known are tried. Rewards are compared within blocks of successive archs only, since the shared weights that
     they were measured with change over time.
 
     Args:
@@ -55,7 +55,7 @@ class SurrogateStrategy(Strategy):
         self.chosen_at = 0
 
     def ask(self, n: int) -> list[Arch]:
-        """``n`` archs, each the best for another draw of what the accuracies leave open."""
+        """``n`` archs, each the best for another draw of what the rewards leave open."""
         if self.degrees == 0 or self.told < self.warmup:
             return self.feasible.sample(n, self.rng)
         if self.told >= GROWTH * self.chosen_at:
@@ -68,20 +68,20 @@ class SurrogateStrategy(Strategy):
         """The best arch under the target for the mean of the posterior."""
         return None if self.degrees == 0 else self._solve(self._posterior(self.penalties)[0])
 
-    def learn(self, archs: list[Arch], rewards: Floats, accuracies: Floats, slopes: Floats | None) -> None:
-        """Add the accuracies to the model once there is a block of them; the latency needs no model."""
+    def learn(self, archs: list[Arch], rewards: Floats, slopes: Floats | None) -> None:
+        """Add the rewards to the model once there is a block of them."""
         self.told += len(archs)
-        self.pending += zip(archs, accuracies.tolist(), strict=True)
+        self.pending += zip(archs, rewards.tolist(), strict=True)
         if len(self.pending) < self.block:
             return
         features = self._features(np.array([arch for arch, _ in self.pending]))  # (block, F)
-        accuracy = np.array([value for _, value in self.pending])
+        reward = np.array([value for _, value in self.pending])
         features -= features.mean(axis=0)
-        accuracy -= accuracy.mean()
+        reward -= reward.mean()
         self.gram += features.T @ features
-        self.moment += features.T @ accuracy
-        self.squares += float(accuracy @ accuracy)
-        self.degrees += len(accuracy) - 1
+        self.moment += features.T @ reward
+        self.squares += float(reward @ reward)
+        self.degrees += len(reward) - 1
         self.pending = []
 
     def _features(self, codes: np.ndarray[Any, Any]) -> Floats:
