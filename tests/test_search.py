@@ -195,7 +195,7 @@ def test_run_json_tells_everything(tmp_path: Path) -> None:
     assert model == info
     assert arch == SPACE.names(result.arch) == tuple(value["arch"])
     assert value["schema"] == 1
-    assert (value["target_ms"], value["reward"], value["strategy"], value["seed"]) == (TARGET, "absolute", "reinforce", 0)
+    assert (value["target_ms"], value["reward"], value["strategy"], value["seed"]) == (TARGET, "absolute", "surrogate", 0)
     assert (value["predicted_ms"], value["measured_ms"]) == (result.pick.predicted_ms, result.pick.measured_ms)
     assert value["accuracy"] == result.pick.accuracy
     assert value["manner"] == "conv"
@@ -347,7 +347,8 @@ def test_others_are_tried_where_the_device_is_slower_than_the_table() -> None:
         return [1.15 * TABLE.predict(arch) for arch in archs]
 
     target = FASTEST + 0.5 * (SLOWEST - FASTEST)
-    result = run(target_ms=target, measure=measure, config=dataclasses.replace(CONFIG, reward_options={"slope": -10.0}))
+    config = dataclasses.replace(CONFIG, strategy="reinforce", reward_options={"slope": -10.0})
+    result = run(target_ms=target, measure=measure, config=config)
     first, second = asked
     assert all(1.15 * TABLE.predict(arch) > target for arch in first)  # this reward asks for archs at the very target
     assert not set(first) & set(second)
@@ -395,7 +396,7 @@ class Spy(STRATEGIES["random"]):  # type: ignore[misc]
         self.calls.append(("ask", n))
         return super().ask(n)
 
-    def learn(self, archs: list[Arch], rewards: np.ndarray, accuracies: np.ndarray, slopes: np.ndarray | None) -> None:
+    def learn(self, archs: list[Arch], rewards: np.ndarray, slopes: np.ndarray | None) -> None:
         self.calls.append(("tell", len(archs)))
 
 
@@ -498,9 +499,9 @@ def test_a_search_by_gradients_is_told_the_slopes(monkeypatch: pytest.MonkeyPatc
     told = []
     learn = GradientStrategy.learn
 
-    def spy(self: GradientStrategy, archs: Any, rewards: Any, accuracies: Any, slopes: Any) -> None:
+    def spy(self: GradientStrategy, archs: Any, rewards: Any, slopes: Any) -> None:
         told.append(slopes.shape)
-        learn(self, archs, rewards, accuracies, slopes)
+        learn(self, archs, rewards, slopes)
 
     monkeypatch.setattr(GradientStrategy, "learn", spy)
     config = dataclasses.replace(CONFIG, strategy="gradient")
@@ -631,7 +632,9 @@ def test_the_package_is_callable() -> None:
 
 
 def test_a_config_survives_json() -> None:
-    config = SearchConfig(strategy_options={"lr": 0.1}, reward_options={"slope": -0.2}, epochs=7, channels_last=True)
+    config = SearchConfig(
+        strategy="reinforce", strategy_options={"lr": 0.1}, reward_options={"slope": -0.2}, epochs=7, channels_last=True
+    )
     assert SearchConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
@@ -640,9 +643,17 @@ def test_a_config_survives_json() -> None:
     [
         ({"strategy": "reinforced"}, UnknownNameError, "unknown strategy 'reinforced': use one of reinforce"),
         ({"reward": "absolut"}, UnknownNameError, "unknown reward 'absolut': use one of absolute"),
-        ({"strategy_options": {"lrr": 1}}, UnknownNameError, "unknown option of strategy reinforce 'lrr': use one of lr"),
+        (
+            {"strategy": "reinforce", "strategy_options": {"lrr": 1}},
+            UnknownNameError,
+            "unknown option of strategy reinforce 'lrr': use one of lr",
+        ),
         ({"reward_options": {"slop": 1}}, UnknownNameError, "unknown option of reward absolute 'slop': use one of slope"),
-        ({"strategy_options": {"seed": 1}}, UnknownNameError, "unknown option of strategy reinforce 'seed'"),
+        (
+            {"strategy": "reinforce", "strategy_options": {"seed": 1}},
+            UnknownNameError,
+            "unknown option of strategy reinforce 'seed'",
+        ),
         ({"paths": "best"}, UnknownNameError, "unknown paths 'best'"),
         ({"warmup_paths": "strategy"}, UserError, "warmup_paths is fair or uniform must hold"),
         ({"warmup_epochs": -1}, UserError, r"warmup_epochs >= 0 must hold in a search, but got \(warmup_epochs=-1\)"),

@@ -343,6 +343,18 @@ def test_the_surrogate_finds_the_best_arch_of_an_additive_problem() -> None:
     assert strategy.best() == limits.best(scores)
 
 
+def test_the_surrogate_tells_how_much_its_proposals_differ() -> None:
+    strategy = SurrogateStrategy(feasible(), seed=0)
+    archs = strategy.ask(8)
+    expected = -sum(
+        share * math.log(share) for slot in zip(*archs, strict=True) for share in [slot.count(c) / 8 for c in set(slot)]
+    )
+    assert strategy.scalars() == {"entropy": pytest.approx(expected)}
+    fastest = SurrogateStrategy(feasible(share=0.0), seed=0)
+    fastest.ask(8)
+    assert fastest.scalars() == {"entropy": 0.0}
+
+
 def test_the_surrogate_tries_what_it_does_not_know() -> None:
     strategy = SurrogateStrategy(feasible(share=1.0), seed=0, warmup=0)
     archs = feasible(share=1.0).sample(10, np.random.default_rng(0))

@@ -69,7 +69,7 @@ def search(
     max_params: Annotated[int | None, typer.Option(help="Most parameters.")] = None,
     strategy: Annotated[
         str, typer.Option(help="How archs are proposed: surrogate, reinforce, gradient, evolution or random.")
-    ] = "reinforce",
+    ] = "surrogate",
     epochs: Annotated[int, typer.Option(help="Epochs of shared weights and strategy in turn.")] = 140,
     warmup_epochs: Annotated[int, typer.Option(help="Epochs of the shared weights alone, before these.")] = 10,
     warmup_paths: Annotated[str, typer.Option(help="Whether these deal operators (fair) or draw them (uniform).")] = "fair",

@@ -20,7 +20,7 @@ COMBINE: tuple[Combine, ...] = ("worst", "mean")
 class SearchConfig:
     """Settings of `nar_hw.search`; the defaults are the paper's recipe where it prints one (method: 150 epochs, SGDR 10, x2)."""
 
-    strategy: str = "reinforce"
+    strategy: str = "surrogate"
     """Name in STRATEGIES."""
     strategy_options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the strategy."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.linalg import cho_solve, solve_triangular
+from scipy.special import entr
 
 from nar_hw.search.feasible import Feasible, Floats
 from nar_hw.search.strategies.base import Strategy
@@ -51,11 +52,18 @@ class SurrogateStrategy(Strategy):
         self.gram: Floats = np.zeros((features, features))
         self.moment: Floats = np.zeros(features)
         self.pending: list[tuple[Arch, float]] = []
+        self.entropy = float("nan")
         self.penalties = (len(SHRINKAGE) // 2, len(PAIRS) - 1)
         self.chosen_at = 0
 
     def ask(self, n: int) -> list[Arch]:
         """``n`` archs, each the best for another draw of what the rewards leave open."""
+        archs = self._draw(n)
+        shares = (np.array(archs)[..., None] == np.arange(self.feasible.codes)).mean(axis=0)  # (S, V)
+        self.entropy = float(entr(shares).sum())
+        return archs
+
+    def _draw(self, n: int) -> list[Arch]:
         if self.degrees == 0 or self.told < self.warmup:
             return self.feasible.sample(n, self.rng)
         if self.told >= GROWTH * self.chosen_at:
@@ -83,6 +91,10 @@ class SurrogateStrategy(Strategy):
         self.squares += float(reward @ reward)
         self.degrees += len(reward) - 1
         self.pending = []
+
+    def scalars(self) -> dict[str, float]:
+        """Entropy of the operators in the last proposals, summed over slots."""
+        return {"entropy": self.entropy}
 
     def _features(self, codes: np.ndarray[Any, Any]) -> Floats:
         """(N, F) ones and zeros of (N, S) archs."""
@@ -134,6 +146,7 @@ class SurrogateStrategy(Strategy):
             **super().state_dict(),
             "counts": [self.told, self.degrees, self.chosen_at, *self.penalties],
             "squares": self.squares,
+            "entropy": self.entropy,
             "gram": torch.from_numpy(self.gram.copy()),
             "moment": torch.from_numpy(self.moment.copy()),
             "pending": list(self.pending),
@@ -144,6 +157,6 @@ class SurrogateStrategy(Strategy):
         super().load_state_dict(state)
         self.told, self.degrees, self.chosen_at, *penalties = state["counts"]
         self.penalties = (penalties[0], penalties[1])
-        self.squares = state["squares"]
+        self.squares, self.entropy = state["squares"], state["entropy"]
         self.gram, self.moment = state["gram"].numpy().copy(), state["moment"].numpy().copy()
         self.pending = list(state["pending"])
