@@ -4,12 +4,13 @@ import io
 import os
 import pickle
 import struct
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from nar_hw.data import data_root
@@ -69,6 +70,11 @@ class TestRecords:
         with pytest.raises(DataError, match=r"must hold a record at byte \d+, but does not: it is truncated or not of its index"):
             Records(path)
 
+    def test_a_label_that_is_no_number(self, tmp_path: Path) -> None:
+        write_records(tmp_path, [(encoded(1), float("nan"))])
+        with pytest.raises(DataError, match=r"train\.rec must hold a record at byte 40, but does not"):
+            Records(tmp_path / "train.rec")
+
 
 def old_pickle(images: list[bytes], flags: list[bool]) -> bytes:
     """What Python 2 wrote with its highest protocol: byte strings as BINSTRING, every value noted."""
@@ -99,6 +105,24 @@ class TestBin:
         assert pickle.loads(content, encoding="bytes") == (list(self.images), [True, False])  # noqa: S301
         (tmp_path / "x.bin").write_bytes(content)
         assert read_bin(tmp_path / "x.bin") == (list(self.images), [True, False])
+
+    @pytest.mark.parametrize("protocol", range(3, pickle.HIGHEST_PROTOCOL + 1))
+    def test_images_as_arrays_of_bytes(self, tmp_path: Path, protocol: int) -> None:
+        arrays = [np.frombuffer(image, np.uint8).copy() for image in self.images]
+        (tmp_path / "x.bin").write_bytes(pickle.dumps((arrays, [True, False]), protocol))
+        assert read_bin(tmp_path / "x.bin") == (list(self.images), [True, False])
+
+    def test_arrays_as_python_2_wrote_them(self, tmp_path: Path) -> None:
+        def array(image: bytes) -> bytes:
+            dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+            state = b"(K\x01\x8a\x01" + bytes([len(image)]) + b"K\x01\x86" + dtype + b"\x89U" + bytes([len(image)]) + image + b"t"
+            return b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R" + state + b"b"
+
+        content = b"\x80\x02](" + array(b"one") + array(b"two") + b"e]\x88a\x86."
+        (images, flags) = pickle.loads(content, encoding="bytes")  # noqa: S301
+        assert [image.tobytes() for image in images] == [b"one", b"two"]
+        (tmp_path / "x.bin").write_bytes(content)
+        assert read_bin(tmp_path / "x.bin") == ([b"one", b"two"], flags)
 
     @given(images=st.lists(st.binary(max_size=300), max_size=6), same=st.booleans())
     def test_the_same_as_pickle(self, images: list[bytes], same: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -145,6 +169,23 @@ class TestBin:
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"^verification set [^\n]*$"):
             read_bin(path)
+
+    @settings(deadline=None, max_examples=50)
+    @given(data=st.data(), arrays=st.booleans())
+    def test_changed_bytes_make_nothing_else(self, data: st.DataObject, arrays: bool) -> None:
+        images = [np.frombuffer(image, np.uint8) for image in self.images] if arrays else self.images
+        content = bytearray(pickle.dumps((images, [True, False]), data.draw(st.integers(3, pickle.HIGHEST_PROTOCOL))))
+        for _ in range(data.draw(st.integers(1, 4))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+        with tempfile.NamedTemporaryFile(suffix=".bin") as file:
+            Path(file.name).write_bytes(content)
+            try:
+                found, flags = read_bin(Path(file.name))
+            except DataError:
+                return
+            assert {type(image) for image in found} <= {bytes}
+            assert {type(flag) for flag in flags} <= {bool}
+            assert len(found) == 2 * len(flags)
 
     def test_every_shortened_file_is_refused(self, tmp_path: Path) -> None:
         content = pickle.dumps((list(self.images), [True, False]))

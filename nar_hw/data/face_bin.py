@@ -1,7 +1,8 @@
 """InsightFace's verification sets (lfw.bin, cfp_fp.bin, agedb_30.bin): a pickle of (encoded images, flags), never unpickled.
 
-A pickle is a program. This interpreter knows the instructions that make lists, tuples, bytes, booleans, integers and texts, and
-none that name, call or build anything else: a file with such an instruction is refused before it means anything.
+A pickle is a program. This interpreter makes lists, tuples, bytes, booleans and texts: it looks nothing up and calls nothing,
+and refuses what would. Some sets hold each encoded image as a numpy array of bytes; where a program would make one, by the names
+in ARRAYS and no others, the bytes are taken and all else about the array is a text that nobody reads.
 """
 
 import pickletools
@@ -11,15 +12,20 @@ from typing import Any
 from nar_hw.errors import DataError
 
 IGNORED = frozenset({"PROTO", "FRAME"})
-BYTES = frozenset({"BINBYTES", "SHORT_BINBYTES", "BINBYTES8"})
+BYTES = frozenset({"BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"})
 OLD_TEXT = frozenset({"BINSTRING", "SHORT_BINSTRING"})
 """Bytes as Python 2 wrote them."""
-VALUES = frozenset({"BININT", "BININT1", "BININT2", "INT", "LONG1", "BINUNICODE", "SHORT_BINUNICODE"})
+TEXTS = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "NONE"})
+"""Shapes, types and names of arrays."""
 FLAGS = {"NEWTRUE": True, "NEWFALSE": False}
 EMPTY = {"EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 PUTS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
 GETS = frozenset({"GET", "BINGET", "LONG_BINGET"})
+CORES = ("numpy.core", "numpy._core")
+FROM_BYTES = frozenset(f"{core}.numeric _frombuffer" for core in CORES)
+ARRAYS = FROM_BYTES | {"numpy ndarray", "numpy dtype"} | {f"{core}.multiarray _reconstruct" for core in CORES}
+"""Modules and names in the pickle of a numpy array."""
 
 
 def read_bin(path: Path) -> tuple[list[bytes], list[bool]]:
@@ -41,13 +47,13 @@ def read_bin(path: Path) -> tuple[list[bytes], list[bool]]:
     if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(part, list | tuple) for part in value):
         raise DataError(f"verification set {path} must hold a list of images and a list of flags, but does not")
     images, flags = value
-    wrong = sum(not isinstance(image, bytes) for image in images) + sum(flag not in (0, 1) for flag in flags)
+    wrong = sum(not isinstance(image, bytes) for image in images) + sum(not isinstance(flag, bool) for flag in flags)
     if wrong or len(images) != 2 * len(flags):
         raise DataError(
             f"verification set {path} must hold two encoded images for each flag, but has {len(images):,} images and "
             f"{len(flags):,} flags, {wrong:,} of them of another kind"
         )
-    return list(images), [bool(flag) for flag in flags]
+    return list(images), list(flags)
 
 
 def _run(content: bytes, path: Path) -> Any:
@@ -64,8 +70,18 @@ def _run(content: bytes, path: Path) -> Any:
 
     for opcode, argument, place in pickletools.genops(content):
         name = opcode.name
-        if name in BYTES or name in VALUES:
-            stack.append(argument)
+        if name in BYTES:
+            stack.append(bytes(argument))
+        elif name in TEXTS or (name == "GLOBAL" and argument in ARRAYS):
+            stack.append(str(argument))
+        elif name == "STACK_GLOBAL" and (named := " ".join(stack[-2:])) in ARRAYS:
+            stack[-2:] = [named]
+        elif name == "REDUCE":
+            arguments, called = stack.pop(), stack.pop()
+            stack.append(arguments[0] if called in FROM_BYTES else "")
+        elif name == "BUILD":
+            last = stack.pop()[-1]
+            stack[-1] = last if isinstance(last, bytes) else ""
         elif name in OLD_TEXT:
             stack.append(str(argument).encode("latin-1"))
         elif name in FLAGS:

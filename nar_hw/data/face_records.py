@@ -38,12 +38,12 @@ class Records:
             ) from None
         keys = sorted(offsets)
         if keys and keys[0] == 0:
-            _, labels = self._labels(offsets[0])
+            labels = self._labels(offsets[0])
             keys = [key for key in keys[1:] if len(labels) < 2 or key < int(labels[0])]
         if not keys:
             raise DataError(f"{path} must hold images, but its index lists none")
         self._offsets = [offsets[key] for key in keys]
-        self.labels: NDArray[np.int64] = np.array([int(self._labels(offset)[1][0]) for offset in self._offsets], np.int64)
+        self.labels: NDArray[np.int64] = np.array([int(self._labels(offset)[0]) for offset in self._offsets], np.int64)
         """Identity of each image, as numbered in the file."""
 
     def __len__(self) -> int:
@@ -58,18 +58,20 @@ class Records:
         """The file and the position."""
         return f"{self.path} at byte {self._offsets[index]}"
 
-    def _labels(self, offset: int) -> tuple[int, NDArray[np.float32]]:
-        """Flag and labels of the record at ``offset``; the image is not read."""
+    def _labels(self, offset: int) -> NDArray[np.float32]:
+        """The labels, at least one, of the record at ``offset``; the image is not read."""
         length = self._length(offset)[1]
         data = self._bytes(offset + WORDS.size, min(length, HEADER.size))
         if len(data) < HEADER.size:
             raise self._damaged(offset)
         flag, label, _, _ = HEADER.unpack(data)
-        if flag == 0:
-            return flag, np.array([label], np.float32)
         if HEADER.size + 4 * flag > length:
             raise self._damaged(offset)
-        return flag, np.frombuffer(self._bytes(offset + WORDS.size + HEADER.size, 4 * flag), np.float32)
+        listed = np.frombuffer(self._bytes(offset + WORDS.size + HEADER.size, 4 * flag), np.float32)
+        labels = listed if flag else np.array([label], np.float32)
+        if not np.isfinite(labels[0]):
+            raise self._damaged(offset)
+        return labels
 
     def _read(self, offset: int) -> bytes:
         """The data of a record. Where it held the magic number it was cut there, and the number left out."""
