@@ -167,8 +167,32 @@ class TestSampled:
         assert logits.shape == (6, 6)
         assert column.max() < 6
 
-    def test_all_is_all(self) -> None:
-        whole, nearly = head(sampled=1.0), head(sampled=0.999)  # 6 of 7: the targets are five of them
-        logits, _ = nearly(EMBEDDING, TARGET)
-        assert logits.shape == (6, 6)
-        assert whole(EMBEDDING, TARGET)[0].shape == (6, 7)
+    @pytest.mark.parametrize("kind", ["arcface", "cosface"])
+    def test_with_all_sampled_it_is_the_full_head(self, kind: str) -> None:
+        target = torch.tensor([3, 1, 0, 2, 1, 2])
+        whole, sampled = (head(kind, identities=4, margin=0.3, sampled=share) for share in (1.0, 0.25))  # 4 in the batch
+        chosen, _ = sampled._sample(target)
+        assert chosen is not None
+        assert chosen.tolist() == [0, 1, 2, 3]
+        results = []
+        for module in (whole, sampled):
+            embedding = EMBEDDING.clone().requires_grad_()
+            logits, column = module(embedding, target)
+            F.cross_entropy(logits, column).backward()
+            results.append((logits, column, embedding.grad, module.weight.grad))
+        for full, part in zip(*results, strict=True):
+            assert full is not None
+            assert part is not None
+            assert full.equal(part)
+
+    def test_the_memory_of_a_step_is_that_of_the_share(self) -> None:
+        def kept(module: FaceHead) -> int:
+            sizes = {}
+            hooks = torch.autograd.graph.saved_tensors_hooks
+            with hooks(lambda item: sizes.setdefault(item.untyped_storage().data_ptr(), item), lambda item: item):
+                F.cross_entropy(*module(EMBEDDING, TARGET))
+            own = module.weight.untyped_storage().data_ptr()
+            return sum(item.untyped_storage().nbytes() for place, item in sizes.items() if place != own)
+
+        full, tenth = (kept(head(identities=10_000, sampled=share)) for share in (1.0, 0.1))
+        assert 0.08 < tenth / full < 0.2

@@ -1,5 +1,6 @@
 """Commands about data: data faces-proxy, faces-verify, faces-identify."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -82,7 +83,7 @@ def faces_verify(
         "pairs": len(found.same),
         "accuracy": found.verification.accuracy,
         "deviation": found.verification.deviation,
-        "thresholds": list(found.verification.thresholds),
+        "thresholds": [value if math.isfinite(value) else None for value in found.verification.thresholds],
         "tar_at_far": {f"{far:g}": tar for far, tar in found.tar.items()},
     }
     emit(as_json, value, show)
