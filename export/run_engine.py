@@ -131,8 +131,10 @@ def read_engine(path: Path) -> tuple[bytes, dict]:
     try:
         if info["schema"] != 1:
             raise ValueError(f"schema {info['schema']}, not 1")
-        if missing := {"gpu", "compute_capability", "hardware_compatibility", "version_compatible", "precision"} - info.keys():
-            raise KeyError(*missing)
+        kinds = {**dict.fromkeys(("gpu", "compute_capability", "tensorrt", "precision"), str), "version_compatible": bool}
+        for name, kind in {**kinds, "hardware_compatibility": str | None}.items():
+            if not isinstance(info[name], kind):
+                raise TypeError(f"{name} is {info[name]!r}")
         wanted, metadata = info["engine_sha256"], info["metadata"]
         info["batch"] = [int(size) for size in info["batch"]]
         if len(info["batch"]) != 3 or not numbers(info["tensorrt"]):

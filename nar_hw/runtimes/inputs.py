@@ -32,11 +32,15 @@ def in_batches(infer: Callable[[Images], Images], images: Images, batch: int, in
     if images.ndim != 4 or images.shape[1:] != input_shape or len(images) == 0:
         wanted = ", ".join(map(str, input_shape))
         raise ModelError(f"images must have the shape (B, {wanted}) with B > 0, but got {images.shape}")
+    images = np.ascontiguousarray(images, dtype=np.float32)
+    if len(images) == batch:
+        return infer(images)
     outputs = []
     for start in range(0, len(images), batch):
-        chunk = np.ascontiguousarray(images[start : start + batch], dtype=np.float32)
-        filler = np.zeros((batch - len(chunk), *input_shape), dtype=np.float32)
-        outputs.append(infer(np.concatenate([chunk, filler]) if len(filler) else chunk)[: len(chunk)])
+        chunk = images[start : start + batch]
+        if missing := batch - len(chunk):
+            chunk = np.concatenate([chunk, np.zeros((missing, *input_shape), dtype=np.float32)])
+        outputs.append(infer(chunk)[: batch - missing])
     return np.concatenate(outputs)
 
 
