@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import itertools
 import json
 import math
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
@@ -616,9 +618,15 @@ def test_no_more_archs_are_scored_at_the_end_than_there_are() -> None:
 
 
 def test_progress_is_shown() -> None:
-    with Progress(disable=True) as progress:
+    output = io.StringIO()
+    with Progress(disable=True, console=Console(file=output, width=200)) as progress:
         run(progress=progress)
         (bar,) = progress.tasks
+    every = list(itertools.product(*(slot.candidates for slot in SPACE.slots)))
+    under = sum(TABLE.predict(arch) <= TARGET + 1e-12 for arch in every)
+    assert output.getvalue() == (
+        f"{FASTEST:.4g} to {SLOWEST:.4g} ms by the table; {under:,} of {len(every):,} archs take at most {TARGET:.4g} ms\n"
+    )
     assert bar.completed == bar.total == 4
     assert "reward" in bar.description
     assert f"of {TARGET:.4g} ms" in bar.description

@@ -107,6 +107,16 @@ def test_where_few_archs_are_within_drawing_does_not_go_on_for_ever() -> None:
     assert limits.meets([limits.best(rng.normal(size=(16, 5)))]).all()
 
 
+def test_of_several_limits_an_upper_bound_is_counted() -> None:
+    budget = made_budget(3, (0.5, 0.5))
+    times = budget.latency_ms(EVERY)
+    text = budget.reach
+    assert text.startswith(f"{min(times):.4g} to {max(times):.4g} ms by the table; up to ")
+    assert text.endswith(f" of {len(EVERY):,} archs meet all targets")
+    bound = int(text.split("up to ")[1].split(" ")[0].replace(",", ""))
+    assert len(within(budget)) <= bound <= len(EVERY)
+
+
 def test_targets_that_are_exactly_one_archs_costs_are_met() -> None:
     budget = made_budget(3, (0.5, 0.5))
     arch = min(EVERY, key=lambda arch: float(budget.loads([arch])[0]))

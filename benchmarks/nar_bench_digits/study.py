@@ -6,9 +6,10 @@ one, both as trained alone (`Yardstick.quality`), in points. All parts repeat ov
 table: strategies are told each child's own accuracy on the validation images of a random minibatch, no shared weights.
 supernet: shared weights trained with one path per step, then children scored on the validation images: rank correlation of the
   scores with the accuracies alone (of 256 children drawn once; "all" of all), with each of fair paths, a BatchNorm per operator
-  and recalibration switched off.
+  and recalibration switched off; ``longer`` for four times the epochs.
 checkpoint: strategies are told scores of these very weights, on minibatches.
-search: `nar_hw.search` itself, weights and strategy in turn, with and without PreTrain at equal epochs and evaluations.
+search: `nar_hw.search` itself, weights and strategy in turn, at equal epochs and evaluations: with PreTrain, without, and with
+  PreTrain and fair paths all the way.
 rewards: as `table`, with the controller; which share of picks is within 2 % of the target, for two targets, drawing from archs
   under the target only (as the tool does) and from all.
 
@@ -58,6 +59,16 @@ EVALUATIONS, AT_ONCE, MINIBATCH, RESCORED = 300, 5, 128, 32
 MARKS = (25, 50, 100, 200, 300)
 NEAR = 0.02
 EPOCHS = 60
+"""Of shared weights alone."""
+SEARCH_EPOCHS = 100
+SEARCHES: dict[str, dict[str, Any]] = {
+    "with PreTrain": {"warmup_epochs": 50},
+    "without PreTrain": {"warmup_epochs": 0},
+    "with PreTrain, fair paths": {"warmup_epochs": 50, "paths": "fair"},
+}
+FAIR = ("reinforce", "surrogate")
+"""Strategies that are also tried with the last."""
+SEARCH_MARKS = (60, 150, 300)
 SOME = random.Random(0).sample(range(len(ARCHS)), 256)
 INDEX = {arch: index for index, arch in enumerate(ARCHS)}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -151,10 +162,10 @@ def correct(seed: int) -> NDArray[np.bool_]:
     return np.unpackbits(packed, axis=1, count=images).astype(bool)
 
 
-def trained(seed: int, *, fair: bool, own_norms: bool) -> Supernet:
+def trained(seed: int, *, fair: bool, own_norms: bool, epochs: int = EPOCHS) -> Supernet:
     """Shared weights after PreTrain alone."""
     config = SearchConfig(
-        seed=seed, warmup_epochs=EPOCHS, epochs=1, warmup_paths="fair" if fair else "uniform", t_0=EPOCHS, strategy="random"
+        seed=seed, warmup_epochs=epochs, epochs=1, warmup_paths="fair" if fair else "uniform", t_0=epochs, strategy="random"
     )
     run = SearchRun(space(seed), shared_task(), Budget.of(space(), [known().table], [target_ms()], config), config)
     if not own_norms:
@@ -162,7 +173,7 @@ def trained(seed: int, *, fair: bool, own_norms: bool) -> Supernet:
             if isinstance(module, Switch) and isinstance(module.current(), _BatchNorm):
                 one = module.current()
                 module.choices = torch.nn.ModuleDict(dict.fromkeys(module.choices, one))
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         run.advance()
     return run.supernet
 
@@ -212,6 +223,14 @@ def supernet_part(seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
         yield name, {**correlations(score, known().quality[SOME]), "accuracy": float(score.mean())}
 
 
+def longer_part(seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, own_norms in (("as nar_hw does", True), ("one BatchNorm for all operators", False)):
+        with seeded(seed):
+            supernet = trained(seed, fair=True, own_norms=own_norms, epochs=4 * EPOCHS)
+            score = scored(supernet, SOME, seed, recalibrate=True).mean(axis=1)
+        yield name, {**correlations(score, known().quality[SOME]), "accuracy": float(score.mean())}
+
+
 def correlations(score: NDArray[np.float64], quality: NDArray[np.float64]) -> dict[str, float]:
     return {"kendall": float(kendalltau(score, quality).statistic), "spearman": float(spearmanr(score, quality).statistic)}
 
@@ -224,19 +243,19 @@ def checkpoint_part(seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def search_part(seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    for pretrain in (True, False):
-        warmup = EPOCHS // 2 if pretrain else 0
-        updates = EVALUATIONS // AT_ONCE // (EPOCHS - warmup)
-        for name in STRATEGIES:
+    for kind, options in SEARCHES.items():
+        for name in STRATEGIES if "paths" not in options else FAIR:
+            warmup = options["warmup_epochs"]
+            samples = EVALUATIONS // (SEARCH_EPOCHS - warmup)
             config = SearchConfig(
                 strategy=name,
                 seed=seed,
-                warmup_epochs=warmup,
-                epochs=EPOCHS - warmup,
-                t_0=EPOCHS,
-                updates=updates,
-                samples=AT_ONCE,
+                epochs=SEARCH_EPOCHS - warmup,
+                t_0=SEARCH_EPOCHS,
+                updates=1,
+                samples=samples,
                 rescored=RESCORED,
+                **options,
             )
             budget = Budget.of(space(), [known().table], [target_ms()], config)
             regrets = {}
@@ -244,14 +263,14 @@ def search_part(seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
                 run = SearchRun(space(seed), shared_task(), budget, config)
                 while run.epoch < run.epochs:
                     run.advance()
-                    evaluations = (run.epoch - warmup) * updates * AT_ONCE
-                    if evaluations in MARKS:
+                    evaluations = (run.epoch - warmup) * samples
+                    if evaluations in SEARCH_MARKS:
                         state = run.state_dict()
                         pick = conclude(run, None).pick.arch
                         run.load_state_dict(state)
                         regrets[evaluations] = regret(pick, target_ms())
             yield (
-                f"{name}, {'with' if pretrain else 'without'} PreTrain",
+                f"{name}, {kind}",
                 {
                     "regret": regrets,
                     "latency / target": float(known().predicted_ms[INDEX[pick]]) / target_ms(),
@@ -283,6 +302,7 @@ def rewards_part(seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
 PARTS = {
     "table": table_part,
     "supernet": supernet_part,
+    "longer": longer_part,
     "checkpoint": checkpoint_part,
     "search": search_part,
     "rewards": rewards_part,

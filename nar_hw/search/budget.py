@@ -3,6 +3,7 @@
 Shape legend: N archs, S slots, V operator codes, K costs, M limits.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -50,6 +51,11 @@ class Cost:
     def least(self) -> float:
         """The cost of the cheapest arch."""
         return self.fixed + float(self.entries.min(axis=1).sum())
+
+    @property
+    def most(self) -> float:
+        """The cost of the dearest arch."""
+        return self.fixed + float(np.where(np.isfinite(self.entries), self.entries, -np.inf).max(axis=1).sum())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,6 +133,19 @@ class Budget:
         limits = len(self.mixes)
         weights = np.vstack([np.eye(limits), np.full(limits, 1 / limits)])
         return min((Within.relaxed(self, row) for row in weights), key=lambda item: item.count)
+
+    @property
+    def reach(self) -> str:
+        """What the space reaches by the first table and how much of it is within the budget, in one line; where that cannot
+        be counted exactly, the least upper bound known.
+
+        Raises TargetError as `feasible` does.
+        """
+        first, limits = self.costs[0], self.feasible
+        within, archs = _number(limits.count), _number(math.prod(map(len, self.candidates)))
+        some = within if limits.counts_exactly else f"up to {within}"
+        asked = f"take at most {first.target:.4g} ms" if len(self.costs) == 1 else "meet all targets"
+        return f"{first.least:.4g} to {first.most:.4g} ms by the table; {some} of {archs} archs {asked}"
 
     @cached_property
     def nearest(self) -> Arch:
@@ -209,6 +228,11 @@ class Within(Feasible):
             budget=budget,
         )
 
+    @property
+    def counts_exactly(self) -> bool:
+        """Not: `count` is of the relaxation."""
+        return False
+
     def meets(self, archs: Archs) -> NDArray[np.bool_]:
         """(N,) whether archs are within every limit."""
         return np.asarray(self.budget.loads(archs) <= 1 + ROUNDING)
@@ -232,6 +256,10 @@ class Within(Feasible):
                 arch = changed if self.meets([changed])[0] else arch
             found.append(arch)
         return found
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value < 1e9 else f"{value:.3g}"
 
 
 def _latency(space: SearchSpace, table: "LatencyTable", target_ms: float) -> Cost:

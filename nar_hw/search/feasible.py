@@ -3,6 +3,7 @@
 Shape legend: N archs, S slots, V operator codes. Costs are milliseconds; an arch costs fixed_ms plus one entry per slot.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,8 @@ Ints = NDArray[np.int64]
 
 BINS = 4096
 """Resolution of the counts, in parts of what the target leaves above the fastest arch."""
+HALF = 2**20
+"""How many ways to fill half of the slots are listed to count archs exactly."""
 STATES = 20_000
 """How many partial archs `Feasible.best` keeps; where there are more, the best in each of so many intervals of latency."""
 ROUNDING = 1e-9
@@ -145,9 +148,26 @@ class Feasible:
         return ways
 
     @property
+    def counts_exactly(self) -> bool:
+        """Whether all ways to fill half of the slots can be listed."""
+        middle = self.slots // 2
+        return max(math.prod(map(len, half)) for half in (self.candidates[:middle], self.candidates[middle:])) <= HALF
+
+    @cached_property
     def count(self) -> float:
-        """How many archs meet the target, to the resolution of the bins (rounded up)."""
-        return float(self._completions[0, BINS])
+        """How many archs meet the target: exactly, or up to the resolution of the bins."""
+        if not self.counts_exactly:
+            return float(self._completions[0, BINS])
+        middle = self.slots // 2
+        first, second = self._sums(0, middle), self._sums(middle, self.slots)
+        return float(np.searchsorted(np.sort(first), self.budget_ms - second, side="right").sum())
+
+    def _sums(self, start: int, stop: int) -> Floats:
+        """Costs of all ways to fill the slots from ``start`` to before ``stop``."""
+        sums = np.zeros(1)
+        for position in range(start, stop):
+            sums = (sums[:, None] + self.cost_ms[position, list(self.candidates[position])]).ravel()
+        return sums
 
     def sample(self, n: int, rng: np.random.Generator) -> list[Arch]:
         """``n`` archs, each uniformly random among all that meet the target."""

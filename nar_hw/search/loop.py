@@ -99,6 +99,8 @@ def search(
         folder.tidy()
         if (result := folder.finished()) is not None:
             return result
+    if progress is not None and rank() == 0:
+        progress.console.print(budget.reach, highlight=False)
     with seeded(config.seed):
         run = SearchRun(space, task, budget, config)
         if folder is not None and (state := folder.checkpoint()) is not None:
