@@ -69,7 +69,7 @@ def load_state(path: Path) -> dict[str, Any]:
 def check_resumable(state: dict[str, Any], out: Path, *, recipe: Recipe, seed: int, task: dict[str, Any]) -> None:
     """Whether the training whose ``state`` lies in ``out`` can go on with ``recipe``, ``seed`` and the task's record.
 
-    Only the number of epochs may be another: not less than are done, and not in a one-cycle schedule.
+    Only the number of epochs may be another: not less than are done, and not where all of them are one cycle of the rate.
 
     Raises:
         RunError: naming what differs.
@@ -82,10 +82,10 @@ def check_resumable(state: dict[str, Any], out: Path, *, recipe: Recipe, seed: i
     old, done = Recipe.from_json(state.get("recipe")), len(state["history"])
     if recipe.epochs < done:
         raise RunError(f"{out} has trained for {done} epochs already, but {recipe.epochs} were asked for: ask for {done} or more")
-    if recipe.epochs != old.epochs and recipe.schedule == old.schedule == "one-cycle":
+    if recipe.epochs != old.epochs and recipe.one_cycle and old.one_cycle:
         raise RunError(
-            f"a one-cycle training cannot change its number of epochs, but {out} was started for {old.epochs} and "
-            f"{recipe.epochs} were asked for: ask for the same, or train anew"
+            "a training whose learning rate falls once (one-cycle, two phases) cannot change its number of epochs, but "
+            f"{out} was started for {old.epochs} and {recipe.epochs} were asked for: ask for the same, or train anew"
         )
     there = {"training seed": state["seed"], **_flat(state["task"]), **replace(old, epochs=recipe.epochs).to_json()}
     for key, asked in {"training seed": seed, **_flat(task), **recipe.to_json()}.items():

@@ -217,7 +217,8 @@ def train_child(
         run = partial(two_phase, new=new)
         if progress is not None and rank() == 0:
             parts = sorted({key.rpartition(".")[0] for key in new})
-            progress.console.print(f"inherited from {baseline}: all but {', '.join(parts) or 'nothing'}", highlight=False)
+            what = f"all but {', '.join(parts)}" if parts else "everything"
+            progress.console.print(f"inherited from {baseline}: {what}", highlight=False)
     run = partial(
         run,
         out=out,

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from nar_hw.errors import UserError
 from nar_hw.space import Arch
 
 Items = TypeVar("Items", Tensor, range)
@@ -20,7 +21,14 @@ Measure = Callable[[list[Arch]], Sequence[float]]
 
 @contextmanager
 def launched(device: str) -> Iterator[str]:
-    """The group of processes that torchrun has started, if it has; gives the device of this one: of several GPUs, its own."""
+    """The group of processes that torchrun has started, if it has; gives the device of this one: of several GPUs, its own.
+
+    Raises UserError for a device that is not there.
+    """
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"the device must be cpu or cuda, but got {device}")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"the device {device} must be there, but torch {torch.__version__} finds no GPU: use cpu")
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield device
         return
@@ -51,6 +59,11 @@ def total(values: Tensor) -> Tensor:
     if ranks() > 1:
         dist.all_reduce(values)
     return values
+
+
+def wait() -> None:
+    """Let no process go on before all have come here."""
+    total(torch.zeros(1))
 
 
 def as_the_first(model: nn.Module) -> None:

@@ -118,6 +118,11 @@ class Recipe:
             length *= self.t_mult
         return self._cosine(epoch / length)
 
+    @property
+    def one_cycle(self) -> bool:
+        """Whether the learning rate falls once, however many epochs there are."""
+        return self.schedule == "one-cycle" or (self.schedule == "sgdr" and self.t_0 == self.epochs)
+
     def cosine_ends(self) -> tuple[int, ...]:
         """sgdr: the epochs after which a cosine ends, and the last one; of other schedules only the last one."""
         ends, length = [self.t_0], self.t_0

@@ -324,6 +324,8 @@ class TestSeeds:
             set_seed(5)
             draws.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
         assert draws[0] == draws[1]
+        with pytest.raises(TrainingError, match=r"0 <= seed < 2\*\*32 must hold, but got -1"):
+            set_seed(-1)
 
 
 class Interrupted(ClassificationTask):
@@ -418,6 +420,10 @@ class TestResume:
         train(network(), task(), SHORT, out=tmp_path)
         with pytest.raises(RunError, match="must hold a training of the same network, but it does not fit"):
             train(linear(), task(), SHORT, out=tmp_path, resume=True)
+        similar = network()
+        similar[5] = nn.Tanh()
+        with pytest.raises(RunError, match=r"but it does not fit \(other layers with weights of the same shapes\)"):
+            train(similar, task(), SHORT, out=tmp_path, resume=True)
 
     def test_a_damaged_state(self, tmp_path: Path) -> None:
         train(network(), task(), SHORT, out=tmp_path)
@@ -540,6 +546,11 @@ class TestFailures:
         assert torch.allclose(hungry[1].weight, plain[1].weight, atol=1e-5)
 
     @pytest.mark.filterwarnings("ignore:out of memory")
+    def test_pieces_shrink_to_single_images(self) -> None:
+        result = train(Hungry(most=1), task(), replace(SHORT, epochs=1, batch=6))
+        assert result.history[-1].pieces == 6
+
+    @pytest.mark.filterwarnings("ignore:out of memory")
     def test_not_even_one_image_fits(self) -> None:
         with pytest.raises(TrainingError, match="a single image must fit in the device's memory"):
             train(Hungry(most=0), task(), SHORT)
@@ -597,6 +608,11 @@ class TestTwoPhases:
         result = two_phase(resumed := network(), task(**AUGMENTED), recipe, new=["3"], out=tmp_path, seed=1, resume=True)
         assert equal(weights(resumed), weights(straight))
         assert numbers(result) == numbers(expected)
+
+    def test_its_epochs_cannot_be_changed(self, tmp_path: Path) -> None:
+        two_phase(network(), task(), SHORT, new=[], out=tmp_path)
+        with pytest.raises(RunError, match=r"\(one-cycle, two phases\) cannot change its number .* started for 3 and 4 were"):
+            two_phase(network(), task(), replace(SHORT, epochs=5), new=[], out=tmp_path, resume=True)
 
     def test_frozen_parameters_are_released_when_the_training_fails(self) -> None:
         with pytest.raises(KeyboardInterrupt):

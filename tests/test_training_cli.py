@@ -112,6 +112,7 @@ def test_a_teacher_with_and_without_inheritance(run: Run, baseline: Path, tmp_pa
         ("--baseline x", "but got --init scratch, --distill 0 and --baseline x"),
         ("--ensemble 9 --epochs 3", r"0 <= snapshots <= epochs must hold, but got (snapshots=9, epochs=3)"),
         ("--recipe absent.json", "recipe absent.json does not exist"),
+        ("--device tpu", "the device must be cpu or cuda, but got tpu"),
         ("--distill 2 --baseline x", "0 <= distill <= 1 must hold in a recipe, but got (distill=2.0)"),
     ],
 )
@@ -119,6 +120,13 @@ def test_refusals(run: Run, options: str, message: str, tmp_path: Path) -> None:
     code, out, err = run(f"{TRAIN} --arch incumbent {options} --out {tmp_path}/x")
     assert (code, out) == (2, "")
     assert message in " ".join(err.split())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(run: Run, tmp_path: Path) -> None:
+    code, out, err = run(f"{TRAIN} --arch incumbent --device cuda --out {tmp_path}/x")
+    assert (code, out) == (2, "")
+    assert "the device cuda must be there, but torch" in " ".join(err.split())
 
 
 def test_data_are_fetched_where_one_is_online(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,7 +168,9 @@ def train(
     limit_params: LimitParams = True,
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
-    workers: Annotated[int | None, typer.Option(help="Processes that read stream: images; default: one per core, to 8.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that read stream: images; default: one a core, to 8.")
+    ] = None,
     data_root: DataRoot = None,
     download: Annotated[
         bool, typer.Option("--download", help="Fetch cifar10, cifar100 or fashion-mnist into the data root first.")
@@ -183,7 +185,7 @@ def train(
     """
     from nar_hw.data import load_data
     from nar_hw.pipeline import find_arch, train_child
-    from nar_hw.ranks import launched
+    from nar_hw.ranks import launched, rank, wait
     from nar_hw.recipes import recipe_named
 
     chosen = recipe_named(recipe)
@@ -196,19 +198,21 @@ def train(
             "--init must be scratch, or inherited together with --baseline, which --distill needs too, "
             f"but got --init {init}, --distill {chosen.distill:g} and --baseline {baseline}"
         )
-    if download:
-        load_data(data, root=data_root, download=True)
-    wanted = find_arch(
-        arch,
-        model=model,
-        data=data,
-        manner=manner,
-        operators=names(operators),
-        slots=slots,
-        limit_params=limit_params,
-        data_root=data_root,
-    )
     with launched(device) as device, progress_bar() as progress:
+        if download:
+            if rank() == 0:
+                load_data(data, root=data_root, download=True)
+            wait()
+        wanted = find_arch(
+            arch,
+            model=model,
+            data=data,
+            manner=manner,
+            operators=names(operators),
+            slots=slots,
+            limit_params=limit_params,
+            data_root=data_root,
+        )
         child = train_child(
             wanted.info,
             wanted.arch,

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import torch
 
+from nar_hw.errors import TrainingError
 from nar_hw.recipes import RECIPES, Recipe, recipe_named
 from nar_hw.training.loop import train
 from nar_hw.training.phases import two_phase
@@ -26,7 +27,9 @@ __all__ = [
 
 
 def set_seed(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and PyTorch, for code that draws from them."""
+    """Seed the global generators of Python, NumPy and PyTorch, for code that draws from them. Raises TrainingError."""
+    if not 0 <= seed < 2**32:
+        raise TrainingError(f"0 <= seed < 2**32 must hold, but got {seed}")
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

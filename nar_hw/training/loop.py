@@ -167,7 +167,6 @@ class _Run:
                 checked = step + 1
             bar.step()
         seconds = time.perf_counter() - start  # the last check has waited for the device
-        self.optimizer.zero_grad()
         self.model.eval()
         for network in (self.trained, self.scored):  # twice the same changes nothing
             average_buffers(network)
@@ -194,12 +193,12 @@ class _Run:
             try:
                 return self._accumulate(images, targets)
             except torch.OutOfMemoryError as problem:
-                if 2 * self.pieces > len(images):
+                if self.pieces >= len(images):
                     raise TrainingError(
                         "a single image must fit in the device's memory, but does not: use a smaller network or input"
                     ) from problem
             # Outside the handler: the exception holds the frames that hold the memory.
-            self.pieces *= 2
+            self.pieces = min(2 * self.pieces, len(images))
             self.optimizer.zero_grad()
             torch.cuda.empty_cache()
             warnings.warn(
@@ -221,7 +220,7 @@ class _Run:
             if len(some) < len(images):
                 loss = loss * (len(some) / len(images))
             if not losses:
-                # Not earlier: on a CPU, memory that is freed before the forward pass is asked of the system again after it.
+                # Not earlier, nor after an epoch: with gradients, a CPU's system takes back the memory of the activations too.
                 self.optimizer.zero_grad()
             torch.autograd.backward(self.scaler.scale(loss))
             losses.append(loss.detach())
@@ -299,6 +298,7 @@ class _Run:
                 "seed": self.seed,
                 "recipe": self.recipe.to_json(),
                 "task": self.task.record,
+                "network": str(self.model),
                 "history": [asdict(log) for log in self.history],
                 "pieces": self.pieces,
                 "model": self.model.state_dict(),
@@ -328,6 +328,8 @@ class _Run:
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
+            if state.get("network") != str(self.model):
+                raise ValueError("other layers with weights of the same shapes")
         except (RuntimeError, ValueError) as problem:
             reason = " ".join(str(problem).split())[:200]
             raise RunError(
