@@ -17,7 +17,9 @@ Folder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bund
 
 @app.command()
 def export(
-    child: Annotated[Path, typer.Argument(help="Folder of a trained child.")],
+    child: Annotated[
+        Path, typer.Argument(help="Folder of a trained child, or the name of one of the paper, whose weights are untrained.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     to: Annotated[str, typer.Option(help="Of onnx, tensorrt, aoti and openvino, separated by commas.")] = "onnx",
     precision: Annotated[str, typer.Option(help="Of fp32, fp16, bf16 and int8, separated by commas.")] = "fp32",

@@ -146,7 +146,7 @@ def search(
 @app.command()
 def train(
     arch: Annotated[
-        str, typer.Option(help="A search folder, codes or names separated by commas, or `incumbent` for the network itself.")
+        str, typer.Option(help="A search folder, a child of the paper by name, codes or names with commas, or `incumbent`.")
     ],
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder of the child.")],
