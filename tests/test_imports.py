@@ -26,6 +26,7 @@ ORDER = [
     ["data", "tasks"],
     ["training"],
     ["search"],
+    ["proxy"],
     ["meters"],
     ["benchmark"],
     ["report"],

@@ -1,0 +1,85 @@
+"""A part of a data set's training images, and the file that names it."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nar_hw.data import ImageData, Split
+from nar_hw.errors import DataError
+from nar_hw.files import misfits, read_json, write_json
+
+SCHEMA = 1
+
+
+def images_of(data: ImageData) -> Split:
+    """The training images. Raises DataError where they are not in memory."""
+    if not isinstance(data.train, Split):
+        raise DataError(f"proxy data is made of images in memory, but those of {data.name!r} are in files: use folder:PATH@SIZE")
+    return data.train
+
+
+def subset(data: ImageData, positions: Sequence[int] | NDArray[np.int64]) -> ImageData:
+    """``data`` with the training images at ``positions``, in that order; its normalisation and other splits are kept.
+
+    Raises DataError where the images are not in memory.
+    """
+    whole, chosen = images_of(data), np.asarray(positions, np.int64)
+    train = replace(whole, images=whole.images[chosen], labels=whole.labels[chosen], indices=whole.indices[chosen])
+    return replace(data, train=train)
+
+
+def fingerprint(data: ImageData) -> str:
+    """SHA-256 of the training labels (little-endian int64) and images, in hex."""
+    train = images_of(data)
+    digest = hashlib.sha256(train.labels.astype("<i8").tobytes())
+    digest.update(np.ascontiguousarray(train.images).data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProxyIndex:
+    """Which training images of which data set a search uses."""
+
+    data: str
+    """The name of the data set."""
+    sha256: str
+    """:func:`fingerprint` of it."""
+    by: str
+    """How the images were chosen."""
+    seed: int
+    indices: tuple[int, ...]
+    """Positions in the training split, in the order in which they were chosen: the first n are a proxy too."""
+    schema: int = SCHEMA
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        write_json(path, {**asdict(self), "indices": list(self.indices)})
+
+    @classmethod
+    def load(cls, path: Path) -> "ProxyIndex":
+        """Read what :meth:`save` wrote. Raises DataError for another file or a damaged one."""
+        value: dict[str, Any] = read_json(path, what="proxy", error=DataError)
+        if wrong := misfits(cls, value):
+            raise DataError(
+                f"proxy {path} must be a file of nar-hw proxy select, but its {wrong[0]!r} is absent or of another type"
+            )
+        if value["schema"] != SCHEMA:
+            raise DataError(f"proxy {path} must have schema {SCHEMA}, but has {value['schema']}: select it again")
+        index = cls(**{**value, "indices": tuple(value["indices"])})
+        if not index.indices or len(set(index.indices)) < len(index.indices) or min(index.indices) < 0:
+            raise DataError(f"proxy {path} must name one image or more, each once: select it again")
+        return index
+
+    def apply(self, data: ImageData) -> ImageData:
+        """``data`` with these training images only, in ascending order. Raises DataError for another data set."""
+        if self.sha256 != fingerprint(data) or max(self.indices) >= len(data.train):
+            raise DataError(
+                f"a proxy must be of the data set that it is used with, but this one is of {self.data!r} "
+                f"and the images of {data.name!r} differ: run nar-hw proxy select --data {data.name}"
+            )
+        return subset(data, np.sort(np.array(self.indices)))
