@@ -29,6 +29,7 @@ from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.validate import config_of, validate, with_validation
 from nar_hw.models import load_fitting
 from nar_hw.operators import INCUMBENT
+from nar_hw.proxy.subset import ProxyIndex
 from nar_hw.ranks import rank
 from nar_hw.runs import Child, ModelInfo, read_arch
 from nar_hw.runtimes import RuntimeConfig
@@ -113,6 +114,7 @@ def search_run(
     out: Path,
     config: SearchConfig,
     data_root: Path | None = None,
+    proxy: Path | None = None,
     device: str = "cpu",
     resume: bool = False,
     allow_mismatch: bool = False,
@@ -123,11 +125,17 @@ def search_run(
 
     With ``tensorboard``, the scalars of each epoch are written to ``out``/tensorboard.
 
-    Raises TargetError, TableMismatchError (another model, or another device unless allowed), UserError (no TensorBoard) and
-    what `nar_hw.search` raises.
+    With ``proxy``, an index file of `nar-hw proxy select`, the training images are those that it lists.
+
+    Raises TargetError, TableMismatchError (another model, or another device unless allowed), UserError (no TensorBoard),
+    DataError (the proxy is of another data set) and what `nar_hw.search` raises.
     """
     on_epoch = TensorBoard(out / "tensorboard") if tensorboard else None
     task = load_task(data, root=data_root, device=device)
+    if proxy is not None:
+        if not isinstance(task, ClassificationTask):
+            raise UserError(f"--proxy chooses images of classes, but {data!r} has faces: use nar-hw data faces-proxy")
+        task = ClassificationTask(ProxyIndex.load(proxy).apply(task.data), device)
     first, *others = table if isinstance(table, Sequence) else [table]
     info = _fitted(table_info(first), task)
     set_seed(config.seed)

@@ -27,7 +27,22 @@ errors = Console(stderr=True)
 _debug = False
 
 
-ORDER = ("demo", "doctor", "space", "count", "profile", "table", "data", "search", "train", "export", "bundle", "bench", "report")
+ORDER = (
+    "demo",
+    "doctor",
+    "space",
+    "count",
+    "profile",
+    "table",
+    "data",
+    "proxy",
+    "search",
+    "train",
+    "export",
+    "bundle",
+    "bench",
+    "report",
+)
 
 
 class Commands(typer.core.TyperGroup):

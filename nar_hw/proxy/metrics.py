@@ -93,7 +93,8 @@ def loss(sample: Sample) -> Tensor:
 def el2n(sample: Sample) -> Tensor:
     """L2 norm of the error of the probabilities (Paul et al. 2021)."""
     probabilities = _logits(sample).softmax(1)
-    return (probabilities - F.one_hot(sample.labels, probabilities.shape[1])).norm(dim=1)
+    norms: Tensor = (probabilities - F.one_hot(sample.labels, probabilities.shape[1])).norm(dim=1)
+    return norms
 
 
 def grand(sample: Sample) -> Tensor:

@@ -245,7 +245,8 @@ class _Run:
 def _lengths(sketches: Tensor) -> Tensor:
     """Distance of each row (K, width) from the mean row: (K,)."""
     sketches = sketches.double()
-    return torch.linalg.vector_norm(sketches - sketches.mean(0), dim=1).cpu()
+    distances: Tensor = torch.linalg.vector_norm(sketches - sketches.mean(0), dim=1)
+    return distances.cpu()
 
 
 def _phases(recipe: Recipe) -> tuple[range, ...]:
