@@ -5,13 +5,14 @@ speed: images/s of `nar_hw.training.train` (crops, mirroring, checks of the loss
   the ratio is the median over rounds.
 data: an epoch of batches alone of the 45,000 CIFAR-10 training images against an epoch of ResNet-18; and one worker that reads
   and transforms JPEGs of 500x375 pixels for 224x224 windows.
-digits, cifar10: children with half of their slots drawn anew (of 12, 2 to 4 then have another operator), trained for the same number
-  of epochs from scratch and with inherited weights in two phases, each with and without distillation from the network they came
-  from (weight 0.5, temperature 4); test accuracy; digits, or 2,000 training and 2,000 test images of CIFAR-10; bf16; three seeds.
+digits, cifar10: children with half of their slots drawn anew (2 to 4 of 12 then have another operator), trained for the same
+  number of epochs from scratch and with inherited weights in two phases, each with and without distillation from the network
+  they came from (weight 0.5, temperature 4); test accuracy; bf16; three seeds; digits, or 2,000 training and 2,000 test images
+  of CIFAR-10.
 gpu: with a CUDA device, speed and data there, and seconds and epochs of the recipe `fast` to 94 % on CIFAR-10 (not run yet).
-Result (results/training.json; one core of a shared Intel Xeon): 1.03 of the minimal loop's images/s with resnet20_cifar, 1.00 with
-ResNet-18; data alone 0.03 % of an epoch of ResNet-18 (JPEGs 2.5 % of a 224x224 step); digits after 5 epochs: 93.0 % from scratch
-(one seed of three at 83 %), 98.0 % inherited, 97.3 and 97.8 % distilled, the network itself 98.4 %.
+Result (results/training.json; one core of a shared Intel Xeon): 1.03 of the minimal loop's images/s with resnet20_cifar, 1.00
+with ResNet-18; data alone 0.03 % of an epoch of ResNet-18 (JPEGs 2.5 % of a 224x224 step); digits after 5 epochs: 93.0 % from
+scratch (one seed of three at 83 %), 98.0 % inherited, 97.3 and 97.8 % distilled, the network itself 98.4 %.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_training.py [speed data digits cifar10 gpu] [--data-root DIR] [--out FILE]
 """
