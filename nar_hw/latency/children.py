@@ -39,6 +39,9 @@ K = TypeVar("K", bound=Hashable)
 FEWEST_ROUNDS = 6
 MARK_EVERY = 4
 """Children between two visits of the reference."""
+LOADING_S = 60.0
+"""Seconds of loading after which what is loaded is measured, if it is MARK_EVERY children or more: what takes minutes to compile
+is to be kept."""
 MEMORY = 2**32
 """Bytes that loaded children may take together; a loaded network takes about 2.5 x its weights."""
 
@@ -150,11 +153,12 @@ def measure(
     done = {arch for members, _ in found for arch in members}
     tick((rounds + 1) * len(done))
     missing = [arch for arch in distinct if arch not in done]
-    groups = [missing[start : start + at_once] for start in range(0, len(missing), at_once)]
-    for left, group in zip(range(len(groups), 0, -1), groups, strict=True):
+    while missing:
         now = time.monotonic()
-        until = now + (deadline - now) / left
+        until = now + (deadline - now) / math.ceil(len(missing) / at_once)
+        group = missing[:at_once]
         batch = _measure_batch(load, group, reference, clock, rounds, repeats or runs, profile, until, tolerance, tick)
+        group, missing = missing[: len(batch.children)], missing[len(batch.children) :]
         found.append((group, batch))
         if journal:
             journal.add(stage, distinct, group, batch)
@@ -241,8 +245,14 @@ def _measure_batch(
     tolerance: float,
     tick: Callable[[int], object],
 ) -> Batch:
+    """The first of ``archs``: as many as are loaded in time."""
+    start = time.monotonic()
     with ExitStack() as stack:
-        runtimes = [stack.enter_context(closing(load(arch, profile))) for arch in archs]
+        runtimes: list[Runtime] = []
+        for arch in archs:
+            if len(runtimes) >= MARK_EVERY and time.monotonic() - start > LOADING_S:
+                break
+            runtimes.append(stack.enter_context(closing(load(arch, profile))))
         visits: list[list[list[float]]] = []  # rounds of items of repeats
         marks: list[list[list[float]]] = []  # rounds of visits of repeats of the reference
         for turn in range(rounds + 1):
