@@ -349,7 +349,7 @@ def test_others_are_tried_where_the_device_is_slower_than_the_table() -> None:
         return [1.15 * TABLE.predict(arch) for arch in archs]
 
     target = FASTEST + 0.5 * (SLOWEST - FASTEST)
-    config = dataclasses.replace(CONFIG, strategy="reinforce", reward_options={"slope": -10.0})
+    config = dataclasses.replace(CONFIG, strategy="reinforce", paths="strategy", reward_options={"slope": -10.0})
     result = run(target_ms=target, measure=measure, config=config)
     first, second = asked
     assert all(1.15 * TABLE.predict(arch) > target for arch in first)  # this reward asks for archs at the very target
@@ -435,7 +435,7 @@ def test_paths_of_the_warm_up(monkeypatch: pytest.MonkeyPatch, kind: str, most: 
 
 
 def test_steps_train_what_the_strategy_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = made_run(monkeypatch, warmup_epochs=0)
+    made = made_run(monkeypatch, warmup_epochs=0, paths="strategy")
     fixed = SPACE.sample(random.Random(3))
     monkeypatch.setattr(made.strategy, "paths", lambda n: [fixed] * n)
     before = {name: value.clone() for name, value in made.supernet.named_parameters()}

@@ -134,13 +134,12 @@ def test_limits_that_cannot_be_are_refused_before_the_search(
 
 
 def test_how_weights_are_trained_is_kept(run: Run, table: Path, tmp_path: Path) -> None:
-    ok(run(line(table, "--strategy evolution --warmup-paths uniform --precision bf16 --channels-last --json")))
+    ok(run(line(table, "--strategy evolution --warmup-paths uniform --paths strategy --precision bf16 --channels-last --json")))
     config = json.loads((tmp_path / "x/run.json").read_text())["identity"]["config"]
-    assert [config[name] for name in ("strategy", "warmup_paths", "precision", "channels_last")] == [
-        *("evolution", "uniform", "bf16", True)
-    ]
+    found = [config[name] for name in ("strategy", "warmup_paths", "paths", "precision", "channels_last")]
+    assert found == ["evolution", "uniform", "strategy", "bf16", True]
     ok(run("report x --json"))
-    wanted = "--strategy evolution --epochs 1 --warmup-paths uniform --batch 32 --precision bf16 --channels-last"
+    wanted = "--strategy evolution --epochs 1 --warmup-paths uniform --paths strategy --batch 32 --precision bf16 --channels-last"
     assert wanted in (tmp_path / "x/report.html").read_text()
 
 

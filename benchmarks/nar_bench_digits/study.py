@@ -332,6 +332,7 @@ def summary(seeds: int) -> dict[str, Any]:
             "children under the target": int(under.sum()),
             "best accuracy": round(100 * float(quality.max()), 2),
             "best accuracy under the target": round(100 * float(quality[under].max()), 2),
+            "regret of a random child under the target": round(100 * float((quality[under].max() - quality[under]).mean()), 2),
             "accuracy of all children, mean and std": [round(100 * float(f(quality)), 2) for f in (np.mean, np.std)],
             "std over seeds of a child's validation accuracy": round(
                 100 * float(yard.valid[:, index].std(axis=0, ddof=1).mean()), 2

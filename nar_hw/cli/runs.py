@@ -73,6 +73,7 @@ def search(
     epochs: Annotated[int, typer.Option(help="Epochs of shared weights and strategy in turn.")] = 140,
     warmup_epochs: Annotated[int, typer.Option(help="Epochs of the shared weights alone, before these.")] = 10,
     warmup_paths: Annotated[str, typer.Option(help="Whether these deal operators (fair) or draw them (uniform).")] = "fair",
+    paths: Annotated[str, typer.Option(help="The same of the other epochs, or what the strategy draws (strategy).")] = "fair",
     batch: Annotated[int, typer.Option(help="Training images per step.")] = 128,
     precision: Annotated[str, typer.Option(help="Arithmetic of the shared weights: fp32, bf16 or fp16.")] = "fp32",
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Store images with the channels innermost.")] = False,
@@ -104,6 +105,7 @@ def search(
         epochs=epochs,
         warmup_epochs=warmup_epochs,
         warmup_paths=warmup_paths,  # type: ignore[arg-type]
+        paths=paths,  # type: ignore[arg-type]
         batch=batch,
         precision=precision,  # type: ignore[arg-type]
         channels_last=channels_last,

@@ -277,7 +277,7 @@ def _commands(folder: Path, run: Fields, child: Fields, table: LatencyTable | No
 
 CONDITIONS = ("runtime", "precision", "batch", "threads")
 SEARCH_OPTIONS = (
-    *("reward", "strategy", "epochs", "warmup_epochs", "warmup_paths", "batch", "precision", "channels_last", "seed"),
+    *("reward", "strategy", "epochs", "warmup_epochs", "warmup_paths", "paths", "batch", "precision", "channels_last", "seed"),
     *("max_flops", "max_params"),
 )
 
