@@ -315,7 +315,7 @@ def misfit(info: dict, version: str, gpu: str, capability: str) -> str | None:
 
 def numbers(version: str) -> tuple[int, ...]:
     """(10, 16, 1, 11) for "10.16.1.11"."""
-    return tuple(map(int, re.findall(r"\d+", version)))
+    return tuple(map(int, re.findall(r"\d{1,9}", version)))
 
 
 if __name__ == "__main__":

@@ -161,6 +161,11 @@ def _classes(trt: Any) -> dict[str, type]:
 
         def parse_from_file(self, model: str) -> bool:
             self._network._model = onnx.load(model)
+            weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in self._network._model.graph.initializer}
+            for node in self._network._model.graph.node:
+                zero = weights.get(node.input[2]) if node.op_type in ("QuantizeLinear", "DequantizeLinear") else None
+                if zero is not None and (zero.dtype != np.int8 or zero.any()):
+                    self._errors.append(ParserError(node.name, "zero points must be 0 and of int8"))
             if "parse" in trt._faults:
                 self._errors = [
                     ParserError(f"a.{number}/Foo" if number else "", f"no\n importer {number}") for number in range(5)

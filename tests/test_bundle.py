@@ -24,7 +24,8 @@ from nar_hw.errors import DataError, ExportError, RunError, UnknownNameError, Us
 from nar_hw.export import judge
 from nar_hw.export.bundle import export_bundle
 from nar_hw.export.manifest import Bundle, check_images, load_bundle
-from nar_hw.export.onnx import run_torch
+from nar_hw.export.onnx import open_session, run_session, run_torch
+from nar_hw.export.quantize import to_symmetric
 from nar_hw.export.verify import verify_bundle
 from nar_hw.files import sha256
 from nar_hw.space import SearchSpace
@@ -124,10 +125,33 @@ def test_the_precisions_are_what_they_are_called(bundle: Path) -> None:
     quantized = [node for node in files["int8"].graph.node if node.op_type == "QuantizeLinear"]
     arrays = {item.name: onnx.numpy_helper.to_array(item) for item in files["int8"].graph.initializer}
     assert quantized
-    assert all(arrays[node.input[2]].dtype == np.int8 and not arrays[node.input[2]].any() for node in quantized)
+    zeros = {node.input[0]: arrays[node.input[2]] for node in quantized}
+    assert all((zero.dtype == np.int8) == name.endswith("weight") for name, zero in zeros.items())
+    assert not any(zero.any() for zero in zeros.values() if zero.dtype == np.int8)
     convolution = next(node for node in quantized if node.input[0] == "layer2.conv2.weight")
     assert arrays[convolution.input[1]].shape == (16,)  # one scale per channel
     assert not any("bn" in node.input[0] and "weight" in node.input[0] for node in quantized)
+
+
+def test_signed_int8_is_for_ranges_as_large(bundle: Path, network: nn.Module, tmp_path: Path) -> None:
+    source, target = load_bundle(bundle).onnx("int8"), tmp_path / "signed.onnx"
+    to_symmetric(source, target)
+    before, after = (
+        {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer} for path in (source, target)
+    )
+    pairs = {tuple(node.input[1:]) for node in onnx.load(source).graph.node if node.op_type == "QuantizeLinear"}
+    for scale, zero in pairs:
+        assert after[zero].dtype == np.int8
+        assert not after[zero].any()
+        if before[zero].dtype == np.int8:
+            assert (after[scale] == before[scale]).all()
+            continue
+        lowest, highest = (before[scale] * (end - float(before[zero])) for end in (0, 255))
+        assert after[scale] * 127 == pytest.approx(max(-lowest, highest))
+    images = check_images(SHAPE)
+    reference = run_torch(network, images)
+    error = np.abs(run_session(open_session(target), images) - reference).max()
+    assert 0 < error < 0.2 * np.abs(reference).max()
 
 
 def test_the_weights_fit_the_network(bundle: Path, network: nn.Module) -> None:

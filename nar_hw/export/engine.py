@@ -75,7 +75,7 @@ def misfit(info: EngineInfo, version: str, gpu: str, capability: str) -> str | N
 
 def numbers(version: str) -> tuple[int, ...]:
     """(10, 16, 1, 11) for "10.16.1.11"."""
-    return tuple(map(int, re.findall(r"\d+", version)))
+    return tuple(map(int, re.findall(r"\d{1,9}", version)))
 
 
 def _read_info(file: Path) -> EngineInfo:

@@ -1,4 +1,8 @@
-"""An exported fp32 network in another precision: fp16, bf16, or int8 in the QDQ form that ONNX Runtime and TensorRT both read."""
+"""An exported fp32 network in another precision: fp16, bf16, or int8 in the QDQ form.
+
+CPUs multiply unsigned activations by signed weights, and a ReLU before an unsigned number from 0 on costs nothing: with signed
+activations ONNX Runtime computes convolutions before a ReLU in fp32. TensorRT takes signed numbers with zero points 0 alone.
+"""
 
 import contextlib
 import io
@@ -6,6 +10,8 @@ import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
 
 from nar_hw.errors import ExportError, unknown_name
 from nar_hw.export.graph import rename_values
@@ -16,7 +22,8 @@ if TYPE_CHECKING:
     import onnx
 
 Calibration = Literal["minmax", "entropy", "percentile"]
-
+PRODUCER = "nar_hw"
+"""As which `to_int8` signs its files."""
 
 _BF16_OPSET = 22  # the first in which convolutions and pools take bfloat16
 
@@ -73,7 +80,7 @@ def to_bf16(source: Path, target: Path) -> None:
 def to_int8(source: Path, target: Path, images: Images, *, method: Calibration = "minmax") -> None:
     """Write ``source`` with int8 convolutions and linear layers to ``target``.
 
-    Weights are quantized per channel, everything symmetrically (zero points 0, as TensorRT demands), biases not at all.
+    Weights are quantized per channel and symmetrically (signed), activations to unsigned numbers, biases not at all.
 
     Args:
         source: the fp32 file.
@@ -108,23 +115,42 @@ def to_int8(source: Path, target: Path, images: Images, *, method: Calibration =
                 str(made),
                 _reader(images, proto.graph.input[0]),
                 quant_format=quantization.QuantFormat.QDQ,
-                activation_type=quantization.QuantType.QInt8,
+                activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 nodes_to_exclude=norms,  # int8 scales would distort them, and no runtime computes them in int8
                 per_channel=True,
                 calibrate_method={"minmax": methods.MinMax, "entropy": methods.Entropy, "percentile": methods.Percentile}[method],
                 extra_options={
-                    "ActivationSymmetric": True,
                     "WeightSymmetric": True,
-                    "QuantizeBias": False,
+                    "QuantizeBias": False,  # these two as TensorRT demands
                     "AddQDQPairToWeight": True,
+                    "QDQKeepRemovableActivations": True,  # else `to_symmetric` would lose the ReLUs
                 },
             )
         proto = onnx.load(made)
     helper.set_model_props(proto, properties)
-    proto.producer_name = "nar_hw"
+    proto.producer_name = PRODUCER
     proto.ClearField("producer_version")
     del proto.graph.value_info[:]
+    write_bytes(target, proto.SerializeToString(deterministic=True))
+
+
+def to_symmetric(source: Path, target: Path) -> None:
+    """Write a file of `to_int8` with signed activations whose zero points are 0, over ranges that hold the old ones."""
+    import onnx
+    from onnx import numpy_helper
+
+    proto = onnx.load(source, load_external_data=False)
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    scales = {node.input[1]: node.input[2] for node in proto.graph.node if node.op_type == "QuantizeLinear"}
+    for scale, zero in scales.items():
+        point = numpy_helper.to_array(tensors[zero])
+        if point.dtype != np.uint8:
+            continue
+        farthest = np.maximum(point, 255 - point).astype(np.float32)
+        widened = numpy_helper.to_array(tensors[scale]) * farthest / np.float32(127)
+        tensors[scale].CopyFrom(numpy_helper.from_array(widened, scale))
+        tensors[zero].CopyFrom(numpy_helper.from_array(np.zeros_like(point, np.int8), zero))
     write_bytes(target, proto.SerializeToString(deterministic=True))
 
 

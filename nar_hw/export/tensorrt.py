@@ -9,6 +9,7 @@ its layers) and the timing cache, from which a rebuild takes its kernels instead
 import functools
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from typing import Any
 
 from nar_hw.errors import ExportError, RuntimeUnavailableError, unknown_name
 from nar_hw.export.engine import SCHEMA, EngineInfo, info_file, misfit, numbers, read_engine
-from nar_hw.export.quantize import precision_of
+from nar_hw.export.quantize import PRODUCER, precision_of, to_symmetric
 from nar_hw.files import atomic_path, sha256
 
 _INSTALL = "pip install 'nar-hw[tensorrt]'"
@@ -197,7 +198,9 @@ def _network(trt: Any, builder: Any, source: Path) -> Any:
     typed = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(typed) if numbers(trt.__version__)[0] == 10 else 0)  # 11 has no other networks
     parser = trt.OnnxParser(network, _log(trt))
-    if not parser.parse_from_file(str(source)):
+    with tempfile.TemporaryDirectory(prefix="nar_hw_") as folder:
+        parsed = parser.parse_from_file(str(_symmetric(source, Path(folder))))
+    if not parsed:
         problems = [parser.get_error(index) for index in range(parser.num_errors)]
         told = [f"{problem.node_name() or 'the file'}: {_one_line(problem.desc())}" for problem in problems]
         more = f" (and {len(told) - 3} more)" if len(told) > 3 else ""
@@ -205,6 +208,15 @@ def _network(trt: Any, builder: Any, source: Path) -> Any:
     if (inputs := network.num_inputs, outputs := network.num_outputs) != (1, 1):
         raise ExportError(f"{source} must have one input and one output, but has {inputs} and {outputs}")
     return network
+
+
+def _symmetric(source: Path, folder: Path) -> Path:
+    """``source``, or of an int8 file that was made here a copy in ``folder`` with zero points 0."""
+    model = _loaded(source)
+    if precision_of(model) != "int8" or model.producer_name != PRODUCER:
+        return source
+    to_symmetric(source, folder / source.name)
+    return folder / source.name
 
 
 def _config(
@@ -270,15 +282,19 @@ def _check_settings(batch: Batch, workspace_mib: int, optimization_level: int) -
 
 def _described(source: Path) -> tuple[str, dict[str, str]]:
     """The precision of an ONNX file, and what it says of itself."""
+    model = _loaded(source)
+    return precision_of(model), {entry.key: entry.value for entry in model.metadata_props}
+
+
+def _loaded(source: Path) -> Any:
     import onnx
 
     if not source.is_file():
         raise ExportError(f"ONNX file {source} does not exist")
     try:
-        model = onnx.load(source, load_external_data=False)
+        return onnx.load(source, load_external_data=False)
     except Exception as problem:  # protobuf's DecodeError among others; onnx documents none
         raise ExportError(f"{source} is not an ONNX file: {_one_line(str(problem))}") from problem
-    return precision_of(model), {entry.key: entry.value for entry in model.metadata_props}
 
 
 def _one_line(text: str) -> str:
