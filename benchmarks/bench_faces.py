@@ -16,6 +16,7 @@ About 16 minutes on one core.
 """
 
 import argparse
+import json
 import os
 import platform
 import runpy
@@ -51,6 +52,7 @@ OPTIONS = f"size={SIZE},embedding={EMBEDDING},min=3,scale=32,margin=0.3,margin_w
 RECIPE = Recipe(epochs=10, batch=64, lr=0.1, schedule="one-cycle", nesterov=True)
 SEARCH = SearchConfig(
     strategy="reinforce",
+    paths="strategy",
     epochs=6,
     warmup_epochs=4,
     batch=64,
@@ -95,7 +97,8 @@ def on_lfw(lfw: Path, work: Path) -> dict[str, Any]:
     search_run(NETWORK, data, table, target_ms=target, out=out, config=SEARCH, resume=True)
     _, arch, found = read_arch(out)
     for name, operators in (("baseline", None), ("child", arch)):
-        train_child(info, operators, data, out=out / name, recipe=RECIPE, table=table, target_ms=target, resume=True)
+        if not (out / name / "child.json").exists():
+            train_child(info, operators, data, out=out / name, recipe=RECIPE, table=table, target_ms=target, resume=True)
 
     def of(network: nn.Module) -> Verified:
         return verify(network, pairs, images=images, size=SIZE)
@@ -227,6 +230,8 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     lfw = on_lfw(asked.lfw, asked.work)
+    if not (sampled := asked.work / "sampled.json").exists():
+        write_json(sampled, sampled_training())
     write_json(
         asked.out,
         {
@@ -240,7 +245,7 @@ def main() -> None:
             "search": SEARCH.to_json(),
             "lfw": lfw,
             "heads of 85,000 x 512, batch 128": [head_memory(sampled) for sampled in (1.0, 0.1)],
-            "sampled training, 54 made people": sampled_training(),
+            "sampled training, 54 made people": json.loads(sampled.read_text()),
             "gpu": on_gpu(),
         },
     )

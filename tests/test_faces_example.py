@@ -16,6 +16,7 @@ from nar_hw.children import child_names, named_child
 from nar_hw.cli import main
 from nar_hw.errors import UnknownNameError
 from nar_hw.flops import SpaceCounts
+from nar_hw.pipeline import load_task
 from nar_hw.runs import Child
 from tests.faces import EXAMPLE, example, write_identities
 from tests.test_cli import Run, ok, reachable, refused, run
@@ -59,6 +60,12 @@ def test_people_who_were_never_learned_are_told_apart(home: Path) -> None:
     assert child.accuracy["valid"] > 0.95
     assert child.init == "scratch"
     assert child.classes == []
+    torch.manual_seed(0)
+    space = child.space()
+    untrained = space.build(space.parse(child.arch))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        assert load_task(child.data).evaluate(untrained, "test") < 0.85
 
 
 def test_the_bundle_gives_the_embedding(home: Path) -> None:

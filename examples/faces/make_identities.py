@@ -24,14 +24,14 @@ def pattern(rng: np.random.RandomState, pixels: int) -> NDArray[np.float64]:
 def view(rng: np.random.RandomState, face: NDArray[np.float64]) -> NDArray[np.uint8]:
     """One view (P, P, 3)."""
     pixels = face.shape[-1]
-    angle, scale, squeeze = rng.normal(0, 0.15), rng.uniform(0.85, 1.15), rng.uniform(0.8, 1.0)
+    angle, scale, squeeze = rng.normal(0, 0.1), rng.uniform(0.92, 1.08), rng.uniform(0.9, 1.0)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ np.diag([scale, scale / squeeze])
     centre = np.full(2, (pixels - 1) / 2)
     offset = centre - turn @ (centre + rng.normal(0, pixels / 24, 2))
     seen = np.stack([affine_transform(channel, turn, offset, order=1, mode="grid-wrap") for channel in face])
     if rng.rand() < 0.5:
         seen = seen[..., ::-1]
-    lit = rng.uniform(0.7, 1.3, (3, 1, 1)) * seen + rng.normal(0, 0.3, (3, 1, 1)) + rng.normal(0, 0.3, seen.shape)
+    lit = rng.uniform(0.7, 1.3, (3, 1, 1)) * seen + rng.normal(0, 0.6, (3, 1, 1)) + rng.normal(0, 0.2, seen.shape)
     return np.clip(128 + 40 * lit, 0, 255).astype(np.uint8).transpose(1, 2, 0)
 
 
