@@ -40,7 +40,7 @@ NEEDED = {
 }
 NEEDED_BY = {
     "cuda": {"pynvml": "nvidia-ml-py", "triton": "triton"},
-    "cifar10": {name: name for name in ("fvcore", "iopath", "yacs", "termcolor", "portalocker", "tabulate", "tqdm")},
+    "cifar10": {name: name for name in ("fvcore", "iopath", "portalocker", "tabulate", "termcolor", "tqdm")},
     "export": {name: name for name in ("onnx", "onnx_ir", "onnxscript", "onnxruntime")},
 }
 
