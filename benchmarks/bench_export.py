@@ -10,9 +10,9 @@
 
 Times of the first two are CPU times of the thread, of the third wall times. BatchNorms have the statistics of random images.
 Result: results/export.json. On one core of a shared two-core Xeon (AVX-512 VNNI, AMX): our files take 0.977 to 1.008 of the
-hand-made ones at noise floors of 0.010 to 0.027; `time_ms` 0.999 and `predict` 1.002 of the bare call on resnet18, 0.988 and 1.015 on
-the 0.65 ms network. resnet18, batch 1, of ONNX Runtime's fp32: its int8 0.37, OpenVINO bf16 0.20 and int8 0.11, AOTInductor bf16 0.38.
-fp16 is not in it: neither runtime computes in it on a CPU.
+hand-made ones at noise floors of 0.010 to 0.027; `time_ms` 0.999 and `predict` 1.002 of the bare call on resnet18, 0.988 and
+1.015 on the 0.65 ms network. resnet18, batch 1, relative to ONNX Runtime's fp32: its int8 0.37, OpenVINO bf16 0.20 and int8 0.11,
+AOTInductor bf16 0.38. There is no fp16: our runtimes compute in it on GPUs only.
 
     pip install onnxslim
     OMP_NUM_THREADS=1 python benchmarks/bench_export.py [files] [overhead] [precisions] [--out benchmarks/results/export.json]
