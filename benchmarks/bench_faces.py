@@ -107,9 +107,9 @@ def on_lfw(lfw: Path, work: Path) -> dict[str, Any]:
     trained = {name: of(child.network(out / name)) for name, child in children.items()}
     untrained = of(info.build().eval())
     plot_roc(work / "roc.png", {name: roc(item.scores, item.same) for name, item in {"untrained": untrained, **trained}.items()})
-    task = FacesTask(load_faces(data))
+    learned = children["child"].record
     return {
-        "learned": {"images": task.train_size, "validation images": len(task.data.valid.labels), "data": OPTIONS},
+        "learned": {**{name: learned["splits"][name]["size"] for name in ("train", "valid")}, "options": OPTIONS},
         "tested": {"pairs": len(untrained.same), "standard error of 80 % of them": 0.013},
         "archs": 4**6,
         "verification": {
@@ -119,7 +119,7 @@ def on_lfw(lfw: Path, work: Path) -> dict[str, Any]:
             "found child": told(trained["child"]),
         },
         "identification of validation images, by the head": {name: child.accuracy["valid"] for name, child in children.items()},
-        "chance of identification": 1 / task.data.identities,
+        "chance of identification": 1 / learned["identities"],
         "child": {
             "arch": list(arch),
             "params": [children[name].params for name in ("child", "baseline")],

@@ -71,7 +71,7 @@ def _run(content: bytes, path: Path) -> Any:
     for opcode, argument, place in pickletools.genops(content):
         name = opcode.name
         if name in BYTES:
-            stack.append(bytes(argument))
+            stack.append(bytes(argument or b""))
         elif name in TEXTS or (name == "GLOBAL" and argument in ARRAYS):
             stack.append(str(argument))
         elif name == "STACK_GLOBAL" and (named := " ".join(stack[-2:])) in ARRAYS:
