@@ -16,6 +16,7 @@ PANELS = {
     "table": ("trained alone", ""),
     "checkpoint": ("one set of shared weights", ""),
     "search with": ("search, with PreTrain", ", with PreTrain"),
+    "search fair": ("search, PreTrain, fair paths", ", with PreTrain, fair paths"),
     "search without": ("search, without PreTrain", ", without PreTrain"),
 }
 
@@ -30,7 +31,7 @@ def draw(result: Path) -> None:
 
 def regrets(content: dict[str, Any]) -> Any:
     """Mean regret and its standard error against the number of evaluations."""
-    figure, axes = plt.subplots(1, 4, figsize=(15, 4), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 5, figsize=(17, 3.6), sharey=True, layout="constrained")
     names = list(dict.fromkeys(name.split(",")[0] for name in content["search"]))
     for axis, (part, (title, suffix)) in zip(axes, PANELS.items(), strict=True):
         rows = content[part.split()[0]]
@@ -42,7 +43,7 @@ def regrets(content: dict[str, Any]) -> Any:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="regret (points of accuracy)", ylim=(0, None))
-    axes[-1].legend()
+    figure.legend(*axes[2].get_legend_handles_labels(), loc="outside right upper")
     return figure
 
 
@@ -55,11 +56,15 @@ def curve(axis: Axes, row: dict[str, list[float]], name: str, color: str) -> Non
 
 def sharing(content: dict[str, Any]) -> Any:
     """Rank correlation of shared weights with the truth."""
-    figure, axis = plt.subplots(figsize=(7, 2.6), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8, 2.8), layout="constrained")
     rows = {name: row for name, row in content["supernet"].items() if name != "all"}
     mean, error = np.array([row["kendall"] for row in rows.values()]).T
     axis.barh(list(rows), mean, xerr=error, color=["C2", *["C7"] * (len(rows) - 1)])
-    axis.set(xlabel="Kendall's tau of scores with shared weights and accuracies alone, 256 children")
+    axis.axvline(
+        content["truth"]["kendall of accuracies of two seeds"], color="k", linestyle=":", label="two seeds, trained alone"
+    )
+    axis.set(xlabel="Kendall's tau of shared scores and accuracies trained alone")
+    figure.legend(loc="outside upper right")
     axis.invert_yaxis()
     return figure
 

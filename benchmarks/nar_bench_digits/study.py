@@ -321,7 +321,8 @@ def summary(seeds: int) -> dict[str, Any]:
     parts: dict[str, dict[str, Any]] = {}
     for part in PARTS:
         rows = [found for (name, seed), found in journal().items() if name == part and seed < seeds]
-        parts[part] = {name: {"seeds": len(rows), **averaged([row[name] for row in rows])} for name in (rows[0] if rows else ())}
+        names = rows[0] if len(rows) > 1 else ()
+        parts[part] = {name: {"seeds": len(rows), **averaged([row[name] for row in rows])} for name in names}
     yard, index = known(), ~np.isnan(known().valid).any(axis=0)
     quality, under = yard.quality, yard.predicted_ms <= target_ms()
     return {
