@@ -122,6 +122,8 @@ def test_help_answers_without_torch() -> None:
         "report",
         "bundle verify",
         "bundle triton",
+        "proxy study",
+        "proxy select",
     ],
 )
 def test_every_command_has_an_example(run: Run, command: str) -> None:
