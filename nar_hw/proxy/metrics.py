@@ -58,7 +58,7 @@ def intensity(sample: Sample) -> Tensor:
 
 def colour(sample: Sample) -> Tensor:
     """The mean colour in HSV, in 256 levels each: 65536 hue + 256 saturation + value, so by hue first and value last."""
-    red, green, blue = (sample.rgb.flatten(2).sum(2, dtype=torch.int64) / (255 * sample.images[0, 0].numel())).double().unbind(1)
+    red, green, blue = sample.rgb.flatten(2).double().mean(2).unbind(1)
     value = torch.maximum(torch.maximum(red, green), blue)
     chroma = value - torch.minimum(torch.minimum(red, green), blue)
     saturation = torch.where(value > 0, chroma / value, 0)
@@ -68,8 +68,7 @@ def colour(sample: Sample) -> Tensor:
         torch.where(value == green, (blue - red) / chroma + 2, (red - green) / chroma + 4),
     )
     hue = torch.where(chroma > 0, sixths / 6, 0)
-    levels = [(255 * part).round() for part in (hue, saturation, value)]
-    ordered: Tensor = 65536 * levels[0] + 256 * levels[1] + levels[2]
+    ordered: Tensor = 65536 * (255 * hue).round() + 256 * (255 * saturation).round() + value.round()
     return ordered
 
 
