@@ -12,7 +12,8 @@ digits, cifar10: children with half of their slots drawn anew (2 to 4 of 12 then
 gpu: with a CUDA device, speed and data there, and seconds and epochs of the recipe `fast` to 94 % on CIFAR-10 (not run yet).
 Result (results/training.json; one core of a shared Intel Xeon): 1.03 of the minimal loop's images/s with resnet20_cifar, 1.00
 with ResNet-18; data alone 0.03 % of an epoch of ResNet-18 (JPEGs 2.5 % of a 224x224 step); digits after 5 epochs: 93.0 % from
-scratch (one seed of three at 83 %), 98.0 % inherited, 97.3 and 97.8 % distilled, the network itself 98.4 %.
+scratch (one seed of three at 83 %), 98.0 % inherited, 97.3 and 97.8 % distilled, the network 98.4 %; CIFAR-10 after 4,
+one seed only so far: 37.5 % from scratch, 39.7 % inherited, 41.4 and 39.9 % distilled, the network itself 40.9 % (noise 1.1 %).
 
     OMP_NUM_THREADS=1 python benchmarks/bench_training.py [speed data digits cifar10 gpu] [--data-root DIR] [--out FILE]
 """
