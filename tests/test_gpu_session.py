@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,6 +216,14 @@ def test_a_kill_loses_nothing_that_was_finished(tmp_path: Path) -> None:
     assert [piece.key for piece in record.left(left)] == ["c", "b"]  # what ended the program last
 
 
+def test_results_of_other_versions_are_not_mixed(tmp_path: Path) -> None:
+    Record(tmp_path / "stage.json", {"versions": {"torch": "2.11"}}).lack({})
+    with pytest.raises(
+        RunError, match=r"the same versions, but it has \{'torch': '2.11'\} and here are \{'torch': '2.12'\}: move it"
+    ):
+        Record(tmp_path / "stage.json", {"versions": {"torch": "2.12"}})
+
+
 def test_the_alarm_gives_back_the_timer_that_was_set() -> None:
     seconds, interval = signal.getitimer(signal.ITIMER_REAL)
     handler = signal.getsignal(signal.SIGALRM)
@@ -336,21 +345,21 @@ def test_sheets_may_come_in_two_halves(tmp_path: Path) -> None:
         for name in some:
             (half / name).write_bytes(b"")
     (halves[0] / cifar.RESTORE).write_text(restoring)
-    root, told = cifar.restore(halves[0], tmp_path / "work")
-    assert told.startswith("60 of 120")
+    root = tmp_path / "work" / cifar.DATA
+    assert cifar.restore(halves[0], tmp_path / "work").startswith("60 of 120")
     assert not root.exists()
-    assert "CIFAR-10 is in" in cifar.restore(halves[1], tmp_path / "work")[1]
+    assert cifar.restore(halves[1], tmp_path / "work") == f"CIFAR-10 is in {root}"
     assert (root / "cifar-10-batches-py/test_batch").exists()
     (halves[0] / cifar.RESTORE).write_text("raise SystemExit('data_batch_1: md5 differs')")
     for half in halves:
-        cifar.shutil.copytree(half, tmp_path / "whole", dirs_exist_ok=True)
+        shutil.copytree(half, tmp_path / "whole", dirs_exist_ok=True)
     with pytest.raises(RunError, match=r"restore_cifar10\.py failed: data_batch_1: md5 differs"):
         cifar.restore(tmp_path / "whole", tmp_path / "other")
 
 
 @pytest.mark.skipif(not SHEETS.is_dir(), reason="the sheets of CIFAR-10 are not in NAR_HW_DATA/cifar10 or .data/cifar10")
 def test_real_sheets_become_cifar10(tmp_path: Path) -> None:
-    root, _ = cifar.restore(SHEETS, tmp_path)
-    data = load_data("cifar10", root=root)
+    cifar.restore(SHEETS, tmp_path)
+    data = load_data("cifar10", root=tmp_path / cifar.DATA)
     assert (len(data.train), len(data.valid), len(data.test)) == (45_000, 5_000, 10_000)
     assert data.classes[0] == "airplane"

@@ -1,6 +1,5 @@
 """Stage cifar10: a baseline, a search at a share of its latency, and children trained like it."""
 
-import shutil
 import statistics
 import subprocess
 import sys
@@ -14,37 +13,36 @@ from benchmarks.gpu.plan import ROOT, Session, TableJob
 from benchmarks.gpu.runner import NotReadyError, Piece
 from nar_hw.benchmark import measure_children
 from nar_hw.errors import RunError, TargetError
-from nar_hw.files import read_json
+from nar_hw.files import read_json, write_bytes
 from nar_hw.latency.table import LatencyTable
 from nar_hw.pipeline import search_run, train_child
 from nar_hw.recipes import Recipe
 from nar_hw.runs import Child
 
-SHEETS, RESTORE = 120, "restore_cifar10.py"
+SHEETS, RESTORE, DATA = 120, "restore_cifar10.py", "data"
 BASELINE, CHILD, INHERITED = "baseline", "child", "child, inherited"
 SEARCH_MINUTES, SHARE, POINTS, NEAR = 5.0, 0.6, 0.1, 0.02
 """The targets."""
 
 
-def restore(sheets: Path, work: Path) -> tuple[Path, str]:
-    """The folder for --data-root, made from sheets of images once all are there: they may come a part with each call.
+def restore(sheets: Path, work: Path) -> str:
+    """Make the official files in ``work``/DATA from sheets of images once all are there; they may come in parts, a call each.
 
-    ``sheets`` holds ``<batch>_<number>.webp``, and with one of the parts the script that turns them into the official files.
+    ``sheets`` holds ``<batch>_<number>.webp``, and with one of the parts the script that turns them into those files and what it
+    reads. Returns where it stands. Raises RunError when the script fails.
     """
-    gathered, root = work / "sheets", work / "data"
+    gathered, root = work / "sheets", work / DATA
     if not (root / "cifar-10-batches-py" / "test_batch").exists():
         gathered.mkdir(parents=True, exist_ok=True)
-        for file in sheets.iterdir():
-            if file.is_file() and not (gathered / file.name).exists():
-                shutil.copy(file, gathered / f"{file.name}.part")
-                (gathered / f"{file.name}.part").rename(gathered / file.name)
+        for file in filter(Path.is_file, sheets.iterdir()):
+            write_bytes(gathered / file.name, file.read_bytes())
         count = len(list(gathered.glob("*.webp")))
         if count < SHEETS or not (gathered / RESTORE).exists():
-            return root, f"{count} of {SHEETS} CIFAR-10 sheets are here: give the others to the next call"
+            return f"{count} of {SHEETS} sheets of CIFAR-10 are here: give the others, and {RESTORE}, to the next call"
         made = subprocess.run([sys.executable, gathered / RESTORE, root], capture_output=True, text=True, check=False)
         if made.returncode:
             raise RunError(f"{gathered / RESTORE} failed: {(made.stderr.strip() or made.stdout).splitlines()[-1]}")
-    return root, f"CIFAR-10 is in {root}"
+    return f"CIFAR-10 is in {root}"
 
 
 def cifar10(session: Session) -> list[Piece]:

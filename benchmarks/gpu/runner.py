@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from nar_hw.errors import RunError
 from nar_hw.files import read_json, write_json
 
 AGAIN_S = 20.0
@@ -39,7 +40,12 @@ class Record:
     """The JSON file of a stage: what is measured, and why the rest is not."""
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+        """Raises RunError when the file was begun with other versions."""
         known = read_json(path) if path.exists() else {}
+        if known and (theirs := known.get("versions")) != (ours := about.get("versions")):
+            raise RunError(
+                f"all of {path} must be measured with the same versions, but it has {theirs} and here are {ours}: move it"
+            )
         self.path, self.about = path, dict(about)
         self.pieces: dict[str, dict[str, Any]] = known.get("pieces", {})
         self.missing: dict[str, str] = known.get("missing", {})

@@ -34,6 +34,7 @@ NEEDED = {
     "torchvision": "torchvision",
     "numpy": "numpy",
     "scipy": "scipy",
+    "onnx": "onnx",
     "rich": "rich",
     "safetensors": "safetensors",
     "PIL": "pillow",
@@ -41,7 +42,7 @@ NEEDED = {
 NEEDED_BY = {
     "cuda": {"pynvml": "nvidia-ml-py", "triton": "triton"},
     "cifar10": {name: name for name in ("fvcore", "iopath", "portalocker", "tabulate", "termcolor", "tqdm")},
-    "export": {name: name for name in ("onnx", "onnx_ir", "onnxscript", "onnxruntime")},
+    "export": {name: name for name in ("onnx_ir", "onnxscript", "onnxruntime")},
 }
 
 
@@ -82,6 +83,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
+    from nar_hw.errors import NarError
+
+    try:
+        return run(arguments, shlex.join(["python", "benchmarks/gpu/session.py", *(sys.argv[1:] if argv is None else argv)]))
+    except NarError as problem:
+        say(str(problem))
+        return 2
+
+
+def run(arguments: argparse.Namespace, command: str) -> int:
+    """The chosen stages; the exit code. Raises RunError when results or sheets cannot be used."""
     from benchmarks.gpu import cifar, deploying, measuring, plan, throughput
     from benchmarks.gpu.runner import Piece, Record, run_stage
     from nar_hw.latency.device import device_slug
@@ -90,13 +102,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if reason := no_device(settings.device):
         say(reason)
         return 2
-    about = header(settings.device, argv)
+    about = {"smoke": arguments.smoke, "command": command, **header(settings.device)}
     out = arguments.out / device_slug(about["device"])
-    work, data_root = arguments.work or out / "work", arguments.data_root
+    work = arguments.work or out / "work"
     if arguments.sheets is not None:
-        data_root, told = cifar.restore(arguments.sheets, work)
-        say(told)
-    session = plan.Session(plan=settings, out=out, work=work, data_root=data_root)
+        say(cifar.restore(arguments.sheets, work))
+    restored = work / cifar.DATA if (work / cifar.DATA).exists() else None
+    session = plan.Session(plan=settings, out=out, work=work, data_root=arguments.data_root or restored)
     builders: dict[str, Callable[[Any], list[Piece]]] = {
         "doctor": measuring.doctor,
         "tables": measuring.tables,
@@ -107,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     complete = True
     for stage in arguments.stages:
         pieces = [piece for piece in builders[stage](session) if arguments.only in piece.key]
-        record = Record(session.file(stage), {"stage": stage, "smoke": arguments.smoke, **about})
+        record = Record(session.file(stage), {"stage": stage, **about})
         say(f"stage {stage}: {len(pieces) - len(record.left(pieces))} of {len(pieces)} pieces are finished")
         alive = arguments.list or run_stage(record, pieces, seconds=60 * arguments.minutes, say=say)
         for piece in (left := record.left(pieces)):
@@ -127,14 +139,13 @@ def no_device(device: str) -> str | None:
     return None
 
 
-def header(device: str, argv: Sequence[str] | None) -> dict[str, Any]:
-    """What every file of results begins with."""
+def header(device: str) -> dict[str, Any]:
+    """On what is measured."""
     from nar_hw.latency.device import fingerprint
     from nar_hw.pipeline import versions
     from nar_hw.runtimes import RuntimeConfig
 
     return {
-        "command": shlex.join(["python", "benchmarks/gpu/session.py", *(sys.argv[1:] if argv is None else argv)]),
         "versions": versions(),
         "device": fingerprint(RuntimeConfig(runtime="torch_eager", device=device)),
         "system": platform.platform(),
