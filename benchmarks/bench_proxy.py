@@ -4,7 +4,8 @@ digits: a sample of the children of nar_bench_digits, whose true quality is know
 trained on proxies of a fifth of the images. cifar: the same network on 2,000 CIFAR-10 images at 16x16 pixels, the truth being
 three trainings of each child on all of them. Every proxy is one seed: it decides the images, the initial weights and the order.
 The row "all images" is a single training on all images against the mean of the other two: what no proxy can be asked to exceed.
-cost: CPU time of three epochs of a study over that of the same training without it, in turn on one thread.
+cost: CPU time of an epoch of a study over that of the same training without it, in turn on one thread. Small batches are the hard
+case: what a gradient costs to sketch does not depend on how many images it is of.
 
 Every finished training is kept in bench_proxy.part; a run that was stopped goes on.
 
@@ -36,7 +37,7 @@ from nar_hw.pipeline import versions
 from nar_hw.proxy.ranking import Ranking
 from nar_hw.proxy.select import select
 from nar_hw.proxy.steps import Scorer
-from nar_hw.proxy.study import paper_recipe, study
+from nar_hw.proxy.study import study
 from nar_hw.proxy.subset import subset
 from nar_hw.recipes import Recipe
 from nar_hw.runtimes import RuntimeConfig
@@ -51,7 +52,7 @@ from yardstick import ARCHS, OPERATORS, Yardstick
 HERE = Path(__file__).parent
 JOURNAL, RESULT = HERE / "bench_proxy.part", HERE / "results" / "proxy.json"
 METHODS = ("random", "stratified", "metric", "gradient")
-CHILDREN = {"digits": 12, "cifar": 8}
+CHILDREN = {"digits": 8, "cifar": 8}
 SHARE = 5
 """Images in all for each in a proxy."""
 RECIPES = {
@@ -92,7 +93,7 @@ def space(name: str, seed: int) -> SearchSpace:
 
 
 def children(name: str) -> list[Arch]:
-    """The first of those that the yardstick trained three times; of CIFAR-10 the first half of these."""
+    """The first of those that the yardstick trained three times."""
     order = random.Random(0).sample(range(len(ARCHS)), len(ARCHS))
     return [ARCHS[index] for index in order[: CHILDREN[name]]]
 
@@ -183,7 +184,7 @@ def ranked(name: str) -> dict[str, Any]:
         pairs = np.array([both(known.mean(0), values) for values in accuracies])
         found[method] = {"accuracy": float(np.mean(accuracies)), "pairs": pairs}
     plain = found["random"]["pairs"]
-    table = {
+    table: dict[str, dict[str, Any]] = {
         method: {
             "mean accuracy": round(row["accuracy"], 4),
             "kendall": interval(row["pairs"][:, 0]),
@@ -220,7 +221,7 @@ def ranked(name: str) -> dict[str, Any]:
 def cost(model: str, batch: int, rounds: int) -> dict[str, Any]:
     data = load_data("fake:3x32x32x10")
     values = np.arange(len(data.train), dtype=float)
-    recipe = paper_recipe(3, batch, 0.01)
+    recipe = Recipe(epochs=1, batch=batch, lr=0.01, schedule="step")
     few = subset(data, np.arange(8 * batch))
 
     def network() -> nn.Module:
@@ -245,22 +246,20 @@ def cost(model: str, batch: int, rounds: int) -> dict[str, Any]:
         [
             seconds(plain),
             seconds(lambda: study(network(), few, values[: 8 * batch], metric="none", recipe=recipe)),
-            seconds(lambda: study(network(), few, values[: 8 * batch], metric="none", recipe=recipe, exact=True)),
         ]
         for _ in range(rounds)
     ]
-    times = np.array(taken) / recipe.epochs
-    ratios = times[:, 1:] / times[:, :1]
+    times = np.array(taken)
+    ratios = times[:, 1] / times[:, 0]
     return {
         "model": model,
         "batch": batch,
         "batches": 8,
         "rounds": rounds,
         "plain epoch, CPU seconds": round(float(np.median(times[:, 0])), 3),
-        "study / plain": [round(value, 3) for value in np.sort(ratios[:, 0]).tolist()],
-        "exact study / plain": [round(value, 3) for value in np.sort(ratios[:, 1]).tolist()],
-        "study / plain, median": round(float(np.median(ratios[:, 0])), 3),
-        "target <= 2.2 holds": bool(np.median(ratios[:, 0]) <= 2.2),
+        "study / plain": [round(value, 3) for value in np.sort(ratios).tolist()],
+        "study / plain, median": round(float(np.median(ratios)), 3),
+        "target <= 2.2 holds": bool(np.median(ratios) <= 2.2),
     }
 
 
@@ -275,7 +274,7 @@ def main() -> None:
     if arguments.stage in RECIPES:
         train_children(arguments.stage, arguments.seeds, arguments.cifar)
     if arguments.stage == "cost":
-        old["cost"] = [cost("resnet20_cifar", 64, 5), cost("resnet18", 32, 3)]
+        old["cost"] = [cost("resnet20_cifar", 32, 5), cost("resnet18", 8, 5)]
     measured = {name for name, method, *_ in journal() if method == "gradient"}
     write_json(
         RESULT,

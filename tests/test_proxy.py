@@ -369,6 +369,7 @@ def test_nothing_is_confirmed_in_noise() -> None:
     noise = np.random.default_rng(1).uniform(1, 2, (30, 40))
     assert findings("intensity", noise, PHASES)[0].verdict == "undecided"
     assert {item.verdict for item in findings("el2n", noise, PHASES)} == {"not tested"}
+    assert findings("intensity", noise, PHASES[:1])[4].verdict == "not tested"
 
 
 def test_quarters_are_means_with_students_interval() -> None:

@@ -29,12 +29,14 @@ def test_a_study_is_told_and_resumed(run: Run, tmp_path: Path) -> None:
         (STUDY.replace("--batch 32", "--batch 300"), "8 * batch <= training images must hold, but got (batch=300, images=280)"),
         (f"{STUDY} --metric shine", "unknown metric 'shine'"),
         (STUDY.replace("--lr 0.02", "--lr 1e5"), "diverged in epoch 1"),
+        (f"{STUDY} --device cuda", "finds no GPU: use cpu"),
         (STUDY.replace(DATA, "faces:x"), "holds identities, not classes"),
         (f"proxy select --model {NET} --data {DATA} --size 281", "1 <= size <= training images must hold"),
         (f"proxy select --model {NET} --data {DATA} --size 9 --by luck", "unknown way to select 'luck'"),
     ],
 )
-def test_a_users_error_is_one_line(run: Run, line: str, message: str) -> None:
+def test_a_users_error_is_one_line(run: Run, line: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert message in refused(run(f"{line} --out x"))
 
 

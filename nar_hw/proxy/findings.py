@@ -115,15 +115,14 @@ def findings(metric: str, distances: Matrix, phases: Sequence[range]) -> list[Fi
     values = relative(distances, phases)
     found = []
     for number, claim in enumerate(CLAIMS, 1):
-        differences = tuple(
-            _contrast(part, claim.group(distances.shape[1])) for part in (values[1:] if claim.later else values[:1])
-        )
+        about = (values[1:] if claim.later else values[:1]) if metric in claim.metrics else []
+        differences = tuple(_contrast(part, claim.group(distances.shape[1])) for part in about)
         found.append(
             Finding(
                 number=number,
                 text=claim.text,
-                verdict=_verdict(differences, claim.nearer) if metric in claim.metrics else "not tested",
-                differences=differences if metric in claim.metrics else (),
+                verdict=_verdict(differences, claim.nearer) if differences else "not tested",
+                differences=differences,
             )
         )
     return found

@@ -58,7 +58,7 @@ def ranking(
     runs = [(arch, task) for arch in archs for task in (full, proxy)]
     accuracies = []
     for number, (arch, task) in enumerate(runs if progress is None else progress.track(runs, description="ranking children")):
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             child = space.build(arch)
         accuracies.append(train(child, task, recipe, seed=seed + number // 2).valid_accuracy)

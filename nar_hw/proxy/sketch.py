@@ -23,8 +23,13 @@ class Sketch:
         assert 1 <= width <= WIDTH  # places with their signs are 16-bit integers
         self.width, self.exact = width, sum(sizes) <= width
         generator = torch.Generator().manual_seed(seed)
-        places = torch.arange(sum(sizes)) if self.exact else torch.randint(2 * width, (sum(sizes),), generator=generator)
-        self._places = torch.split(places.short().to(device), list(sizes))
+        count = sum(sizes)
+        places = (
+            torch.arange(count, dtype=torch.int16)
+            if self.exact
+            else torch.randint(2 * width, (count,), generator=generator, dtype=torch.int16)
+        )
+        self._places = torch.split(places.to(device), list(sizes))
 
     @property
     def standard_error(self) -> float:

@@ -55,7 +55,7 @@ class Scorer:
 
     def fresh(self) -> nn.Module:
         """The network with weights drawn from the seed. Raises UnknownNameError or ModelError."""
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return build_model(self.model, input_shape=self.data.input_shape, num_classes=self.data.num_classes)
 
