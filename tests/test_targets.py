@@ -103,7 +103,8 @@ def test_a_package_computes_what_torch_computes_and_tells_of_itself(package: Pat
 @compiled
 def test_a_package_holds_nothing_of_this_machine(package: Path) -> None:
     with zipfile.ZipFile(package / "model.pt2") as archive:
-        assert not [name for name in archive.namelist() if name.endswith((".cpp", ".h"))]
+        # only the names of the sources are left: torch 2.11 looks for them
+        assert not [item for item in archive.infolist() if item.filename.endswith((".cpp", ".h")) and item.file_size]
         for name in archive.namelist():
             data = archive.read(name)
             for trace in (str(Path.cwd()), str(Path(torch.__file__).parent), "torchinductor_", "test_targets"):

@@ -98,8 +98,9 @@ def _without_sources(source: Path, target: Path) -> None:
                 data = _without_paths(data)
             elif item.filename.endswith("serialization_id"):
                 data = b"0" * len(data)
-            if not item.filename.endswith(".cpp"):
-                new.writestr(zipfile.ZipInfo(item.filename), data)
+            elif item.filename.endswith(".cpp"):
+                data = b""  # torch 2.11 finds the metadata by the name of this file
+            new.writestr(zipfile.ZipInfo(item.filename), data)
 
 
 def _without_paths(library: bytes) -> bytes:
