@@ -270,11 +270,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    old = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     if arguments.stage in RECIPES:
         train_children(arguments.stage, arguments.seeds, arguments.cifar)
-    if arguments.stage == "cost":
-        old["cost"] = [cost("resnet20_cifar", 32, 5), cost("resnet18", 8, 5)]
+    new = {"cost": [cost("resnet20_cifar", 32, 5), cost("resnet18", 8, 5)]} if arguments.stage == "cost" else {}
+    old = json.loads(RESULT.read_text()) if RESULT.exists() else {"cost": []}
     measured = {name for name, method, *_ in journal() if method == "gradient"}
     write_json(
         RESULT,
@@ -283,7 +282,7 @@ def main() -> None:
             "versions": versions(),
             "device": fingerprint(RuntimeConfig(runtime="torch_eager"))["device"],
             "ranking": {name: ranked(name) for name in RECIPES if name in measured},
-            "cost": old.get("cost", []),
+            "cost": (old | new)["cost"],
         },
     )
 

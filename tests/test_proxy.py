@@ -44,7 +44,6 @@ def pictures(count: int = 40, channels: int = 3, side: int = 16) -> ImageData:
     whole = images.clip(0, 255).astype(np.uint8).transpose(0, 3, 1, 2)[:, :channels]
     labels = np.arange(count) % 4
     split = Split(images=np.ascontiguousarray(whole), labels=labels, indices=np.arange(count), source="all")
-    parts = dict.fromkeys(("train", "valid", "test"), split)
     return ImageData(
         name="pictures",
         seed=0,
@@ -52,7 +51,9 @@ def pictures(count: int = 40, channels: int = 3, side: int = 16) -> ImageData:
         mean=(0.5,) * channels,
         std=(0.25,) * channels,
         augmentation=Augmentation(),
-        **parts,
+        train=split,
+        valid=split,
+        test=split,
     )
 
 
@@ -187,7 +188,7 @@ def test_a_new_metric_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_metrics_that_cannot_be() -> None:
     broken = network()
-    nn.init.constant_(broken[0].weight, float("nan"))  # type: ignore[index, arg-type]
+    nn.init.constant_(broken[0].weight, float("nan"))  # type: ignore[index]
     with pytest.raises(
         DataError, match=r"must be finite for every image, but loss is nan for image 0 \(40 of 40 are not finite\)"
     ):
@@ -441,7 +442,7 @@ def test_gradients_are_those_of_the_last_layer() -> None:
 
 def test_herding_takes_the_image_that_brings_the_mean_nearest() -> None:
     data, other = pictures(), network()
-    nn.init.normal_(other[-1].weight)  # type: ignore[index, arg-type]
+    nn.init.normal_(other[-1].weight)  # type: ignore[index]
     found = [*gradients(data), Gradients.of(other.train(), ClassificationTask(data))]
     vectors = torch.cat([torch.einsum("nk,nf->nkf", item.errors, item.inputs).flatten(1) for item in found], 1).double()
     mean, total, taken = vectors.mean(0), torch.zeros(vectors.shape[1], dtype=torch.float64), []
