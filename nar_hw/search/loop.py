@@ -100,7 +100,7 @@ def search(
         if (result := folder.finished()) is not None:
             return result
     if progress is not None and rank() == 0:
-        progress.console.print(budget.reach, highlight=False)
+        progress.console.print(budget.reach, highlight=False, soft_wrap=True)
     with seeded(config.seed):
         run = SearchRun(space, task, budget, config)
         if folder is not None and (state := folder.checkpoint()) is not None:
