@@ -353,7 +353,7 @@ def test_absent_fields_are_absent(run: Path) -> None:
     assert rows["Test accuracy"] == ("97.50 %", words.ABSENT, "")
     assert rows["Latency measured"] == ("0.200 ms", "0.140 ms", "0.700 x")  # the benchmark's
     found = page(run)
-    assert "Entropy of the controller" not in found.text
+    assert "Entropy of the proposals" not in found.text
     assert "Measured side by side by nar-hw bench" in found.text
 
 

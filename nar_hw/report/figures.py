@@ -57,7 +57,7 @@ KINDS = (
     ("reward", "Reward", "reward", 1.0),
     ("accuracy", "Accuracy of sampled children", "accuracy (%)", 100.0),
     ("latency_ms", "Latency of sampled children", "predicted latency (ms)", 1.0),
-    ("entropy", "Entropy of the controller", "entropy (nats)", 1.0),
+    ("entropy", "Entropy of the proposals", "entropy (nats)", 1.0),
     ("loss", "Loss of the shared weights", "loss", 1.0),
 )
 """Of the search's history: key, title, axis, factor."""
