@@ -20,10 +20,10 @@ class Fields:
         return value
 
     def number(self, name: str) -> float | None:
-        """A finite number."""
+        """0 or a number between 1e-30 and 1e30 in size."""
         value = self._get(name, (int, float), "a number")
-        if value is not None and not _finite(value):
-            raise RunError(f"{self.where}: {name} must be a finite number, but is {str(value)[:60]}")
+        if value is not None and not _plain(value):
+            raise RunError(f"{self.where}: {name} must be 0 or a number between 1e-30 and 1e30 in size, but is {str(value)[:60]}")
         return None if value is None else float(value)
 
     def text(self, name: str) -> str | None:
@@ -52,8 +52,8 @@ class Fields:
         return tuple(items)
 
     def numbers(self) -> dict[str, float]:
-        """Everything that is a finite number, by name."""
-        return {name: float(value) for name, value in self.value.items() if _finite(value)}
+        """Everything that is such a number, by name."""
+        return {name: float(value) for name, value in self.value.items() if _plain(value)}
 
     def words(self) -> dict[str, str]:
         """Everything that is there, as short texts; what lies in an inner object is named by both."""
@@ -66,9 +66,9 @@ class Fields:
         return found
 
 
-def _finite(value: object) -> bool:
-    """Whether ``value`` is a number that a chart can hold (JSON may hold integers beyond any float, and 1e999)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
+def _plain(value: object) -> bool:
+    """Whether ``value`` is a number that a chart can hold (JSON may hold integers beyond any float, 1e999 and 5e-324)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and (value == 0 or 1e-30 < abs(value) < 1e30)
 
 
 def _short(value: object, limit: int = 160) -> str:
