@@ -58,7 +58,7 @@ class SearchConfig:
     momentum: float = 0.9
     """Of Nesterov's kind where it is not 0."""
     weight_decay: float = 5e-4
-    updates: int = 5
+    updates: int = 4
     """Times per epoch that the strategy asks for archs and is told their rewards."""
     samples: int = 10
     """Archs per update."""
