@@ -361,43 +361,32 @@ def export_child(
 
     Raises what `export_bundle` raises, and RunError.
     """
-    if not folder.exists() and str(folder) in child_names():
-        named = named_child(str(folder))
-        space = named.model.space()
-        return export_bundle(
-            space.build(codes := space.parse(named.arch)).eval(),
-            out,
-            input_shape=named.model.input_shape,
-            classes=named.classes,
-            arch=named.arch,
-            codes=codes,
-            model=named.model.name,
-            mean=named.mean,
-            std=named.std,
-            targets=targets,
-            precisions=precisions,
-            batch=batch,
-            device=device,
-        )
-    child = Child.load(folder)
-    space = child.space()
+    shipped = not folder.exists() and str(folder) in child_names()
+    child = named_child(str(folder)) if shipped else Child.load(folder)
+    space = child.model.space()
+    codes = space.parse(child.arch)
+    common: dict[str, Any] = {
+        "input_shape": child.model.input_shape,
+        "classes": child.classes,
+        "arch": child.arch,
+        "codes": codes,
+        "model": child.model.name,
+        "mean": child.mean,
+        "std": child.std,
+        "targets": targets,
+        "precisions": precisions,
+        "batch": batch,
+        "device": device,
+        "dense": dense,
+    }
+    if not isinstance(child, Child):
+        return export_bundle(space.build(codes).eval(), out, **common)
     task = load_task(child.data, root=data_root)
     images, labels = _validation(task)
     return export_bundle(
         child.network(folder, space),
         out,
-        input_shape=child.model.input_shape,
-        classes=child.classes,
-        arch=child.arch,
-        codes=space.parse(child.arch),
-        model=child.model.name,
-        mean=child.mean,
-        std=child.std,
-        targets=targets,
-        precisions=precisions,
-        batch=batch,
-        device=device,
-        dense=dense,
+        **common,
         images=images,
         labels=labels if child.classes else None,
         calibration_images=_calibration_images(task) if "int8" in precisions else None,

@@ -3,7 +3,6 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -18,27 +17,13 @@ from safetensors.torch import load_file
 from nar_hw.cli import main
 from nar_hw.data import load_data
 from nar_hw.runs import Child
+from tests.test_cli import Run, run
+
+__all__ = ["run"]  # a fixture
 
 NET = f"{Path(__file__).parent / 'networks.py'}:tiny"
 DATA = "fake:3x8x8x7"
 TRAIN = f"train --model {NET} --data {DATA} --recipe demo"
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(line: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nar-hw", *shlex.split(line)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture(scope="module")
