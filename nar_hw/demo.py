@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
+from nar_hw.deployment import bench_bundles, export_child
 from nar_hw.errors import RunError
 from nar_hw.files import read_json, write_json
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
-from nar_hw.pipeline import bench_bundles, export_child, search_run, train_child
+from nar_hw.pipeline import search_run, train_child
 from nar_hw.recipes import RECIPES
 from nar_hw.report import write_report
 from nar_hw.runs import Child, ModelInfo, read_arch

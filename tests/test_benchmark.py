@@ -29,10 +29,10 @@ from nar_hw.benchmark import (
     to_csv,
     to_json,
 )
+from nar_hw.deployment import bench_bundles
 from nar_hw.errors import MeasurementError, ModelError, RunError, RuntimeUnavailableError, SpaceError, UnknownNameError
 from nar_hw.export.bundle import export_bundle
 from nar_hw.meters import Gpu, HostMemory
-from nar_hw.pipeline import bench_bundles
 from nar_hw.report.latencies import bench_png
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.fake import FakeDevice, FakeRuntime

@@ -31,6 +31,7 @@ ORDER = [
     ["benchmark"],
     ["report"],
     ["pipeline"],
+    ["deployment"],
     ["demo"],
     ["cli"],
     ["__main__"],

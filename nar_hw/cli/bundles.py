@@ -33,8 +33,8 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a bundle that runs without nar_hw. Example: nar-hw export runs/x/child --to onnx,openvino --out bundle"""
+    from nar_hw.deployment import export_child
     from nar_hw.files import read_json
-    from nar_hw.pipeline import export_child
 
     fewest, _, most = batch.partition("-")
     if not fewest.isdigit() or not (most or fewest).isdigit():
@@ -93,8 +93,8 @@ def bench(
 ) -> None:
     """Time bundles side by side on this device. Example: nar-hw bench bundle --against baseline --batch 1,8"""
     from nar_hw.benchmark import read_rows, to_csv
+    from nar_hw.deployment import bench_bundles
     from nar_hw.files import write_json, write_text
-    from nar_hw.pipeline import bench_bundles
     from nar_hw.report.latencies import bench_png
 
     if not all(size.isdigit() for size in batch.split(",")):
@@ -173,7 +173,7 @@ def bundle_verify(
     as_json: Json = False,
 ) -> None:
     """Check hashes, run every file, compare with what torch gave. Example: nar-hw bundle verify bundle"""
-    from nar_hw.pipeline import verify_again
+    from nar_hw.deployment import verify_again
 
     value: dict[str, Any] = {"bundle": str(bundle), "checked": verify_again(bundle, data=data, data_root=data_root)}
 
