@@ -23,8 +23,9 @@ RecordKind = TypeVar("RecordKind", bound="Record")
 
 
 def replace(item: Kind, /, **changes: Any) -> Kind:
-    """A record or dataclass with other values for some of its fields; its rules are checked again (as Python 3.13's copy.replace)."""
-    return dataclasses.replace(cast(Any, item), **changes) if dataclasses.is_dataclass(item) else structs.replace(item, **changes)
+    """A record or dataclass with other values for some fields, its rules checked again: copy.replace of Python 3.13."""
+    changed = dataclasses.replace if dataclasses.is_dataclass(item) else structs.replace
+    return cast(Kind, cast(Any, changed)(item, **changes))
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
