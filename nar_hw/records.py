@@ -32,32 +32,73 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of all records."""
 
     OPTIONS: ClassVar[Mapping[str, str]] = {}
-    """Field -> option of the command line, where it is not the field's name; "" where a field has none."""
+    """Field -> option of the command line, where it is not the field's name; "" for a field that is given by --set."""
 
     def __post_init__(self) -> None:
         """Raises UserError for values that do not go together."""
 
     def options(self, *, but: Iterable[str] = ()) -> list[str]:
-        """The words of a command line that say what differs from the defaults, without the fields in ``but``."""
+        """The words of a command line that say what differs from the defaults, without the fields in ``but``.
+
+        A shape has an x between its sizes, operators a comma; numbers are options of their own.
+        """
         words = []
-        for field in structs.fields(self):
-            option = self.OPTIONS.get(field.name, field.name.replace("_", "-"))
-            value, default = getattr(self, field.name), _default(field)
-            if not option or field.name in but or value is None or value == default:
-                continue
-            if isinstance(value, bool):
+        for field in _changed(self, None, but):
+            option, value = self.OPTIONS.get(field.name, field.name.replace("_", "-")), getattr(self, field.name)
+            if not option:
+                words += ["--set", _setting(field.name, value)]
+            elif isinstance(value, bool):
                 words.append(f"--{option}" if value else f"--no-{option}")
+            elif option == "input":
+                words += [f"--{option}", "x".join(map(str, value))]
+            elif isinstance(value, tuple) and all(isinstance(item, str) for item in value):
+                words += [f"--{option}", ",".join(value)]
             else:
-                words += [f"--{option}", _word(value, "x" if option == "input" else ",")]
+                words += [
+                    word for item in (value if isinstance(value, tuple) else (value,)) for word in (f"--{option}", str(item))
+                ]
         return words
 
 
-def _default(field: structs.FieldInfo) -> Any:
-    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+def settings(record: Record, base: Record | None = None, *, but: Iterable[str] = ()) -> list[str]:
+    """The --set options that make ``record`` of ``base`` (by default of the defaults), without the fields in ``but``."""
+    return [
+        word for field in _changed(record, base, but) for word in ("--set", _setting(field.name, getattr(record, field.name)))
+    ]
 
 
-def _word(value: Any, between: str) -> str:
-    return between.join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _changed(record: Record, base: Record | None, but: Iterable[str]) -> list[structs.FieldInfo]:
+    def value(field: structs.FieldInfo) -> Any:
+        if base is not None:
+            return getattr(base, field.name)
+        return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+
+    return [field for field in structs.fields(record) if field.name not in but and getattr(record, field.name) != value(field)]
+
+
+def _setting(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return f"{name}={value}"
+    return f"{name}={','.join(map(str, value))}" if isinstance(value, tuple) else f"{name}={msgspec.json.encode(value).decode()}"
+
+
+def with_settings(record: RecordKind, settings: Iterable[str], *, error: type[UserError] = UserError) -> RecordKind:
+    """``record`` with what ``name=value`` texts say; lists have commas. Raises ``error`` and what the record raises."""
+    changed = {}
+    for item in settings:
+        name, equals, text = item.partition("=")
+        if name not in record.__struct_fields__ or not equals:
+            problem = unknown_name("setting", name, record.__struct_fields__)
+            raise error(f"--set takes name=value, but got {item!r}: {problem}")
+        kind = next(field.type for field in structs.fields(record) if field.name == name)
+        value: Any = [part for part in text.split(",") if part] if get_origin(kind) is tuple else text
+        try:
+            if text.startswith("{"):
+                value = msgspec.json.decode(text)
+            changed[name] = msgspec.convert(value, kind, strict=False)
+        except msgspec.DecodeError as problem:
+            raise error(f"--set {name}: {_broken(str(problem), name, text, kind)}") from None
+    return replace(record, **changed)
 
 
 def command(*words: str) -> str:
