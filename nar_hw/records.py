@@ -123,7 +123,7 @@ def as_record(
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as problem:
         rule, _, path = str(problem).partition(" - at `$")
-        steps = _steps(value, kind, path.rstrip("`"))
+        steps = _steps(value, kind, path.rstrip("`"), str(problem))
         field = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
         if isinstance(problem.__cause__, UserError):
             raise type(problem.__cause__)(f"{where}: {field + ': ' if field else ''}{problem.__cause__}") from None
@@ -160,12 +160,12 @@ def _type_at(kind: Any, steps: list[str | int]) -> Any:
     return kind
 
 
-def _steps(value: Any, kind: Any, path: str) -> list[str | int]:
+def _steps(value: Any, kind: Any, path: str, problem: str) -> list[str | int]:
     """The way to the field at fault; where msgspec only says "of some key", the first key that is at fault alone."""
     steps: list[str | int] = []
     for name, index in re.findall(r"\.([^.\[]+)|\[([^\]]+)\]", path):
         if index == "...":
-            steps.append(next((key for key in _at(value, steps) if _fails(value, kind, steps, key)), "..."))
+            steps.append(next((key for key in _at(value, steps) if _fails(value, kind, steps, key, problem)), "..."))
         else:
             steps.append(name or int(index))
     return steps
@@ -180,8 +180,8 @@ def _at(value: Any, steps: list[str | int]) -> Any:
     return value
 
 
-def _fails(value: Any, kind: Any, steps: list[str | int], key: Any) -> bool:
-    """Whether ``value`` is at fault at ``steps`` even if the object there has ``key`` alone."""
+def _fails(value: Any, kind: Any, steps: list[str | int], key: Any, problem: str) -> bool:
+    """Whether ``value`` has the same ``problem`` if the object at ``steps`` has ``key`` alone."""
 
     def alone(part: Any, left: list[str | int]) -> Any:
         if not left:
@@ -192,8 +192,8 @@ def _fails(value: Any, kind: Any, steps: list[str | int], key: Any) -> bool:
 
     try:
         msgspec.convert(alone(value, steps), kind)
-    except msgspec.ValidationError:
-        return True
+    except msgspec.ValidationError as found:
+        return str(found) == problem
     return False
 
 

@@ -197,8 +197,8 @@ def train(
 
     Example: nar-hw train --arch runs/x --data digits --recipe demo --out runs/x/child
     """
-    from nar_hw.data import load_data
-    from nar_hw.distributed import barrier, launched, rank
+    from nar_hw.distributed import launched
+    from nar_hw.steps.task import load_task
     from nar_hw.steps.train import find_arch, train_child
     from nar_hw.training.recipes import recipe_named
 
@@ -213,33 +213,26 @@ def train(
             f"but got --init {init}, --distill {chosen.distill:g} and --baseline {baseline}"
         )
     with launched(device) as device, progress_bar() as progress:
-        if download:
-            if rank() == 0:
-                load_data(data, root=data_root, download=True)
-            barrier()
+        task = load_task(data, root=data_root, device=device, workers=workers, download=download)
         wanted = find_arch(
             arch,
             model=model,
-            data=data,
+            task=task,
             manner=manner,
             operators=names(operators),
             slots=slots,
             limit_params=limit_params,
-            data_root=data_root,
         )
         child = train_child(
             wanted.info,
             wanted.arch,
-            data,
+            task,
             out=out,
             recipe=chosen,
             seed=seed,
             baseline=baseline,
             inherit=inherit,
             ensemble=ensemble,
-            device=device,
-            workers=workers,
-            data_root=data_root,
             table=wanted.table,
             target_ms=wanted.target_ms,
             resume=resume,

@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nar_hw.bench.records import BENCH, BenchFile, Comparison, load_bench
-from nar_hw.bundles.manifest import MANIFEST, Manifest, load_manifest
+from nar_hw.bench.rows import BenchFile, BenchRow, Comparison, Conditions
+from nar_hw.bundles.manifest import MANIFEST, Manifest, load_bundle
 from nar_hw.errors import RunError
 from nar_hw.latency.table import LatencyTable
 from nar_hw.records import plain
@@ -20,6 +20,9 @@ from nar_hw.runtimes.config import RuntimeConfig
 from nar_hw.search.record import RESULT, RunFile, load_run
 from nar_hw.training.child import CHILD, Child
 from nar_hw.training.result import HISTORY, EpochLog, History
+
+
+BENCH = "bench.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +124,7 @@ class Run:
         return Measured(child, None, None if child is None else "Measured by the search.")
 
     @property
-    def rows(self) -> tuple[Any, ...]:
+    def rows(self) -> tuple[BenchRow, ...]:
         """The rows of the benchmark."""
         return () if self.bench is None else self.bench.rows
 
@@ -214,7 +217,7 @@ def role(subject: str) -> str:
     return {"bundle": "child", "baseline_bundle": "baseline"}.get(name, name)
 
 
-def setting(row: RuntimeConfig) -> str:
+def setting(row: Conditions) -> str:
     """The conditions of one row in words, without those that are at their usual value."""
     parts = [row.runtime, row.precision, f"batch {row.batch}", f"{row.threads} thread{'s' * (row.threads != 1)}"]
     usual = RuntimeConfig()
@@ -243,8 +246,8 @@ def read_run(folder: Path) -> Run:
         no_table=no_table,
         trained={name: Child.load(folder / name) for name in names if (folder / name / CHILD).exists()},
         curves={name: History.load(folder / name).epochs for name in names if (folder / name / HISTORY).exists()},
-        bench=load_bench(folder / BENCH) if (folder / BENCH).exists() else None,
-        bundle=load_manifest(folder / "bundle") if (folder / "bundle" / MANIFEST).exists() else None,
+        bench=BenchFile.load(folder / BENCH) if (folder / BENCH).exists() else None,
+        bundle=load_bundle(folder / "bundle").manifest if (folder / "bundle" / MANIFEST).exists() else None,
         demo=(folder / "demo.json").exists(),
     )
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nar_hw.bench.records import Comparison
+from nar_hw.bench.rows import Comparison
 from nar_hw.report.run import Network, Run, role, setting
 
 MINUS = "\N{MINUS SIGN}"
