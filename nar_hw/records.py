@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar, Union, cast, get_args, get_origin
@@ -40,10 +40,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def options(self, *, but: Iterable[str] = ()) -> list[str]:
         """The words of a command line that say what differs from the defaults, without the fields in ``but``."""
         words = []
-        for field in structs.fields(self):
-            option = self.OPTIONS.get(field.name, field.name.replace("_", "-"))
-            value, default = getattr(self, field.name), _default(field)
-            if not option or field.name in but or value is None or value == default:
+        for name, value in changes(self).items():
+            option = self.OPTIONS.get(name, name.replace("_", "-"))
+            if not option or name in but or value is None:
                 continue
             if isinstance(value, bool):
                 words.append(f"--{option}" if value else f"--no-{option}")
@@ -66,8 +65,40 @@ def command(*words: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A record, or a collection of records, as JSON values."""
-    return msgspec.to_builtins(value)
+    """A record, or a collection of records, as JSON values; arrays as lists."""
+    return msgspec.to_builtins(value, enc_hook=lambda array: array.tolist())
+
+
+def changes(record: Record) -> dict[str, Any]:
+    """The fields that differ from their defaults."""
+    return {
+        field.name: value
+        for field in structs.fields(record)
+        if (value := getattr(record, field.name)) != _default(field)
+    }
+
+
+def check_same(
+    found: Any, asked: Any, *, where: str, fix: str = "use the same settings, or choose another folder", error: type[UserError] = RunError
+) -> None:
+    """Whether what was begun can go on: ``found`` (on disk) and ``asked``, records or JSON values, must be equal.
+
+    Raises ``error`` naming the first field that differs, with both values.
+    """
+    there, here = (dict(_leaves(plain(value))) for value in (found, asked))
+    for name in [*here, *(name for name in there if name not in here)]:
+        before, now = (repr(side[name]) if name in side else "absent" for side in (there, here))
+        if before != now:
+            raise error(f"{where} can be resumed with the same settings only, but {name} is {before} there and {now} here: {fix}")
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of everything in nested objects that is no object; tuples as lists."""
+    if isinstance(value, dict) and (value or not name):
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, list(value) if isinstance(value, tuple) else value
 
 
 def as_record(
@@ -79,7 +110,7 @@ def as_record(
     broken. ``where`` begins the line and ``fix`` ends it.
     """
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(value, kind, dec_hook=_array)
     except msgspec.ValidationError as problem:
         rule, _, path = str(problem).partition(" - at `$")
         steps = _steps(value, kind, path.rstrip("`"))
@@ -91,6 +122,13 @@ def as_record(
             known = get_args(_type_at(kind, steps))
             raise UnknownNameError(f"{where}: {unknown_name(str(steps[-1]), str(found), known)}") from None
         raise error(f"{where}: {_broken(rule, field, found, _type_at(kind, steps))}: {fix}") from None
+
+
+def _array(kind: Any, value: Any) -> Any:
+    """A list of numbers as the NumPy array that a field wants."""
+    import numpy as np
+
+    return np.array(msgspec.convert(value, list[float]))
 
 
 def _broken(rule: str, field: str, found: Any, kind: Any) -> str:
@@ -150,7 +188,7 @@ def _fails(value: Any, kind: Any, steps: list[str | int], key: Any) -> bool:
         return copy
 
     try:
-        msgspec.convert(alone(value, steps), kind)
+        msgspec.convert(alone(value, steps), kind, dec_hook=_array)
     except msgspec.ValidationError:
         return True
     return False

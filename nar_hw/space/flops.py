@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nar_hw.errors import ModelError, SpaceError
-from nar_hw.space.operators import INCUMBENT, build_operator
+from nar_hw.space.operators import build_operator
 from nar_hw.space.space import SearchSpace, Site, Slot
-from nar_hw.space.spec import OpSpec, Pair
+from nar_hw.space.spec import INCUMBENT, OpSpec, Pair
 
 Integers = NDArray[np.int64]
 ArchBatch = Integers | Sequence[Sequence[int]]
