@@ -71,15 +71,16 @@ def plain(value: Any) -> Any:
 
 def changes(record: Record) -> dict[str, Any]:
     """The fields that differ from their defaults."""
-    return {
-        field.name: value
-        for field in structs.fields(record)
-        if (value := getattr(record, field.name)) != _default(field)
-    }
+    return {field.name: value for field in structs.fields(record) if (value := getattr(record, field.name)) != _default(field)}
 
 
 def check_same(
-    found: Any, asked: Any, *, where: str, fix: str = "use the same settings, or choose another folder", error: type[UserError] = RunError
+    found: Any,
+    asked: Any,
+    *,
+    where: str,
+    fix: str = "use the same settings, or choose another folder",
+    error: type[UserError] = RunError,
 ) -> None:
     """Whether what was begun can go on: ``found`` (on disk) and ``asked``, records or JSON values, must be equal.
 

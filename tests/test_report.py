@@ -120,7 +120,7 @@ def files(table: LatencyTable) -> dict[str, dict[str, Any]]:
     comparison = {"subject": "child", "against": "baseline", **setting, "ratio": 0.7, "low": 0.68, "high": 0.72, "rounds": 30}
     return {
         "run.json": run,
-        "table.json": table.to_json(),
+        "table.json": table.content(),
         "child/child.json": network(ARCH, 0.97, 6_873_221, "inherited"),
         "child/history.json": {"schema": 1, "epochs": epochs},
         "baseline/child.json": network(KEPT, 0.975, 11_173_962, "scratch"),

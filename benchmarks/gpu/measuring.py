@@ -11,6 +11,7 @@ from benchmarks.gpu.runner import Piece
 from nar_hw.bench.benchmark import bench, compare, to_json
 from nar_hw.latency.device import device_slug
 from nar_hw.latency.profiler import profile
+from nar_hw.records import changes, plain
 from nar_hw.runtimes import survey
 
 LIMITS = {"mape": (2.0, "<="), "within_10": (1.0, ">="), "spearman": (0.995, ">=")}
@@ -56,12 +57,12 @@ def _table(session: Session, job: TableJob) -> dict[str, Any]:
     name = f"{device_slug(table.fingerprint)}__{job.stem}.json"
     table.save(session.out / "latency_tables" / name)
     assert table.validation is not None
-    validation = {key: value for key, value in table.validation.items() if key != "pairs"}
+    validation = {key: value for key, value in plain(table.validation).items() if key != "pairs"}
     return {
         "file": name,
         "incumbent_ms": table.incumbent_ms,
         "range_ms": list(table.bounds()),
-        "method": table.method,
+        "method": plain(changes(table.method)),
         "validation": validation,
         "notes": list(table.notes),
         "targets": targets(validation),

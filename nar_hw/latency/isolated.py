@@ -11,7 +11,7 @@ from torch import nn
 
 from nar_hw.latency.children import Measured
 from nar_hw.latency.estimate import Estimate, calibrate, half_width, mean_of_middle
-from nar_hw.latency.schema import Entry
+from nar_hw.latency.record import Entry
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.runtimes.base import Runtime
 from nar_hw.space.space import SearchSpace

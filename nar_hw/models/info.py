@@ -51,8 +51,8 @@ class ModelInfo(Record, frozen=True, kw_only=True):
     @classmethod
     def of(cls, space: "SearchSpace", name: str) -> "ModelInfo":
         """What makes ``space`` again, of the network called ``name``."""
-        sizes = {"input_shape": space.input_shape, "num_classes": space.num_classes}
-        return cls(name=name, **sizes, manner=space.manner, **space.asked)
+        shape, classes = space.input_shape, space.num_classes
+        return cls(name=name, input_shape=shape, num_classes=classes, manner=space.manner, **space.asked)
 
     def build(self) -> "nn.Module":
         """The network with fresh weights."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from nar_hw.errors import RunError
 from nar_hw.files import read_json
 from nar_hw.latency.table import LatencyTable
-from nar_hw.records import plain
+from nar_hw.records import changes, plain
 from nar_hw.report.commands import Commands
 from nar_hw.report.fields import Fields
 from nar_hw.report.run import Bench, Comparison, Network, Run, Scored, SlotCost, Validation
@@ -173,15 +173,13 @@ def _slots(table: LatencyTable | None, arch: tuple[str, ...] | None) -> tuple[Sl
 def _validation(table: LatencyTable | None) -> Validation | None:
     if table is None or table.validation is None:
         return None
-    known = Fields(table.validation, "validation of the latency table")
-    pairs = [(item.number("predicted_ms"), item.number("measured_ms")) for item in known.objects("pairs")]
-    whole = [(predicted, measured) for predicted, measured in pairs if predicted is not None and measured is not None]
+    known = table.validation
     return Validation(
-        predicted_ms=tuple(predicted for predicted, _ in whole),
-        measured_ms=tuple(measured for _, measured in whole),
-        floor_percent=known.number("floor_mape"),
-        mape_percent=known.number("mape"),
-        spearman=known.number("spearman"),
+        predicted_ms=tuple(pair.predicted_ms for pair in known.pairs),
+        measured_ms=tuple(pair.measured_ms for pair in known.pairs),
+        floor_percent=known.floor_mape,
+        mape_percent=known.mape,
+        spearman=known.spearman,
     )
 
 
@@ -260,8 +258,8 @@ def _commands(folder: Path, run: Fields, child: Fields, table: LatencyTable | No
     demo = _optional(folder / "demo.json", "demo")
     return Commands(
         folder=folder,
-        model=_first(model.text("name"), None if table is None else table.model) or "MODEL",
-        input_shape=sizes if table is None else table.input_shape,
+        model=_first(model.text("name"), None if table is None else table.network.name) or "MODEL",
+        input_shape=sizes if table is None else table.network.input_shape,
         classes=_whole(model.number("num_classes")),
         manner=_first(model.text("manner"), run.text("manner")),
         operators=model.names("operators"),
@@ -310,7 +308,9 @@ def _facts(run: Fields, child: Fields, table: LatencyTable | None, manifest: Fie
         device.pop("cpu", None)
     return {
         "Device of the latency table": device,
-        "Latency table": {} if table is None else {**Fields(table.method, "method").words(), "hash": f"{table.hash[:16]} ..."},
+        "Latency table": {}
+        if table is None
+        else {**Fields(plain(changes(table.method)), "method").words(), "hash": f"{table.hash[:16]} ..."},
         "Search": search,
         "Training of the child": training | child.object("recipe").words(),
         "Versions": run.object("versions").words() | child.object("versions").words(),

@@ -131,8 +131,10 @@ class SearchSpace:
         vocabulary = (*FAMILIES["dense"], *own, *FAMILIES["depthwise"], *FAMILIES["grouped"], INCUMBENT)
         model = copy.deepcopy(model)
         traced = trace(model, input_shape)
-        asked = {
-            "operators": None if operators is None else tuple(item if isinstance(item, str) else item.__name__ for item in operators),
+        asked: dict[str, Any] = {
+            "operators": None
+            if operators is None
+            else tuple(item if isinstance(item, str) else item.__name__ for item in operators),
             "slots": slots if isinstance(slots, str) else None,
             "limit_params": limit_params,
         }
@@ -212,7 +214,8 @@ class SearchSpace:
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.input_shape))
-        return f"<SearchSpace of {type(self.model).__name__} {shape}: {len(self.slots)} slots ({self.manner}), {self.size:.4g} archs>"
+        sizes = f"{len(self.slots)} slots ({self.manner}), {self.size:.4g} archs"
+        return f"<SearchSpace of {type(self.model).__name__} {shape}: {sizes}>"
 
     @property
     def incumbent(self) -> Arch:
