@@ -112,7 +112,7 @@ def test_specs_round_trip(spec: OpSpec) -> None:
     + [{"operator": "conv3x3", "c_in": 1, "c_out": 1, "h": 1, "w": 1, "stride": [1, 2, 3]}],
 )
 def test_a_damaged_spec_is_refused(value: dict[str, object]) -> None:
-    with pytest.raises(RunError, match="^spec: "):
+    with pytest.raises(RunError, match=r"^spec: "):
         as_record(value, OpSpec, where="spec")
 
 

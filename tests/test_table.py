@@ -14,11 +14,14 @@ import pytest
 import torch
 import typer
 from hypothesis import given, settings, strategies as st
-from nar_hw.latency.schema import Entry, TableSlot
 
+from nar_hw.cli.app import app, model_info
 from nar_hw.errors import MissingEntryError, SpaceError, TableError, TableMismatchError
-from nar_hw.latency.table import LatencyTable
-from nar_hw.records import replace
+from nar_hw.latency.record import Entry, Method, Pair, TableSlot, Validation
+from nar_hw.latency.table import LatencyTable, shipped_tables
+from nar_hw.models.info import ModelInfo
+from nar_hw.records import changes, plain, replace
+from nar_hw.runtimes import RuntimeConfig
 from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import OpSpec
 from tests.networks import TinyResNet
@@ -439,7 +442,7 @@ def test_what_cannot_be_compared_is_said_and_the_rest_is_compared(space: SearchS
     (note,) = table.check(space, here)
     assert note == "runtime_version is 2026.1 in the table and cannot be compared: the runtime is not installed here"
     with pytest.raises(
-        TableMismatchError, match="device is a CPU in the table, another CPU here; runtime_version is .*installed"
+        TableMismatchError, match=r"device is a CPU in the table, another CPU here; runtime_version is .*installed"
     ):
         table.check(space, {**here, "device": "another CPU"})
 
