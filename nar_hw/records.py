@@ -66,7 +66,7 @@ def command(*words: str) -> str:
 
 def plain(value: Any) -> Any:
     """A record, or a collection of records, as JSON values; arrays as lists."""
-    return msgspec.to_builtins(value, enc_hook=lambda array: array.tolist())
+    return msgspec.to_builtins(value, enc_hook=lambda item: str(item) if isinstance(item, str) else item.tolist())
 
 
 def changes(record: Record) -> dict[str, Any]:

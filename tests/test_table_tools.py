@@ -138,7 +138,7 @@ def test_an_entry_of_one_context_tells_no_noise() -> None:
 def test_tables_of_two_networks_are_not_compared() -> None:
     table = measured(space("conv3x3", "max3x3"))
     with pytest.raises(TableMismatchError, match="these differ in model: measure both with the same --model"):
-        diff(table, replace(table, model="another"))
+        diff(table, replace(table, network=replace(table.network, name="another")))
     with pytest.raises(TableMismatchError, match="differ in slots"):
         diff(table, replace(table, slots=table.slots[:2]))
 

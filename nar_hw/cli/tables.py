@@ -118,10 +118,9 @@ def table_list(
         except UserError as problem:
             skipped[str(path)] = str(problem)
     asked = {"runtime": runtime, "precision": precision, "model": model}
-    known = {"runtime": [*RUNTIMES], "precision": [*PRECISIONS], "model": []}
-    for key, value in asked.items():
-        if (names := {*known[key], *(row[key] for row in found)}) and value is not None and value not in names:
-            raise unknown_name(key, value, names)
+    for key, known in (("runtime", RUNTIMES), ("precision", PRECISIONS)):
+        if asked[key] is not None and asked[key] not in known:
+            raise unknown_name(key, str(asked[key]), known)
     tables = [
         row
         for row in found

@@ -59,7 +59,7 @@ def contexts(space: SearchSpace, *, replicates: int = 3, seed: int = 0) -> list[
 
 
 def orthogonal(space: SearchSpace, *, seed: int = 0) -> list[Arch]:
-    """Children from which least squares tells the operators of all slots apart.
+    """Children from which least squares can estimate the operators of all slots.
 
     Where every slot has the same prime-power number of candidates and the array is not much larger than the number of
     unknowns: an orthogonal array of strength 2 (Rao-Hamming: every pair of slots shows each pair of operators equally

@@ -87,7 +87,7 @@ def _fingerprint(config: RuntimeConfig, versions: Mapping[str, str]) -> dict[str
         "memory_format": config.memory_format,
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "versions": dict(versions),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

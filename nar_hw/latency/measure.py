@@ -21,11 +21,11 @@ class ChildrenMs:
     """What children of a space take, and the network itself in the same rounds."""
 
     ms: tuple[float, ...]
-    """Of each arch as given; the drift of the machine within the measurement is divided out."""
+    """Milliseconds of each arch as given; the drift of the machine within the measurement is divided out."""
     rel: tuple[float | None, ...]
     """Half-width of the 95 % confidence interval of each, relative to it."""
     incumbent_ms: float
-    """Of the network itself: divide by it what is to be compared with another measurement."""
+    """Milliseconds of the network itself: divide by it what is to be compared with another measurement."""
     rounds: int
 
 

@@ -62,14 +62,14 @@ class Method(Record, frozen=True, kw_only=True):
     """Visits of each."""
     seconds: float
     seed: int
-    """Of the design."""
+    """Decides the design."""
     clock: str | None = None
     """What the times were read from."""
     replicates: int | None = None
-    """Of the Latin design, where there is one."""
+    """How often the Latin design is repeated, where there is one."""
     scale: float | None = None
     overhead_ms: float | None = None
-    """Of the profiler, per node; see `nar_hw.latency.estimate.calibrate`."""
+    """What the profiler costs per node; see `nar_hw.latency.estimate.calibrate`."""
     residual_mape: float | None = None
     """What least squares left over, in percent."""
     filled: tuple[Filled, ...] = ()

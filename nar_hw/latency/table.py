@@ -263,7 +263,7 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
         return int(counts.sum())
 
     def ties(self) -> dict[str, list[tuple[str, str]]]:
-        """Slot -> pairs of operators that cannot be told apart: they differ by less than their 95 % intervals together."""
+        """Slot -> pairs of operators that are equal within noise: they differ by less than their 95 % intervals together."""
         tied: dict[str, list[tuple[str, str]]] = {}
         for slot in self.slots:
             calls = {name: [self.entries[index] for index in indices] for name, indices in slot.candidates.items()}

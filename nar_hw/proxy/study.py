@@ -81,7 +81,7 @@ class StudyIdentity(Record, frozen=True, kw_only=True):
     data_sha256: str = field(name="data sha256")
     """`nar_hw.proxy.subset.fingerprint` of the training images."""
     order_sha256: str = field(name="order sha256")
-    """Of the order of the images by the metric."""
+    """SHA-256 of the order of the images by the metric."""
     network: str
     """SHA-256 of its text."""
     recipe: Recipe
