@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar, Union, cast, get_args, get_origin
@@ -43,10 +43,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         A shape has an x between its sizes, operators a comma; numbers are options of their own.
         """
         words = []
-        for field in _changed(self, None, but):
-            option, value = self.OPTIONS.get(field.name, field.name.replace("_", "-")), getattr(self, field.name)
+        for name, value in changes(self).items():
+            option = self.OPTIONS.get(name, name.replace("_", "-"))
+            if name in but:
+                continue
             if not option:
-                words += ["--set", _setting(field.name, value)]
+                words += ["--set", _setting(name, value)]
             elif isinstance(value, bool):
                 words.append(f"--{option}" if value else f"--no-{option}")
             elif option == "input":
@@ -62,18 +64,18 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 def settings(record: Record, base: Record | None = None, *, but: Iterable[str] = ()) -> list[str]:
     """The --set options that make ``record`` of ``base`` (by default of the defaults), without the fields in ``but``."""
-    return [
-        word for field in _changed(record, base, but) for word in ("--set", _setting(field.name, getattr(record, field.name)))
-    ]
+    return [word for name, value in changes(record, base).items() if name not in but for word in ("--set", _setting(name, value))]
 
 
-def _changed(record: Record, base: Record | None, but: Iterable[str]) -> list[structs.FieldInfo]:
-    def value(field: structs.FieldInfo) -> Any:
+def changes(record: Record, base: Record | None = None) -> dict[str, Any]:
+    """The fields that differ from those of ``base``, by default from the defaults."""
+
+    def before(field: structs.FieldInfo) -> Any:
         if base is not None:
             return getattr(base, field.name)
         return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
 
-    return [field for field in structs.fields(record) if field.name not in but and getattr(record, field.name) != value(field)]
+    return {field.name: value for field in structs.fields(record) if (value := getattr(record, field.name)) != before(field)}
 
 
 def _setting(name: str, value: Any) -> str:
@@ -107,8 +109,36 @@ def command(*words: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A record, or a collection of records, as JSON values."""
-    return msgspec.to_builtins(value)
+    """A record, or a collection of records, as JSON values; arrays as lists."""
+    return msgspec.to_builtins(value, enc_hook=lambda item: str(item) if isinstance(item, str) else item.tolist())
+
+
+def check_same(
+    found: Any,
+    asked: Any,
+    *,
+    where: str,
+    fix: str = "use the same settings, or choose another folder",
+    error: type[UserError] = RunError,
+) -> None:
+    """Whether what was begun can go on: ``found`` (on disk) and ``asked``, records or JSON values, must be equal.
+
+    Raises ``error`` naming the first field that differs, with both values.
+    """
+    there, here = (dict(_leaves(plain(value))) for value in (found, asked))
+    for name in [*here, *(name for name in there if name not in here)]:
+        before, now = (repr(side[name]) if name in side else "absent" for side in (there, here))
+        if before != now:
+            raise error(f"{where} can be resumed with the same settings only, but {name} is {before} there and {now} here: {fix}")
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of everything in nested objects that is no object; tuples as lists."""
+    if isinstance(value, dict) and (value or not name):
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, list(value) if isinstance(value, tuple) else value
 
 
 def as_record(
@@ -120,7 +150,7 @@ def as_record(
     broken. ``where`` begins the line and ``fix`` ends it.
     """
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(value, kind, dec_hook=_array)
     except msgspec.ValidationError as problem:
         rule, _, path = str(problem).partition(" - at `$")
         steps = _steps(value, kind, path.rstrip("`"), str(problem))
@@ -132,6 +162,13 @@ def as_record(
             known = get_args(_type_at(kind, steps))
             raise UnknownNameError(f"{where}: {unknown_name(str(steps[-1]), str(found), known)}") from None
         raise error(f"{where}: {_broken(rule, field, found, _type_at(kind, steps))}: {fix}") from None
+
+
+def _array(kind: Any, value: Any) -> Any:
+    """A list of numbers as the NumPy array that a field wants."""
+    import numpy as np
+
+    return np.array(msgspec.convert(value, list[float]))
 
 
 def _broken(rule: str, field: str, found: Any, kind: Any) -> str:
@@ -191,7 +228,7 @@ def _fails(value: Any, kind: Any, steps: list[str | int], key: Any, problem: str
         return copy
 
     try:
-        msgspec.convert(alone(value, steps), kind)
+        msgspec.convert(alone(value, steps), kind, dec_hook=_array)
     except msgspec.ValidationError as found:
         return str(found) == problem
     return False

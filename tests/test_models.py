@@ -521,7 +521,8 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save(lenet().state_dict(), path)
     with pytest.raises(
-        ModelError, match=r"must fit lenet5: 8 of 10 do, but classifier.4.weight is 10x84 in the file and 7x84 in the network \(and 1 more\)"
+        ModelError,
+        match=r"must fit lenet5: 8 of 10 do, but classifier.4.weight is 10x84 in the file and 7x84 in the network \(and 1 more\)",
     ):
         lenet(path, num_classes=7)
     state = lenet().state_dict()

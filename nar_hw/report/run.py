@@ -21,7 +21,6 @@ from nar_hw.search.record import RESULT, RunFile, load_run
 from nar_hw.training.child import CHILD, Child
 from nar_hw.training.result import HISTORY, EpochLog, History
 
-
 BENCH = "bench.json"
 
 

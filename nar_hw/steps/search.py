@@ -6,7 +6,8 @@ from pathlib import Path
 from rich.progress import Progress
 
 from nar_hw.errors import UserError
-from nar_hw.latency.measure import device_here, device_meter, table_info
+from nar_hw.latency.device import here
+from nar_hw.latency.measure import device_meter
 from nar_hw.latency.table import LatencyTable
 from nar_hw.proxy.subset import ProxyIndex
 from nar_hw.records import replace
@@ -53,10 +54,10 @@ def search_run(
             raise UserError(f"--proxy chooses images of classes, but {data!r} has faces: use nar-hw data faces-proxy")
         task = ClassificationTask(ProxyIndex.load(proxy).apply(task.data), device)
     first, *others = table if isinstance(table, Sequence) else [table]
-    info = fitted_to(replace(table_info(first), name=model), task)
+    info = fitted_to(replace(first.network, name=model), task)
     set_seed(config.seed)
     space = info.space()
-    allowed = first.check(space, device_here(first), allow_mismatch=allow_mismatch)
+    allowed = first.check(space, here(first.config), allow_mismatch=allow_mismatch)
     for other in others:  # whose devices are elsewhere
         allowed += other.check(space, allow_mismatch=allow_mismatch)
     return search(
