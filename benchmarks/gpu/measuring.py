@@ -8,7 +8,8 @@ import torch
 
 from benchmarks.gpu.plan import COMPILED, Session, TableJob, called, short
 from benchmarks.gpu.runner import Piece
-from nar_hw.bench.benchmark import bench, compare, to_json
+from nar_hw.bench.benchmark import bench
+from nar_hw.bench.rows import BenchFile, compare
 from nar_hw.latency.device import device_slug
 from nar_hw.latency.profiler import profile
 from nar_hw.records import changes, plain
@@ -33,7 +34,7 @@ def _noise(session: Session, config: Any) -> dict[str, Any]:
     rows = bench(
         {"network": network, "copy": network}, input_shape=info.input_shape, configs=[config], rounds=session.plan.rounds
     )
-    return {"network": short(info), **to_json(rows, compare(rows[:1], rows[1:]))}
+    return {"network": short(info), **plain(BenchFile(rows=tuple(rows), comparisons=compare(rows[:1], rows[1:])))}
 
 
 def tables(session: Session) -> list[Piece]:

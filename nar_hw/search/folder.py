@@ -13,8 +13,8 @@ from nar_hw.models.info import ModelInfo
 from nar_hw.models.weights import save_weights
 from nar_hw.records import check_same, plain
 from nar_hw.search.config import SearchConfig
-from nar_hw.search.record import RESULT, Identity, RunFile, ScoredNames, load_run
-from nar_hw.search.result import Scored, SearchResult
+from nar_hw.search.record import RESULT, Identity, OutcomeNames, RunFile, ScoredNames, load_run
+from nar_hw.search.result import Outcome, Scored, SearchResult
 from nar_hw.search.supernet import Supernet
 from nar_hw.space.space import SearchSpace
 from nar_hw.tasks import Task
@@ -84,10 +84,15 @@ class SearchFolder:
         found = load_run(self.path)
         check_same(found.identity, self.identity, where=str(path))
         return SearchResult(
-            pick=self._scored(found.pick),
-            target_ms=found.target_ms,
-            others=found.others,
-            finalists=tuple(map(self._scored, found.finalists)),
+            outcomes=tuple(
+                Outcome(
+                    target_ms=item.target_ms,
+                    pick=self._scored(item.pick),
+                    others=item.others,
+                    finalists=tuple(map(self._scored, item.finalists)),
+                )
+                for item in found.outcomes
+            ),
             pareto=tuple(map(self._scored, found.pareto)),
             scored=tuple(map(self._scored, found.scored)),
             history=found.history,
@@ -154,6 +159,17 @@ class SearchFolder:
             note=result.note,
             pick=self._named(pick),
             finalists=tuple(map(self._named, result.finalists)),
+            more=tuple(
+                OutcomeNames(
+                    target_ms=item.target_ms,
+                    met=item.met,
+                    note=item.note,
+                    pick=self._named(item.pick),
+                    others=item.others,
+                    finalists=tuple(map(self._named, item.finalists)),
+                )
+                for item in result.outcomes[1:]
+            ),
             pareto=tuple(map(self._named, result.pareto)),
             history=result.history,
             scored=tuple(map(self._named, result.scored)),

@@ -20,6 +20,7 @@ from nar_hw.search.record import load_run
 from nar_hw.steps.bench import bench_bundles
 from nar_hw.steps.export import export_child
 from nar_hw.steps.search import search_run
+from nar_hw.steps.task import load_task
 from nar_hw.steps.train import train_child
 from nar_hw.training.child import Child
 from nar_hw.training.recipes import RECIPES
@@ -48,12 +49,12 @@ def run_demo(out: Path, *, seed: int = 0, progress: Progress | None = None) -> d
     common: dict[str, Any] = {
         "recipe": recipe,
         "seed": seed,
-        "device": device,
         "table": table,
         "progress": progress,
         "resume": True,
     }
-    stage("baseline", out / "baseline" / "child.json", lambda: train_child(MODEL, None, "digits", out=out / "baseline", **common))
+    task = partial(load_task, "digits", device=device)
+    stage("baseline", out / "baseline" / "child.json", lambda: train_child(MODEL, None, task(), out=out / "baseline", **common))
     stage(
         "search",
         out / "run.json",
@@ -73,7 +74,7 @@ def run_demo(out: Path, *, seed: int = 0, progress: Progress | None = None) -> d
     stage(
         "child",
         out / "child" / "child.json",
-        lambda: train_child(found.network, found.arch, "digits", out=out / "child", target_ms=target_ms, **common),
+        lambda: train_child(found.network, found.arch, task(), out=out / "child", target_ms=target_ms, **common),
     )
     for name, bundle in (("baseline", "baseline_bundle"), ("child", "bundle")):
         stage(f"export {name}", out / bundle / "manifest.json", partial(export_child, out / name, out / bundle))
@@ -120,4 +121,4 @@ def _profile(out: Path, config: RuntimeConfig, seed: int, progress: Progress | N
 
 def _bench(out: Path, config: RuntimeConfig, progress: Progress | None) -> None:
     subjects = {"child": out / "bundle", "baseline": out / "baseline_bundle"}
-    write_json(out / "bench.json", bench_bundles(subjects, [config], progress=progress))
+    bench_bundles(subjects, [config], progress=progress).save(out / "bench.json")
