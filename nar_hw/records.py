@@ -129,7 +129,7 @@ def check_same(
     for name in [*here, *(name for name in there if name not in here)]:
         before, now = (repr(side[name]) if name in side else "absent" for side in (there, here))
         if before != now:
-            raise error(f"{where} can be resumed with the same settings only, but {name} is {before} there and {now} here: {fix}")
+            raise error(f"{where} can be resumed with the same settings only, but {name} is {before} there and {now} now: {fix}")
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

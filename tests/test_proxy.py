@@ -303,7 +303,7 @@ def test_a_stopped_study_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: p
     monkeypatch.undo()
     with pytest.raises(RunError, match=r"holds a study already \(state.pt\)"):
         study(network(), data, values, out=tmp_path / "part", **options)  # type: ignore[arg-type]
-    with pytest.raises(RunError, match=r"seed is . there and . here"):
+    with pytest.raises(RunError, match=r"seed is . there and . now"):
         study(network(), data, values, out=tmp_path / "part", resume=True, seed=1, **options)  # type: ignore[arg-type]
     again = study(network(), data, values, out=tmp_path / "part", resume=True, **options)  # type: ignore[arg-type]
     assert (again.distances == whole.distances).all()
