@@ -1,6 +1,5 @@
 """The whole path on data that comes with scikit-learn: table, baseline, search, child, bundles, benchmark, report."""
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,12 +8,11 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from nar_hw.errors import RunError
 from nar_hw.files import read_json, write_json
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
 from nar_hw.models.info import ModelInfo
-from nar_hw.records import plain, replace
+from nar_hw.records import check_same, plain, replace
 from nar_hw.report import write_report
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.config import SearchConfig
@@ -111,8 +109,9 @@ class _Stages:
 def _same_settings(path: Path, settings: dict[str, Any]) -> None:
     if not path.exists():
         write_json(path, settings)
-    elif read_json(path, what="demo") != json.loads(json.dumps(settings)):
-        raise RunError(f"{path.parent} holds a demo with other settings: choose another folder with --out, or delete it")
+    else:
+        fix = "use the same settings, choose another folder with --out, or delete this one"
+        check_same(read_json(path, what="demo"), settings, where=str(path.parent), fix=fix)
 
 
 def _profile(out: Path, config: RuntimeConfig, seed: int, progress: Progress | None) -> None:

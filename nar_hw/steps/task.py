@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nar_hw.data import FACES, load_data
-from nar_hw.distributed import rank, wait
+from nar_hw.distributed import barrier, rank
 from nar_hw.errors import DataError, UserError
 from nar_hw.faces.data import load_faces
 from nar_hw.faces.task import FacesTask
@@ -27,10 +27,10 @@ def load_task(
         return FacesTask(load_faces(data), device)
     first = rank() == 0
     if download and not first:
-        wait()
+        barrier()
     found = load_data(data, root=root, download=download and first)
     if download and first:
-        wait()
+        barrier()
     return ClassificationTask(found, device, workers=workers)
 
 

@@ -21,8 +21,7 @@ from nar_hw.records import replace
 from nar_hw.search.folder import TABLE
 from nar_hw.search.record import load_run
 from nar_hw.space.flops import SpaceCounts
-from nar_hw.space.operators import INCUMBENT
-from nar_hw.space.spec import Manner
+from nar_hw.space.spec import INCUMBENT, Manner
 from nar_hw.steps.task import AnyTask, fitted_to
 from nar_hw.tasks import ClassificationTask
 from nar_hw.training.child import Child
