@@ -335,7 +335,8 @@ def test_what_comes_from_files_cannot_become_markup(run: Path) -> None:
         ("child/child.json", "nar-hw train --arch {run} --data digits --out {run}/child"),
         (
             "baseline/child.json",
-            "nar-hw train --arch incumbent --model tiny --data digits --recipe paper --set epochs=3 --seed 7 --out {run}/baseline",
+            "nar-hw train --arch incumbent --model tiny --data digits --recipe paper --set epochs=3 --seed 7 "
+            "--out {run}/baseline",
         ),
         ("table.json", "nar-hw profile --model tiny --input 3x8x8 --classes 3 -o {run}/table.json"),
         ("bench.json", "nar-hw bench {run}/bundle --against {run}/baseline_bundle --json > {run}/bench.json"),
