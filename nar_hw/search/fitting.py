@@ -7,6 +7,7 @@ and came out, so that no more than one candidate's activations are ever kept.
 Shape legend: B images, C channels, H height, W width; S slots, V codes.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from nar_hw.checkpoints import load_state, save_state
-from nar_hw.errors import RunError, TrainingError, UserError
+from nar_hw.errors import RunError, SpaceError, TrainingError, UserError
 from nar_hw.precision import autocast
 from nar_hw.ranks import as_the_first, average_buffers, average_gradients, rank, ranks, share, total
 from nar_hw.recipes import PRECISIONS, Precision
@@ -33,8 +34,10 @@ from nar_hw.tasks import Task
 STATE = "fit.pt"
 WARMUP = 0.1
 """Share of the steps in which the learning rate rises; it falls by a cosine."""
+FLOOR = 0.01
+"""Least variance of a channel, as a share of the mean of all channels: dead ones must not outweigh the rest."""
 TINY = 1e-12
-"""Of a site's variance, so that what is constant divides nothing by zero."""
+"""A variance, so that nothing is divided by zero where all channels are constant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,17 +146,24 @@ class Fitting:
         self.steps = task.train_size // config.batch
         if self.steps == 0:
             raise TrainingError(
-                f"batch <= training images must hold, but got (batch={config.batch}, images={task.train_size}): use a smaller batch"
+                f"batch <= training images must hold, but got (batch={config.batch}, images={task.train_size}): lower the batch"
             )
         most = max(len(slot.candidates) - 1 for slot in self.space.slots)
         if config.batch < 2 * ranks() * (most if config.deal else 1):
-            raise TrainingError(f"each of {most} candidates needs two images of a batch, but got batch={config.batch}: use a larger")
+            raise TrainingError(f"a batch must have two images for each of {most} candidates, but has {config.batch}: raise it")
         as_the_first(self.supernet)
         self.rivals = nn.ModuleList(module for slot, site in self._sites() for module in self._rivals(slot, site))
+        self.norms = {
+            site.norm: copy.deepcopy(self._switch(site.norm).choices[str(self.space.slots[slot].incumbent)]).train()
+            for slot, site in self._sites()
+            if site.norm is not None
+        }
+        """The teacher's, to be run on the very images that a candidate's norm sees: both then normalise alike."""
         self.optimizer = torch.optim.Adam([{"params": list(self.rivals.parameters())}], lr=config.lr, fused=True)
         self.scaler = torch.amp.GradScaler(task.device.type, enabled=config.precision == "fp16")
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.errors = torch.zeros(len(self.space.slots), len(self.space.operators), dtype=torch.float64, device=task.device)  # (S, V)
+        shape = len(self.space.slots), len(self.space.operators)
+        self.errors = torch.zeros(shape, dtype=torch.float64, device=task.device)  # (S, V)
         self.history: list[dict[str, float]] = []
 
     def _sites(self) -> Iterator[tuple[int, Site]]:
@@ -222,12 +232,7 @@ class Fitting:
         self.supernet.activate(self.space.incumbent)
         self.supernet.eval()
         self.rivals.train()
-        hooks = []
-        for slot, site in self._sites():
-            seen: list[Tensor] = []
-            conv, last = self._switch(site.conv), self._switch(site.norm or site.conv)
-            hooks.append(conv.register_forward_pre_hook(partial(_keep, seen)))
-            hooks.append(last.register_forward_hook(partial(self._learn, slot, site, seen)))
+        hooks = [self._switch(site.conv).register_forward_hook(partial(self._learn, slot, site)) for slot, site in self._sites()]
         try:
             yield
         finally:
@@ -237,22 +242,29 @@ class Fitting:
             for module, training in modes:
                 module.training = training
 
-    def _learn(self, slot: int, site: Site, seen: list[Tensor], switch: nn.Module, _: Any, target: Tensor) -> None:
-        """Gradients of every candidate of a site for what went in, ``seen``, and what came out, ``target``: (B, C, H, W)."""
-        inputs, codes = seen.pop(), self._codes(slot)
+    def _learn(self, slot: int, site: Site, switch: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        """Gradients of every candidate of a site for what goes into the teacher's convolution and what comes out."""
+        inputs, codes = args[0], self._codes(slot)
         pieces = len(codes) if self.config.deal else 1
-        parts = list(zip(inputs.tensor_split(pieces), target.tensor_split(pieces), strict=True))
+        parts = list(zip(inputs.tensor_split(pieces), output.tensor_split(pieces), strict=True))
         share_of_error = 1 / sum(len(item.calls) for item in self.space.slots[slot].sites)
+        version = inputs._version
         for position, code in enumerate(codes):
             some, wanted = parts[position % pieces]
+            if site.norm is not None:
+                wanted = self.norms[site.norm](wanted)
             with torch.enable_grad():
-                output = self._switch(site.conv).choices[str(code)](some)
+                found = self._switch(site.conv).choices[str(code)](some)
                 if site.norm is not None:
-                    output = self._switch(site.norm).choices[str(code)](output)
-                error = relative_error(output.float(), wanted.float())
+                    found = self._switch(site.norm).choices[str(code)](found)
+                error = relative_error(found.float(), wanted.float())
                 if error.requires_grad:
                     torch.autograd.backward(self.scaler.scale(error))
             self.errors[slot, code] += share_of_error * error.detach()
+            if inputs._version != version:
+                raise SpaceError(
+                    f"operator {self.space.operators[code]!r} must not change its input, but does: let it work on a copy"
+                )
 
     def result(self) -> FitResult:
         """What came of it."""
@@ -286,11 +298,11 @@ class Fitting:
         mine = self._identity()
         theirs = state.get("identity", {})
         if different := [name for name in mine if theirs.get(name) != mine[name]]:
-            raise RunError(f"{path} must be of the same fitting to be resumed, but has another {different[0]}: choose another folder")
+            raise RunError(f"{path} must be of the same fitting, but has another {different[0]}: choose another folder")
         learned = {id(tensor) for tensor in self.rivals.state_dict(keep_vars=True).values()}
         for name, tensor in self.supernet.state_dict(keep_vars=True).items():
             if id(tensor) not in learned and not torch.equal(tensor.detach().cpu(), state["supernet"][name]):
-                raise RunError(f"{path} must be of the same trained weights to be resumed, but {name} differs: choose another folder")
+                raise RunError(f"{path} must be of the same trained weights, but {name} differs: choose another folder")
         self.supernet.load_state_dict(state["supernet"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -303,12 +315,8 @@ class Fitting:
 def relative_error(output: Tensor, target: Tensor) -> Tensor:
     """Mean squared error relative to the target's variance, each channel's by its own, the mean over channels.
 
-    (B, C, H, W) or (B, C, ...) -> scalar.
+    Two (B, C, H, W) -> scalar.
     """
-    dims = [dim for dim in range(target.ndim) if dim != 1]
-    variance = target.var(dims, unbiased=False, keepdim=True)
-    return ((output - target).square().mean(dims, keepdim=True) / (variance + TINY)).mean()
-
-
-def _keep(seen: list[Tensor], module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    seen[:] = inputs[:1]
+    variance = target.var((0, 2, 3), unbiased=False)  # (C,)
+    floor = FLOOR * variance.mean() + TINY
+    return ((output - target).square().mean((0, 2, 3)) / variance.clamp(min=floor)).mean()

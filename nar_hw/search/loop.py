@@ -52,6 +52,8 @@ def search(
     measure: Measure | None = None,
     on_epoch: Callable[[Mapping[str, float]], None] | None = None,
     allowed_mismatch: Sequence[str] = (),
+    supernet: Supernet | None = None,
+    known: dict[Arch, float] | None = None,
 ) -> SearchResult:
     """The most accurate arch of ``space`` whose latency is at most ``target_ms`` and whose other costs are within their limits.
 
@@ -77,6 +79,8 @@ def search(
         measure: returns the latencies in ms of archs on the (first table's) device.
         on_epoch: is called with each new item of the history.
         allowed_mismatch: what `LatencyTable.check` found and the user allowed; kept in the result.
+        supernet: weights that are scored as they are, such as fitted ones (`nar_hw.search.fitting.fit`); no epoch trains them.
+        known: scores of that supernet, which do not depend on the target; what is scored here is added.
 
     Raises:
         TargetError: the target is outside what the space reaches by the table, or no arch meets all targets; names the range.
@@ -102,7 +106,7 @@ def search(
     if progress is not None and rank() == 0:
         progress.console.print(budget.reach, highlight=False, soft_wrap=True)
     with seeded(config.seed):
-        run = SearchRun(space, task, budget, config)
+        run = SearchRun(space, task, budget, config, supernet, known)
         if folder is not None and (state := folder.checkpoint()) is not None:
             folder.restore(run.load_state_dict, state)
         bar = Bar(progress if rank() == 0 else None, budget.costs, epochs=run.epochs, done=run.epoch)
@@ -122,7 +126,15 @@ def search(
 class SearchRun:
     """Everything that changes in a search. Usually made by `search`."""
 
-    def __init__(self, space: SearchSpace, task: Task, budget: Budget, config: SearchConfig) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        task: Task,
+        budget: Budget,
+        config: SearchConfig,
+        supernet: Supernet | None = None,
+        known: dict[Arch, float] | None = None,
+    ) -> None:
         self.space, self.task, self.budget, self.config = space, task, budget, config
         self.epochs = config.recipe.epochs
         self.steps = task.train_size // config.batch
@@ -133,7 +145,8 @@ class SearchRun:
             )
         if config.batch % ranks():
             raise TrainingError(f"batch must be a multiple of the {ranks()} processes, but got {config.batch}")
-        self.supernet = Supernet(space, task.new_head()).to(task.device)
+        self.fixed = supernet is not None
+        self.supernet = (Supernet(space, task.new_head()) if supernet is None else supernet).to(task.device)
         if config.channels_last:
             self.supernet = self.supernet.to(memory_format=torch.channels_last)
         self.optimizer = optimizer_of(self.supernet, config)
@@ -142,7 +155,8 @@ class SearchRun:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.rng = random.Random(config.seed)
         self.fair = FairPaths(space)
-        self.scorer = Scorer(self.supernet, task, config, self.generator)
+        known = ({} if known is None else known) if self.fixed else None
+        self.scorer = Scorer(self.supernet, task, config, self.generator, known)
         self.scores: dict[Arch, tuple[float, float, int]] = {}
         """Arch -> its last reward and accuracy, and the epoch."""
         self.history: list[dict[str, float]] = []
@@ -156,7 +170,9 @@ class SearchRun:
         """One epoch: of shared weights, and after the warm-up of the strategy. Raises TrainingError when the weights diverged."""
         start = time.perf_counter()
         warmup = self.epoch < self.config.warmup_epochs
-        log: dict[str, float] = {"epoch": self.epoch + 1, "warmup": int(warmup), **self._train_weights()}
+        log: dict[str, float] = {"epoch": self.epoch + 1, "warmup": int(warmup)}
+        if not self.fixed:
+            log |= self._train_weights()
         trained = time.perf_counter()
         if not warmup:
             log |= self._train_strategy()
