@@ -193,7 +193,7 @@ class Fitting:
         start = time.perf_counter()
         self.errors.zero_()
         rate = 0.0
-        with self._prepared():
+        with self.prepared():
             for step, (images, _) in enumerate(self.task.train_batches(self.config.batch, self.generator)):
                 rate = self.config.learning_rate((self.epoch + step / self.steps) / self.config.epochs)
                 self.step(images, rate)
@@ -225,7 +225,7 @@ class Fitting:
         self.scaler.update()
 
     @contextmanager
-    def _prepared(self) -> Iterator[None]:
+    def prepared(self) -> Iterator[None]:
         """Within it the teacher is the active path, in eval mode, and candidates in training mode learn where it comes by."""
         modes = [(module, module.training) for module in self.supernet.modules()]
         before = self.supernet.arch

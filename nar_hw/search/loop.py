@@ -275,6 +275,10 @@ class SearchRun:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`, for a run made with the same arguments."""
+        if self.fixed and any(
+            not torch.equal(own.cpu(), state["supernet"][name]) for name, own in self.supernet.named_parameters()
+        ):
+            raise ValueError("the weights to be searched are others")
         self.supernet.load_state_dict(state["supernet"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

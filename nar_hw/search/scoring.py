@@ -31,13 +31,14 @@ class Scorer:
         generator: torch.Generator,
         known: dict[Arch, float] | None = None,
     ) -> None:
-        """``known``: where the weights are fixed, scores so far; images are then drawn once, and what is scored is added."""
+        """``known``: where the weights are fixed, scores so far. What is scored is added; the images, drawn once, depend on the
+        seed alone, so that scores are the same for every target and after a stop."""
         self.known = known
         self._drawn: Batch | None = None
         self._supernet = supernet
         self._task = task
         self._config = config
-        self._generator = generator
+        self._generator = generator if known is None else torch.Generator().manual_seed(config.seed)
         self._calibration: list[Tensor] = []
 
     def renew(self) -> None:
