@@ -477,7 +477,7 @@ def test_an_index_file_is_of_its_data_set(tmp_path: Path) -> None:
         ({"schema": 9}, r"must have schema 1 or less, but has 9"),
         ({"indices": [1, 1]}, r"one image or more, each once"),
         ({"indices": []}, r"one image or more, each once"),
-        ({"indices": ["a"]}, r"indices[0] must be int, but is 'a'"),
+        ({"indices": ["a"]}, r"must be int, but is 'a'"),
         ({"sha256": None}, r"sha256 must be str, but is None"),
     ],
 )
