@@ -22,7 +22,7 @@ from nar_hw.bundles.targets import Source, build, config_for, plan
 from nar_hw.errors import ExportError
 from nar_hw.export.dense import DENSE_FILE, export_dense, run_dense
 from nar_hw.export.onnx import Images, export_onnx, open_session, run_session
-from nar_hw.export.quantize import Calibration, to_fp16, to_int8
+from nar_hw.export.quantize import Calibration, check_calibration, to_fp16, to_int8
 from nar_hw.files import sha256, write_bytes, write_json, write_text
 from nar_hw.runtimes import runtime_class
 
@@ -82,7 +82,7 @@ def export_bundle(
             ("p50_ms", ...) of a measurement, the device of both, and the table.
 
     Raises:
-        UnknownNameError: an unknown target or precision.
+        UnknownNameError: an unknown target, precision or calibration.
         RuntimeUnavailableError: a target that does not work here.
         DataError: images, labels and classes do not go together.
         ExportError: a file differs from torch by more than its tolerance, or ``out`` cannot be written.
@@ -99,6 +99,8 @@ def export_bundle(
     properties = {"model": about, "classes": list(classes), "normalisation": normalisation, "table_hash": table_hash}
     judge = Judge(network, input_shape, classes, images, labels)
     samples = np.empty((0, *input_shape), np.float32) if calibration_images is None else calibration_images
+    if "int8" in precisions:
+        check_calibration(samples, calibration)
     with _replacing(out) as folder:
         files = {precision: folder / name for precision, name in FILES.items() if precision in ("fp32", *precisions)}
         export_onnx(network, files["fp32"], input_shape=input_shape, batch=batch, metadata=properties)
