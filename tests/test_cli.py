@@ -355,7 +355,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(run: Run, tmp_path: Path) -
 
 def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nar_hw.cli.app._debug", False)  # which the command sets
-    with pytest.raises(TableError, match="none.json"):  # which Python prints with its traceback
+    with pytest.raises(TableError, match=r"none\.json"):  # which Python prints with its traceback
         run("table show none.json --debug")
 
 
