@@ -16,16 +16,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from nar_hw.bundles.bundle import export_bundle
 from nar_hw.data import load_data
 from nar_hw.export.onnx import run_torch
 from nar_hw.files import sha256
+from tests.bundles import CLASSES, MEAN, STD, exported
 from tests.conftest import Shell
 from tests.networks import TinyResNet
 
 SCRIPT = Path(__file__).parent.parent / "export" / "run.py"
-CLASSES = ("ant", "bee", "cat", "dog", "eel")
-MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 SIDE = 8
 
 
@@ -38,14 +36,9 @@ def network() -> nn.Module:
     return network.eval()
 
 
-def export(network: nn.Module, out: Path, **options: Any) -> Path:
-    about = {"arch": ("conv3x3",) * 4, "codes": (0,) * 4, "model": "tiny", "mean": MEAN, "std": STD}
-    return export_bundle(network, out, input_shape=(3, SIDE, SIDE), **about, **options)
-
-
 @pytest.fixture(scope="module")
 def bundle(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(network, tmp_path_factory.mktemp("kit") / "bundle", classes=CLASSES, batch=(1, 4), precisions=("fp32", "fp16"))
+    return exported(network, tmp_path_factory.mktemp("kit") / "bundle", batch=(1, 4), precisions=("fp32", "fp16"))
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +102,7 @@ def test_other_precisions_are_their_files(bundle: Path, photos: Path, run_kit: S
 
 
 def test_embeddings_are_given_as_torch_gives_them(network: nn.Module, photos: Path, tmp_path: Path, run_kit: Shell) -> None:
-    export(network, tmp_path / "bundle", classes=(), batch=(1, 4))
+    exported(network, tmp_path / "bundle", classes=(), batch=(1, 4))
     code, out, err = run_kit(tmp_path / "bundle", photos, "--batch", 4, "--time", "--runs", 1, "--json")
     assert (code, err) == (0, "")
     result = json.loads(out)

@@ -3,7 +3,6 @@
 import copy
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from nar_hw.faces.proxy import make_proxy
 from nar_hw.faces.task import FacesTask
 from nar_hw.models import build_model
 from nar_hw.models.info import ModelInfo
+from nar_hw.records import replace
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.loop import search
 from nar_hw.search.supernet import Supernet
@@ -366,7 +366,7 @@ class TestTraining:
     def test_distillation_is_for_classifiers(self, folder: Path, tmp_path: Path) -> None:
         info = ModelInfo(name="resnet_digits", input_shape=(3, 16, 16), num_classes=10)
         with pytest.raises(UserError, match="ensembles and distillation are of classifiers, but 'faces:"):
-            train_child(info, None, f"faces:{folder},size=16,embedding=10", out=tmp_path, recipe=RECIPE, ensemble=2)
+            train_child(info, None, self.task(folder), out=tmp_path, recipe=RECIPE, ensemble=2)
 
 
 def state_tensors(state: object) -> list[torch.Tensor]:

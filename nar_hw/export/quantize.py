@@ -9,11 +9,12 @@ import io
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from nar_hw.errors import ExportError, unknown_name
+from nar_hw.export.calibration import Calibration
 from nar_hw.export.graph import rename_values
 from nar_hw.export.onnx import Images, write_model
 from nar_hw.files import write_bytes
@@ -21,7 +22,6 @@ from nar_hw.files import write_bytes
 if TYPE_CHECKING:
     import onnx
 
-Calibration = Literal["minmax", "entropy", "percentile"]
 PRODUCER = "nar_hw"
 """As which `to_int8` signs its files."""
 
@@ -77,11 +77,11 @@ def to_bf16(source: Path, target: Path) -> None:
     write_model(proto, target)
 
 
-def check_calibration(images: Images, method: str) -> None:
+def check_calibration(images: Images | None, method: str) -> None:
     """Raises ExportError when there are no images and UnknownNameError when the method does not exist."""
     if method not in get_args(Calibration):
         raise unknown_name("calibration", method, get_args(Calibration))
-    if len(images) == 0:
+    if images is None or len(images) == 0:
         raise ExportError("int8 needs images to find the ranges of activations, but got none: pass some of the training images")
 
 

@@ -1,7 +1,7 @@
 """The steps between files: what `nar-hw search` and `train` do, from Python."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,17 +11,18 @@ from torch import nn
 from nar_hw._version import versions
 from nar_hw.bundles.children import child_names, named_child
 from nar_hw.data import SplitName
+from nar_hw.data.preprocessing import Preprocessing
 from nar_hw.distributed import rank
 from nar_hw.errors import RunError, UserError
 from nar_hw.latency.table import LatencyTable
-from nar_hw.models import load_fitting
 from nar_hw.models.info import ModelInfo
+from nar_hw.models.weights import load_fitting
+from nar_hw.records import replace
 from nar_hw.search.folder import TABLE
-from nar_hw.search.run import read_arch
+from nar_hw.search.record import load_run
 from nar_hw.space.flops import SpaceCounts
-from nar_hw.space.operators import INCUMBENT
-from nar_hw.space.spec import Manner
-from nar_hw.steps.task import fitted_to, load_task
+from nar_hw.space.spec import INCUMBENT, Manner
+from nar_hw.steps.task import AnyTask, fitted_to
 from nar_hw.tasks import ClassificationTask
 from nar_hw.training.child import Child
 from nar_hw.training.loop import train
@@ -39,7 +40,7 @@ HELD_OUT: tuple[SplitName, ...] = ("valid", "test")
 def train_child(
     info: ModelInfo,
     arch: Sequence[str | int] | None,
-    data: str,
+    task: AnyTask,
     *,
     out: Path,
     recipe: Recipe,
@@ -47,9 +48,6 @@ def train_child(
     baseline: Path | None = None,
     inherit: bool = True,
     ensemble: int = 0,
-    data_root: Path | None = None,
-    device: str = "cpu",
-    workers: int | None = None,
     table: LatencyTable | None = None,
     target_ms: float | None = None,
     resume: bool = False,
@@ -62,10 +60,10 @@ def train_child(
 
     Args:
         arch: operator names or codes; None for the network itself.
+        task: see `nar_hw.steps.task.load_task`.
         baseline: folder of a trained child, or a file of weights: the teacher of a recipe with ``distill``.
         inherit: the baseline's weights are inherited where they fit; without it or a baseline the child starts from scratch.
         ensemble: how many snapshots of the training are kept and scored together on the test images.
-        workers: processes that read images of a ``stream:`` data set.
         table, target_ms: kept in child.json with the table's prediction.
         tensorboard: scalars of each epoch are written to ``out``/tensorboard.
 
@@ -75,9 +73,10 @@ def train_child(
         TrainingError: the training diverged.
     """
     on_epoch = TensorBoard(out / "tensorboard") if tensorboard else None
-    task = load_task(data, root=data_root, device=device, workers=workers)
     if (ensemble or recipe.distill) and not isinstance(task, ClassificationTask):
-        raise UserError(f"ensembles and distillation are of classifiers, but {data!r} is learned as embeddings: leave them out")
+        raise UserError(
+            f"ensembles and distillation are of classifiers, but {task.data.name!r} is learned as embeddings: leave them out"
+        )
     info = fitted_to(info, task)
     set_seed(seed)
     space = info.space()
@@ -111,8 +110,8 @@ def train_child(
     found = Child(
         model=info,
         arch=space.names(codes),
-        data=data,
-        recipe=recipe.to_json(),
+        data=task.data.name,
+        recipe=recipe,
         seed=seed,
         init="scratch" if baseline is None or not inherit else "inherited",
         accuracy={split: task.evaluate(child, split) for split in HELD_OUT},
@@ -123,9 +122,7 @@ def train_child(
         predicted_ms=None if table is None else table.predict(codes),
         table_hash=None if table is None else table.hash,
         fingerprint=None if table is None else table.fingerprint,
-        mean=task.data.mean,
-        std=task.data.std,
-        classes=task.data.classes,
+        preprocessing=Preprocessing(mean=task.data.mean, std=task.data.std, classes=tuple(task.data.classes)),
         versions=versions("torch"),
         record=task.record,
         top5={split: task.evaluate(child, split, k=5) for split in HELD_OUT}
@@ -134,8 +131,7 @@ def train_child(
     )
     if rank() == 0:
         if ensemble and isinstance(task, ClassificationTask):
-            scored = score_ensemble(child, task, "test", out=out, epochs=result.snapshots)
-            found = replace(found, ensemble=asdict(scored))
+            found = replace(found, ensemble=asdict(score_ensemble(child, task, "test", out=out, epochs=result.snapshots)))
         found.save(out, child)
     return found
 
@@ -173,33 +169,32 @@ def find_arch(
     text: str,
     *,
     model: str | None,
-    data: str,
+    task: AnyTask,
     manner: Manner = "conv",
     operators: tuple[str, ...] | None = None,
     slots: str | None = None,
     limit_params: bool = True,
-    data_root: Path | None = None,
 ) -> Wanted:
     """What --arch names: a search folder, a child that ships with nar_hw, "incumbent", or codes and names separated by commas.
 
     Raises UserError when the network is not told, RunError for a folder without a finished search.
     """
     if Path(text).is_dir():
-        info, arch, found = read_arch(Path(text))
+        found = load_run(Path(text))
+        info = found.network
         if model not in (None, info.name):
             raise UserError(f"--model must be the searched network {info.name} or left out, but got {model}")
-        return Wanted(info=info, arch=arch, table=LatencyTable.load(Path(text) / TABLE), target_ms=found.get("target_ms"))
+        return Wanted(info=info, arch=found.arch, table=LatencyTable.load(Path(text) / TABLE), target_ms=found.target_ms)
     if text in child_names():
         named = named_child(text)
         if model not in (None, named.model.name):
             raise UserError(f"--model must be {named.model.name}, of which {text} is a child, or left out, but got {model}")
-        return Wanted(info=replace(named.model, input_shape=load_task(data, root=data_root).input_shape), arch=named.arch)
+        return Wanted(info=replace(named.model, input_shape=task.input_shape), arch=named.arch)
     if model is None:
         raise UserError(
             f"--model must name the network unless --arch is a search folder, but {text!r} is no folder and none of the children "
             f"{', '.join(child_names())}"
         )
-    task = load_task(data, root=data_root)
     info = ModelInfo(
         name=model,
         input_shape=task.input_shape,
