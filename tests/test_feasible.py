@@ -10,7 +10,7 @@ from nar_hw.errors import TargetError
 from nar_hw.search import feasible as module
 from nar_hw.search.feasible import Feasible
 from nar_hw.space.spec import Arch
-from tests.conformance.strategies import CANDIDATES, FIXED_MS, feasible
+from nar_hw.testing.strategies import CANDIDATES, FIXED_MS, feasible
 
 EVERY = list(itertools.product(*CANDIDATES))
 

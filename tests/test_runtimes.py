@@ -26,7 +26,7 @@ from nar_hw.runtimes.fake import FAULTS, FakeDevice, FakeRuntime
 from nar_hw.runtimes.inputs import in_batches, preset_images
 from nar_hw.runtimes.onnx_graph import OptimizedGraph, with_precision
 from nar_hw.runtimes.torch_compile import _fresh
-from tests.conformance.runtimes import SHAPE, RuntimeConformance
+from nar_hw.testing.runtimes import SHAPE, RuntimeConformance
 from tests.networks import TinyResNet
 
 COMPILED = ("torch_compile", "aoti")
@@ -54,6 +54,11 @@ def onnx_path(module: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(params=[pytest.param(name, marks=compiles if name in COMPILED else ()) for name in RUNTIMES])
 def runtime(request: pytest.FixtureRequest) -> type[Runtime]:
     return runtime_class(request.param)
+
+
+def test_each_is_registered_under_its_name_in_its_own_file(runtime: type[Runtime]) -> None:
+    assert runtime_class(runtime.name) is runtime
+    assert RUNTIMES[runtime.name].startswith(f"nar_hw.runtimes.{runtime.name}:")
 
 
 class TestRuntimes(RuntimeConformance):

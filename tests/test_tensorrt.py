@@ -38,8 +38,8 @@ from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.runtimes.base import Runtime
 from nar_hw.runtimes.tensorrt import TensorRT, node_names, producers
 from nar_hw.space.space import SearchSpace
+from nar_hw.testing.runtimes import SHAPE, RuntimeConformance
 from tests.bundles import exported
-from tests.conformance.runtimes import SHAPE, RuntimeConformance
 from tests.conftest import Shell
 from tests.faketensorrt import FAULTS, GOLDEN, VERSIONS, fake_tensorrt, settings_of
 from tests.networks import TinyResNet
