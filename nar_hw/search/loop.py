@@ -16,6 +16,7 @@ from nar_hw.search.progress import Bar
 from nar_hw.search.randomness import seeded
 from nar_hw.search.result import SearchResult
 from nar_hw.search.run import SearchRun
+from nar_hw.search.supernet import Supernet
 from nar_hw.space.space import SearchSpace
 from nar_hw.tasks import Task
 
@@ -38,6 +39,7 @@ def search(
     measure: Measure | None = None,
     on_epoch: Callable[[Mapping[str, float]], None] | None = None,
     allowed_mismatch: Sequence[str] = (),
+    supernet: Supernet | None = None,
 ) -> SearchResult:
     """The most accurate arch of ``space`` whose latency is at most ``target_ms`` and whose other costs are within their limits.
 
@@ -64,6 +66,7 @@ def search(
         measure: returns the latencies in ms of archs on the (first table's) device.
         on_epoch: is called with each new item of the history.
         allowed_mismatch: what `LatencyTable.check` found and the user allowed; kept in the result.
+        supernet: weights that are scored as they are, such as fitted ones (`nar_hw.search.fitting.fit`); no epoch trains them.
 
     Raises:
         TargetError: the target is outside what the space reaches by the table, or no arch meets all targets; names the range.
@@ -92,7 +95,7 @@ def search(
         for budget in budgets:
             progress.console.print(budget.reach, highlight=False, soft_wrap=True)
     with seeded(config.seed):
-        run = SearchRun(space, task, budgets, config)
+        run = SearchRun(space, task, budgets, config, supernet)
         if folder is not None and (state := folder.checkpoint()) is not None:
             folder.restore(run.load_state_dict, state)
         bar = Bar(progress if rank() == 0 else None, budgets[0].costs, epochs=run.epochs, done=run.epoch)

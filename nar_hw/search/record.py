@@ -77,7 +77,7 @@ class RunFile(Record, frozen=True, kw_only=True):
     arch: tuple[str, ...]
     """The pick, which is to be trained."""
     predicted_ms: float
-    measured_ms: float | None
+    measured_ms: float | None = None
     accuracy: float
     load: float
     others: tuple[Standing, ...] = ()
