@@ -104,7 +104,11 @@ def run(model: nn.Module, images: Tensor, *, training: bool = False) -> Any:
     shape = "x".join(map(str, images.shape[1:]))
     count = "one image" if len(images) == 1 else f"{len(images)} images"
     mode = " in training mode" if training else ""
-    with user_code(f"the model must accept {count} of shape {shape}{mode}, but its forward pass"), in_mode(model, training), plainly():
+    with (
+        user_code(f"the model must accept {count} of shape {shape}{mode}, but its forward pass"),
+        in_mode(model, training),
+        plainly(),
+    ):
         return model(images)
 
 

@@ -212,7 +212,9 @@ class SearchSpace:
                 candidates.append(code)
         reason = None
         if len(candidates) == 1:
-            reason = f"the operators that suit it {' or '.join(sorted(left_out))}" if left_out else "no operator asked for suits it"
+            reason = (
+                f"the operators that suit it {' or '.join(sorted(left_out))}" if left_out else "no operator asked for suits it"
+            )
         return Slot(name=name, sites=sites, candidates=tuple(sorted(candidates)), incumbent=incumbent, reason=reason)
 
     def _keeps_shape(self, site: Site, code: int) -> bool:

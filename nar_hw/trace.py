@@ -189,7 +189,9 @@ def described(output: object) -> str:
 
 
 def _inside_script(model: nn.Module, path: str) -> bool:
-    return any(isinstance(model.get_submodule(outer), torch.jit.ScriptModule) for outer in ("", *_ancestors(path)) if outer != path)
+    return any(
+        isinstance(model.get_submodule(outer), torch.jit.ScriptModule) for outer in ("", *_ancestors(path)) if outer != path
+    )
 
 
 def _spatial(args: tuple[Any, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""A user's own code: functions named ``path/to/file.py:function`` or ``package.module:function``, and what running it may raise."""
+"""A user's own code: functions by ``path/to/file.py:function`` or ``package.module:function``, and what running it may raise."""
 
 import hashlib
 import importlib
@@ -19,7 +19,10 @@ from nar_hw.errors import ModelError, NarError, UserError
 
 _LIBRARIES = tuple(
     f"{path}{os.sep}"
-    for path in {*map(str, Path(nar_hw.__file__).resolve().parents[:1]), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))}
+    for path in {
+        *map(str, Path(nar_hw.__file__).resolve().parents[:1]),
+        *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")),
+    }
 )
 """Where code lies that is nobody's own."""
 
@@ -130,9 +133,9 @@ def user_code(told: str, error: type[UserError] = ModelError) -> Iterator[None]:
 
 
 def described(problem: BaseException) -> str:
-    """An exception's type and the first line of its text, and the innermost line of the user's own that raised it."""
-    text = next((" ".join(line.split()) for line in str(problem).splitlines() if line.strip()), "")
-    told = f"{type(problem).__name__}: {text[:400]}" if text else type(problem).__name__
+    """An exception's type and text in one line, and the innermost line of the user's own that raised it."""
+    text = " ".join(str(problem).split())
+    told = f"{type(problem).__name__}: {text if len(text) <= 300 else f'{text[:300]} ...'}" if text else type(problem).__name__
     return f"{told} ({place})" if (place := _place(problem)) else told
 
 
