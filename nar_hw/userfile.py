@@ -14,7 +14,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import nar_hw
 from nar_hw.errors import ModelError, NarError, UserError
 
 _LIBRARIES = tuple(
@@ -143,7 +142,7 @@ def _place(problem: BaseException) -> str:
     if isinstance(problem, SyntaxError) and problem.filename:
         return f"{_shown(problem.filename)}, line {problem.lineno}"
     for frame in reversed(traceback.extract_tb(problem.__traceback__)):
-        if not frame.filename.startswith(("<", *_LIBRARIES)):
+        if not frame.filename.startswith(("<", *_LIBRARIES)) and "-packages" not in frame.filename:
             return f"{_shown(frame.filename)}, line {frame.lineno}"
     return ""
 
