@@ -16,14 +16,8 @@ from typing import Any
 
 from nar_hw.errors import ModelError, NarError, UserError
 
-_LIBRARIES = tuple(
-    f"{path}{os.sep}"
-    for path in {
-        *map(str, Path(nar_hw.__file__).resolve().parents[:1]),
-        *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")),
-    }
-)
-"""Where code lies that is nobody's own."""
+_LIBRARIES = (f"{Path(__file__).parent}{os.sep}", f"{sysconfig.get_path('stdlib')}{os.sep}")
+"""Where code lies that is nobody's own, beside what is installed."""
 
 
 def is_file_name(name: str) -> bool:
@@ -135,13 +129,15 @@ def described(problem: BaseException) -> str:
     """An exception's type and text in one line, and the innermost line of the user's own that raised it."""
     text = " ".join(str(problem).split())
     told = f"{type(problem).__name__}: {text if len(text) <= 300 else f'{text[:300]} ...'}" if text else type(problem).__name__
-    return f"{told} ({place})" if (place := _place(problem)) else told
-
-
-def _place(problem: BaseException) -> str:
     if isinstance(problem, SyntaxError) and problem.filename:
-        return f"{_shown(problem.filename)}, line {problem.lineno}"
-    for frame in reversed(traceback.extract_tb(problem.__traceback__)):
+        return f"{told} ({_shown(problem.filename)}, line {problem.lineno})"
+    where = place(traceback.extract_tb(problem.__traceback__))
+    return f"{told} ({where})" if where else told
+
+
+def place(frames: traceback.StackSummary) -> str:
+    """File and line of the innermost frame in code of the user's own; "" where there is none."""
+    for frame in reversed(frames):
         if not frame.filename.startswith(("<", *_LIBRARIES)) and "-packages" not in frame.filename:
             return f"{_shown(frame.filename)}, line {frame.lineno}"
     return ""

@@ -165,6 +165,8 @@ def counted(counts: "Counts") -> dict[str, int]:
 
 def sentence(counts: dict[str, Any]) -> str:
     """Counts in words."""
+    if counts["flops"] is None:
+        return f"{counts['params']:,} parameters, FLOPs could not be counted"
     return f"{counts['params']:,} parameters, {counts['flops']:,} FLOPs (multiply-adds), {counts['pool_ops']:,} pool operations"
 
 

@@ -83,6 +83,7 @@ def space(
             "output": [slot.sites[-1].incumbent.c_out, *slot.sites[-1].calls[0][1]],
             "incumbent": found.operators[slot.incumbent],
             "fixed": slot.fixed,
+            "reason": slot.reason,
             "candidates": [
                 {"code": code, "operator": found.operators[code], **counted(counts.candidate(position, code))}
                 for code in slot.candidates
@@ -98,11 +99,26 @@ def space(
             shapes = ["x".join(map(str, row[key])) for key in ("input", "output")]
             table.add_row(str(row["slot"]), row["name"], *shapes, row["incumbent"], "fixed" if row["fixed"] else candidates)
         console.print(table)
+        why: dict[str, list[str]] = {}
+        for row in rows:
+            if row["reason"] is not None:
+                why.setdefault(row["reason"], []).append(row["name"])
+        for reason, where in why.items():
+            console.print(f"fixed: {', '.join(where)}: {reason}", highlight=False, soft_wrap=True, markup=False)
+        for path, reason in found.hidden.items():
+            console.print(f"not searched: {path or 'the network'}: {reason}", highlight=False, soft_wrap=True, markup=False)
         console.print(
             f"{len(rows)} slots, {found.size:.4g} archs; the network itself: {sentence(counted(total))}", highlight=False
         )
 
-    value = {"model": model, "manner": manner, "slots": rows, "archs": str(found.size), **counted(total)}
+    value = {
+        "model": model,
+        "manner": manner,
+        "slots": rows,
+        "not_searched": dict(found.hidden),
+        "archs": str(found.size),
+        **counted(total),
+    }
     emit(as_json, value, show)
 
 
@@ -119,12 +135,14 @@ def count(
     as_json: Json = False,
 ) -> None:
     """Parameters, FLOPs and pool operations. Example: nar-hw count --model lresnet50e_ir --input 3x112x112 --manner block"""
-    from nar_hw.space.flops import SpaceCounts, count_module
+    from nar_hw.space.flops import SpaceCounts, count_with_gaps
 
     info = model_info(model, input, manner, operators, classes, slots, limit_params)
     if arch is None:
-        value = {"model": model, "input_shape": list(info.input_shape), **counted(count_module(info.build(), info.input_shape))}
-        emit(as_json, value, lambda: console.print(sentence(value), highlight=False))
+        total, gaps = count_with_gaps(info.build(), info.input_shape)
+        value = {"model": model, "input_shape": list(info.input_shape), **counted(total), "not_counted": gaps}
+        left_out = f"; not counted: {', '.join(f'{name} ({calls} times)' for name, calls in gaps.items())}" if gaps else ""
+        emit(as_json, value, lambda: console.print(f"{sentence(value)}{left_out}", highlight=False, soft_wrap=True))
         return
     found = info.space()
     counts = SpaceCounts(found)

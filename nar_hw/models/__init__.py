@@ -8,6 +8,7 @@ from torch import nn
 
 from nar_hw.errors import ModelError, unknown_name
 from nar_hw.models.weights import load_fitting, load_weights
+from nar_hw.space.network import settle
 from nar_hw.userfile import is_file_name
 
 __all__ = ["build_model", "known_models", "load_fitting", "load_weights"]
@@ -64,6 +65,7 @@ def build_model(
     if num_classes < 1:
         raise ModelError(f"num_classes must be at least 1, but got {num_classes}")
     network = _builder(name)(input_shape=tuple(input_shape), num_classes=num_classes)
+    settle(network, tuple(input_shape))
     if pretrained_weights is not None:
         load_weights(network, Path(pretrained_weights), name=name)
     return network

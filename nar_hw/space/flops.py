@@ -71,11 +71,23 @@ def count_with_gaps(module: nn.Module, input_shape: tuple[int, int, int]) -> tup
             unknown = analysis.unsupported_ops()
     pool_ops = counted.pop(POOL_OPS, 0)
     params = sum(parameter.numel() for parameter in network.parameters())
-    gaps = {name.removeprefix("aten::"): int(calls) for name, calls in sorted(unknown.items())}
+    gaps = {name.removeprefix("aten::"): int(calls) for name, calls in sorted(unknown.items()) if name not in FREE}
     return Counts(params=params, flops=int(sum(counted.values())), pool_ops=int(pool_ops)), gaps
 
 
 POOL_OPS = "pool_ops"
+# fmt: off
+FREE = frozenset(
+    f"aten::{name}{suffix}"
+    for name in (
+        "add", "sub", "rsub", "mul", "div", "neg", "abs", "mean", "sum", "pow", "sqrt", "rsqrt", "exp", "sigmoid", "tanh",
+        "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "gelu", "elu", "leaky_relu", "prelu", "softplus", "mish",
+        "softmax", "log_softmax", "unflatten", "feature_dropout", "clone", "pad", "flip", "channel_shuffle", "pixel_shuffle",
+    )
+    for suffix in ("", "_")
+)
+# fmt: on
+"""What costs about one operation for each value, or none: by custom not counted, and not worth a word."""
 
 
 def _pool(dimensions: int) -> Handle:

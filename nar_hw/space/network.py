@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, is_lazy
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves
 
@@ -60,6 +60,11 @@ def _copied(model: nn.Module) -> nn.Module:
         for module in model.modules()
         for leaf in tree_leaves({**vars(module), "_modules": None})
         if isinstance(leaf, Tensor) and leaf.grad_fn is not None
+    }
+    memo |= {  # these refuse it too, and hold nothing yet
+        id(buffer): type(buffer)(device=buffer.device, dtype=buffer.dtype)
+        for buffer in model.buffers()
+        if isinstance(buffer, UninitializedBuffer)
     }
     try:
         return copy.deepcopy(model, memo)

@@ -12,6 +12,7 @@ from nar_hw.proxy.subset import ProxyIndex
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.loop import search
 from nar_hw.search.result import SearchResult
+from nar_hw.space.outputs import check_outputs
 from nar_hw.steps.task import fitted_to, load_task
 from nar_hw.tasks import ClassificationTask
 from nar_hw.training.seed import set_seed
@@ -53,6 +54,7 @@ def search_run(
     info = fitted_to(table_info(first), task)
     set_seed(config.seed)
     space = info.space()
+    check_outputs(space.model, info.input_shape, info.num_classes, trained=True)
     allowed = first.check(space, device_here(first), model=model, allow_mismatch=allow_mismatch)
     for other in others:  # whose devices are elsewhere
         allowed += other.check(space, model=model, allow_mismatch=allow_mismatch)

@@ -12,15 +12,17 @@ from nar_hw._version import versions
 from nar_hw.bundles.children import child_names, named_child
 from nar_hw.data import SplitName
 from nar_hw.distributed import rank
-from nar_hw.errors import RunError, UserError
+from nar_hw.errors import ModelError, RunError, UserError
 from nar_hw.latency.table import LatencyTable
 from nar_hw.models import load_fitting
 from nar_hw.models.info import ModelInfo
 from nar_hw.search.folder import TABLE
 from nar_hw.search.run import read_arch
-from nar_hw.space.flops import SpaceCounts
+from nar_hw.space.flops import Counts, SpaceCounts
 from nar_hw.space.operators import INCUMBENT
-from nar_hw.space.spec import Manner
+from nar_hw.space.outputs import check_outputs
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch, Manner
 from nar_hw.steps.task import fitted_to, load_task
 from nar_hw.tasks import ClassificationTask
 from nar_hw.training.child import Child
@@ -71,6 +73,7 @@ def train_child(
 
     Raises:
         SpaceError: the arch does not fit the space.
+        ModelError: the network's outputs are not what can be trained (see `nar_hw.space.outputs.check_outputs`), or it fails.
         RunError: ``out`` cannot be resumed, or the baseline is of another network.
         TrainingError: the training diverged.
     """
@@ -83,6 +86,8 @@ def train_child(
     space = info.space()
     codes = space.incumbent if arch is None else space.parse(arch)
     child = space.build(codes)
+    check_outputs(child, info.input_shape, info.num_classes, trained=True)
+    counts, uncounted = _counts(space, codes)
     trained, missing = (None, ()) if baseline is None else _trained(baseline, info)
     if missing and recipe.distill:
         raise RunError(
@@ -107,7 +112,6 @@ def train_child(
         on_epoch=on_epoch,
     )
     result = run(child, task, recipe)
-    counts = SpaceCounts(space).count(codes)
     found = Child(
         model=info,
         arch=space.names(codes),
@@ -116,9 +120,10 @@ def train_child(
         seed=seed,
         init="scratch" if baseline is None or not inherit else "inherited",
         accuracy={split: task.evaluate(child, split) for split in HELD_OUT},
-        params=counts.params,
-        flops=counts.flops,
-        pool_ops=counts.pool_ops,
+        params=sum(parameter.numel() for parameter in child.parameters()),
+        flops=None if counts is None else counts.flops,
+        pool_ops=None if counts is None else counts.pool_ops,
+        uncounted=uncounted,
         target_ms=target_ms,
         predicted_ms=None if table is None else table.predict(codes),
         table_hash=None if table is None else table.hash,
@@ -138,6 +143,14 @@ def train_child(
             found = replace(found, ensemble=asdict(scored))
         found.save(out, child)
     return found
+
+
+def _counts(space: SearchSpace, arch: Arch) -> tuple[Counts | None, str | None]:
+    """What the child costs, or why that is not known: no reason not to train it."""
+    try:
+        return SpaceCounts(space).count(arch), None
+    except ModelError as problem:
+        return None, str(problem)
 
 
 def _trained(baseline: Path, info: ModelInfo) -> tuple[nn.Module, tuple[str, ...]]:

@@ -30,9 +30,9 @@ class Child:
     accuracy: Mapping[str, float]
     """Split -> top-1 accuracy in [0, 1]."""
     params: int
-    flops: int
-    """Multiply-adds as fvcore counts them."""
-    pool_ops: int
+    flops: int | None
+    """Multiply-adds as fvcore counts them; None where they could not be counted."""
+    pool_ops: int | None
     target_ms: float | None
     """The latency asked for."""
     predicted_ms: float | None
@@ -50,6 +50,8 @@ class Child:
     """Of the data: seed, size and hash of each split, augmentation; see `nar_hw.tasks.Task.record`."""
     ensemble: Mapping[str, Any] | None = None
     """Test accuracies of the training's snapshots, see `nar_hw.training.snapshots.Ensemble`; None without them."""
+    uncounted: str | None = None
+    """Why ``flops`` and ``pool_ops`` are not known."""
 
     def save(self, folder: Path, network: nn.Module) -> None:
         """Write the child; the weights first, so that a child.json never stands alone."""

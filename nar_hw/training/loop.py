@@ -25,6 +25,7 @@ from nar_hw.training.progress import Bar
 from nar_hw.training.recipes import Recipe
 from nar_hw.training.result import EpochLog, TrainResult
 from nar_hw.training.snapshots import snapshot_epochs, snapshot_path
+from nar_hw.userfile import user_code
 
 STATE, LAST, BEST, HISTORY = "state.pt", "last.safetensors", "best.safetensors", "history.json"
 
@@ -213,7 +214,7 @@ class _Run:
         if self.recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         for some, their in zip(images.chunk(self.pieces), targets.chunk(self.pieces), strict=True):
-            with self._autocast():
+            with self._autocast(), user_code("the network must train, but its forward pass"):
                 output = self.forward(some)
             loss = self.task.loss(output.float(), their, label_smoothing=self.recipe.label_smoothing)
             if self.teacher is not None:
