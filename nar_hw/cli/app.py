@@ -14,7 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from nar_hw._version import __version__
+from nar_hw.cli.values import MOST_BATCH, MOST_CLASSES, MOST_SEED, MOST_THREADS, whole
 from nar_hw.errors import NarError
+from nar_hw.runtimes.config import THREADS_PER_CORE
 
 if TYPE_CHECKING:
     from nar_hw.models.info import ModelInfo
@@ -92,18 +94,20 @@ Slots = Annotated[
 LimitParams = Annotated[
     bool, typer.Option("--limit-params/--no-limit-params", help="Only operators with no more parameters than the network's own.")
 ]
-Classes = Annotated[int | None, typer.Option(help="Outputs of the network; default: 10 up to 64 pixels, else 1000.")]
+Classes = Annotated[
+    int | None, whole("--classes", "Outputs of the network; default: 10 up to 64 pixels, else 1000.", 1, MOST_CLASSES)
+]
 Data = Annotated[
     str,
     typer.Option("--data", help="digits, cifar10, cifar100, fashion-mnist, {folder,stream,faces}:PATH or fake:CxHxWxclasses."),
 ]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of downloaded data sets; default: $NAR_HW_DATA or .data.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Seed = Annotated[int, typer.Option(help="Decides everything random.")]
+Seed = Annotated[int, whole("--seed", "Decides everything random.", 0, MOST_SEED)]
 RuntimeName = Annotated[str, typer.Option("--runtime", help="Inference runtime; `nar-hw doctor` lists those that work here.")]
 Precision = Annotated[str, typer.Option(help="fp32, fp16, bf16 or int8.")]
-Batch = Annotated[int, typer.Option(help="Images per inference.")]
-Threads = Annotated[int, typer.Option(help="CPU threads of one inference.")]
+Batch = Annotated[int, whole("--batch", "Images per inference.", 1, MOST_BATCH)]
+Threads = Annotated[int, whole("--threads", f"CPU threads of one inference, at most {THREADS_PER_CORE} a core.", 1, MOST_THREADS)]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<index>.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from what was kept.")]
 

@@ -72,7 +72,7 @@ def load(name: str, detail: str, *, root: Path, seed: int, download: bool) -> Im
 
 def parsed(name: str, detail: str) -> tuple[Path, int | None, int | None]:
     """PATH, CROP and SIZE of a data set's name. Raises DataError when there is no such folder or a number is out of range."""
-    match = re.fullmatch(r"(.*?)(?:@(?:(\d+)/)?(\d+))?", detail, re.DOTALL)
+    match = re.fullmatch(r"(.*?)(?:@(?:([0-9]{1,9})/)?([0-9]{1,9}))?", detail, re.DOTALL)
     assert match is not None
     crop, size = (None if number is None else int(number) for number in match.groups()[1:])
     if not 1 <= (crop or 1) <= (size or 1) <= MOST_PIXELS or 0 in (crop, size):
@@ -102,7 +102,7 @@ def parts_of(path: Path) -> list[tuple[str, Path]]:
             f"a folder with {held[0].name}/ must also have train/, but {path} has none: add it or rename {held[0].name}/"
         )
     if train is not None:
-        return [("train", train), *(("test" if folder is named.get("test") else "val", folder) for folder in held)]
+        return [("train", train), *((folder.name, folder) for folder in held)]
     alike = [folder.name for folder in folders_in(path) if LIKE_SPLITS.fullmatch(folder.name)]
     if len(alike) > 1:
         raise DataError(

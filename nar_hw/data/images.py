@@ -83,5 +83,5 @@ def _shown(image: Image.Image) -> Image.Image:
 
 def refused(rule: str, fix: str, problems: list[tuple[str, str]], total: int) -> DataError:
     """The error that tells how many of ``total`` images break ``rule``, the first three by (name, what is wrong)."""
-    some = "; ".join(f"{name} {what}" for name, what in problems[:3])
-    return DataError(f"{rule}, but {len(problems):,} of {total:,} are not ({some}{'; ...' if len(problems) > 3 else ''}): {fix}")
+    some = "; ".join([f"{name} {what}" for name, what in problems[:3]] + (["..."] if len(problems) > 3 else []))
+    return DataError(f"{rule}, but {len(problems):,} of {total:,} are not (first {some}): {fix}")

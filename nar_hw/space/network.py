@@ -144,14 +144,18 @@ def plainly() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def require_memory(model: nn.Module, input_shape: Shape, batch: int) -> None:
-    """Raises ModelError when ``batch`` images (C, H, W), or the largest layer's input and output, do not fit in memory."""
+def require_memory(model: nn.Module | None, input_shape: Shape, batch: int) -> None:
+    """Raises ModelError when ``batch`` images (C, H, W), or the largest layer's input and output, do not fit in memory.
+
+    Of a network in a file (None) only the images are known.
+    """
     values = batch * math.prod(input_shape)
     if values < _SMALL:
         return
     shape = f"{batch} image{'s' if batch > 1 else ''} of {'x'.join(map(str, input_shape))}"
     _compare(4 * values, shape)
-    _compare(_largest_layer(model, input_shape, batch), shape)
+    if model is not None:
+        _compare(_largest_layer(model, input_shape, batch), shape)
 
 
 _SMALL = 2**23
