@@ -28,8 +28,8 @@ def load(name: str, detail: str, *, root: Path, seed: int, download: bool) -> Im
     numbers = [int(number) for number in match.groups()] if match else [0]
     if 0 in numbers or not 2 <= numbers[-1] <= MOST_CLASSES or IMAGES_PER_CLASS * math.prod(numbers) > MOST_VALUES:
         raise DataError(
-            f"a fake data set must be named fake:CxHxWxclasses with 2 to {MOST_CLASSES} classes of {IMAGES_PER_CLASS} images and at "
-            f"most {MOST_VALUES:,} values in all of them, but got {name[:80]!r}: try fake:3x32x32x10"
+            f"a fake data set must be named fake:CxHxWxclasses with 2 to {MOST_CLASSES} classes of {IMAGES_PER_CLASS} images and "
+            f"at most {MOST_VALUES:,} values in all of them, but got {name[:60]!r}: try fake:3x32x32x10"
         )
     channels, height, width, classes = numbers
     rng = np.random.RandomState(seed)
