@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nar_hw.errors import DataError
 
@@ -63,7 +63,7 @@ def read_image(source: Path | bytes) -> Image.Image:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(f"has more than {MOST_PIXELS:,} pixels") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise DataError(f"is none of {', '.join(FORMATS)}") from None
     except Exception as problem:  # Pillow raises many kinds for damaged files
         raise DataError(f"is damaged: {type(problem).__name__}: {' '.join(str(problem).split())[:120]}") from problem

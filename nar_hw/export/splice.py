@@ -4,7 +4,6 @@ A latency profile needs dozens of children whose weights do not matter. The netw
 site; a child is that graph with each placeholder replaced by its operator's nodes, which are built once per site and operator.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from nar_hw.export.graph import bypass, clean, constant, fold_norms, initializer
 from nar_hw.export.leaves import emit
 from nar_hw.export.onnx import OPSET, Batch, traced
 from nar_hw.files import write_bytes
+from nar_hw.space.network import plain_copy
 from nar_hw.space.space import SearchSpace, Site
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class ChildExporter:
         import onnx_ir as ir
         from onnxscript import optimizer
 
-        operator = copy.deepcopy(operator).cpu().float().eval()
+        operator = plain_copy(operator).cpu().float().eval()
         graph = emit(operator)
         plain = graph is not None
         model = self._trace(call, operator, key) if graph is None else ir.Model(graph, ir_version=self._template.ir_version)
@@ -165,7 +165,7 @@ class ChildExporter:
 
 def _with_placeholders(space: SearchSpace) -> nn.Module:
     """A copy of the network in which every site is one plain convolution of the same output size."""
-    network = copy.deepcopy(space.model)
+    network = plain_copy(space.model)
     for slot in space.slots:
         for site in slot.sites:
             placeholder = _placeholder(network.get_submodule(site.conv), site)
@@ -179,7 +179,7 @@ def _placeholder(conv: Any, site: Site) -> nn.Conv2d:
     like = nn.Conv2d(*channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, bias=False)
     # A subclass may pad on its own: then a 1x1 convolution with its stride is what keeps the size.
     for candidate in (like, nn.Conv2d(*channels, 1, conv.stride, groups=conv.groups, bias=False)):
-        probe = copy.deepcopy(candidate).to("meta")
+        probe = plain_copy(candidate).to("meta")
         if all(probe(torch.empty(1, channels[0], *size, device="meta")).shape[2:] == out for size, out in site.calls):
             return candidate
     raise ExportError(f"{site.conv} must change the image size as a strided convolution does: leave it out with slots=")

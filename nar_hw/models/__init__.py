@@ -65,7 +65,7 @@ def build_model(
     if num_classes < 1:
         raise ModelError(f"num_classes must be at least 1, but got {num_classes}")
     network = _builder(name)(input_shape=tuple(input_shape), num_classes=num_classes)
-    settle(network, tuple(input_shape))
+    settle(network, input_shape)
     if pretrained_weights is not None:
         load_weights(network, Path(pretrained_weights), name=name)
     return network

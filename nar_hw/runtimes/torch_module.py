@@ -1,6 +1,5 @@
 """What all runtimes have in common that run a torch module: its preparation, torch's global settings, running and timing."""
 
-import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from nar_hw.errors import ModelError
 from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
+from nar_hw.space.network import plain_copy
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -20,7 +20,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 def prepared(network: nn.Module | Path, config: RuntimeConfig) -> nn.Module:
     """An evaluated copy of ``network`` on the config's device, in its precision and memory format."""
     assert isinstance(network, nn.Module)
-    module = copy.deepcopy(network).eval().requires_grad_(False)
+    module = plain_copy(network).eval().requires_grad_(False)
     return module.to(config.device, DTYPES[config.precision]).to(memory_format=LAYOUTS[config.memory_format])
 
 

@@ -31,9 +31,15 @@ _WRAPPERS_BY_NAME = {"OptimizedModule": "_orig_mod", "ModelEmaV2": "module", "Mo
 def plain_copy(model: nn.Module, input_shape: Shape | None = None) -> nn.Module:
     """A copy of ``model`` without what only wraps it or parts of it (DataParallel, torch.compile, averages).
 
-    With ``input_shape`` (C, H, W), lazy layers get their shapes from it. Raises ModelError when the network cannot be copied,
-    naming what in it cannot, or when it has lazy layers that do not take the shape.
+    With ``input_shape`` (C, H, W), lazy layers get their shapes from it. Raises ModelError when the network cannot be copied or
+    taken apart, naming what in it cannot, or when it has lazy layers that do not take the shape.
     """
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(
+                f"{path or 'the whole network'} is compiled by torch.jit, which cannot be taken apart, copied or trained: "
+                "build the network without torch.jit.script and torch.jit.trace"
+            )
     copied = _copied(unwrapped(model))
     for path, module in list(copied.named_modules(remove_duplicate=False)):
         if path and unwrapped(module) is not module:
@@ -62,7 +68,7 @@ def _copied(model: nn.Module) -> nn.Module:
         if isinstance(leaf, Tensor) and leaf.grad_fn is not None
     }
     memo |= {  # these refuse it too, and hold nothing yet
-        id(buffer): type(buffer)(device=buffer.device, dtype=buffer.dtype)
+        id(buffer): type(buffer)(device=buffer.device, dtype=buffer.dtype)  # type: ignore[call-arg]  # its stub lacks them
         for buffer in model.buffers()
         if isinstance(buffer, UninitializedBuffer)
     }

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nar_hw.errors import ModelError
@@ -26,30 +27,45 @@ def check_outputs(model: nn.Module, input_shape: tuple[int, int, int], outputs: 
     if trained:
         _check_type(network)
     images = images_for(network, input_shape, 2)
-    together = _vectors(run(network, images), outputs, "")
-    with _RandomOperations() as drawn:
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    together = _vectors(run(network, images), outputs, "evaluation")
+    changed = [key for key, value in network.state_dict().items() if not torch.equal(value, before[key])]
+    if not changed:
+        _check_repeatable(network, images, together)
+        _check_alone(network, images, together)
+    elif not trained:
+        raise ModelError(
+            f"a network in evaluation mode must leave itself as it is, but {changed[0]} changes: give the network as it is "
+            "before it is prepared for quantisation (nar-hw export --precision int8 quantises it)"
+        )
+    if trained:
+        _vectors(run(network, images, training=True), outputs, "training")
+
+
+def _check_repeatable(network: nn.Module, images: Tensor, expected: Tensor) -> None:
+    with torch.random.fork_rng(devices=[]), _RandomOperations() as drawn:  # type: ignore[no-untyped-call]
+        torch.manual_seed(1 + torch.initial_seed() % 2**31)
         again = run(network, images)
-    if not torch.allclose(together, again, equal_nan=True):
+    if not torch.allclose(expected, again, equal_nan=True):
         what = f" ({drawn.first})" if drawn.first else ""
         raise ModelError(
             f"a network in evaluation mode must give an image the same output every time, but this one's is random{what}: "
-            "make it depend on self.training"
+            "let it draw numbers only while self.training"
         )
-    for position, output in enumerate(together):
-        alone = run(network, images[position : position + 1])
-        same = alone.numel() == output.numel() and bool(
-            (alone.reshape(-1) - output).abs().max() <= AGREEMENT * together.abs().max()
-        )
-        if not same and not output.isnan().any():
-            norms = [path for path, module in network.named_modules() if getattr(module, "track_running_stats", None) is False]
-            batch_norms = [path for path in norms if "BatchNorm" in type(network.get_submodule(path)).__name__]
-            what = f" ({batch_norms[0]} keeps no running statistics)" if batch_norms else ""
+
+
+def _check_alone(network: nn.Module, images: Tensor, expected: Tensor) -> None:
+    tolerance = AGREEMENT * float(expected.abs().max())
+    for image, output in zip(images, expected, strict=True):
+        alone = run(network, image[None]).reshape(-1)
+        if alone.shape != output.shape or not torch.allclose(alone, output, rtol=0, atol=tolerance, equal_nan=True):
+            norms = (path for path, item in network.named_modules() if isinstance(item, _BatchNorm) and item.running_mean is None)
+            norm = next(norms, None)
+            what = "" if norm is None else f" ({norm} keeps no running statistics)"
             raise ModelError(
                 "a network in evaluation mode must give an image the same output whatever images are beside it, but this one's "
-                f"depends on its batch{what}"
+                f"depends on its batch{what}: compute nothing over the batch"
             )
-    if trained:
-        _vectors(run(network, images, training=True), outputs, "in training mode ")
 
 
 def _check_type(network: nn.Module) -> None:
@@ -65,13 +81,13 @@ def _check_type(network: nn.Module) -> None:
 def _vectors(output: Any, outputs: int, mode: str) -> Tensor:
     if not isinstance(output, Tensor) or output.shape != (2, outputs):
         raise ModelError(
-            f"the model must {mode}return one tensor (images, {outputs}), but for 2 images it returns {described(output)}: "
-            "wrap it so that it gives one vector of scores for each image"
+            f"the model must return one tensor of shape (2, {outputs}) for 2 images in {mode} mode, but returns "
+            f"{described(output)}: wrap it so that it gives one vector of scores for each image"
         )
     return output
 
 
-class _RandomOperations(TorchDispatchMode):
+class _RandomOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the first operation that draws random numbers."""
 
     first = ""

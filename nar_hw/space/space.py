@@ -172,8 +172,8 @@ class SearchSpace:
         incumbent = self.operators.index(incumbents.pop() if len(incumbents) == 1 else INCUMBENT)
         for site in sites:
             if site.conv in fixed:
-                reason = fixed[site.conv] if len(sites) == 1 else f"{site.conv}: {fixed[site.conv]}"
-                return Slot(name=name, sites=sites, candidates=(incumbent,), incumbent=incumbent, reason=reason)
+                why = fixed[site.conv] if len(sites) == 1 else f"{site.conv}: {fixed[site.conv]}"
+                return Slot(name=name, sites=sites, candidates=(incumbent,), incumbent=incumbent, reason=why)
         candidates = [incumbent]
         limit = sum(self._parameters(site, incumbent) for site in sites)
         left_out = set()
@@ -313,7 +313,7 @@ class SearchSpace:
         """The norm behind an operator: the network's own (copied) behind its own convolution, else one just initialised."""
         if site.norm is None:
             return None
-        norm = copy.deepcopy(self.model.get_submodule(site.norm))
+        norm = plain_copy(self.model.get_submodule(site.norm))
         if not self._keeps(site, code):
             assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
             norm.reset_parameters()

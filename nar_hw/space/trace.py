@@ -47,7 +47,7 @@ class Trace:
     output: Tensor
     """Of the image that was run."""
     hidden: dict[str, str]
-    """Path of a module with spatial convolutions that are no nn.Conv2d modules of Python's -> why they cannot be searched."""
+    """Path of a module with spatial convolutions that are no nn.Conv2d modules -> why they cannot be searched."""
 
     def stem(self) -> set[str]:
         """The first convolution and, in a deep stem, the others in the outermost module around it.
@@ -119,11 +119,8 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
     paths: dict[int, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         paths.setdefault(id(module), []).append(path)
-    modules: dict[str, nn.Module] = {path: module for path, module in model.named_modules() if not _inside_script(model, path)}
+    modules: dict[str, nn.Module] = dict(model.named_modules())
     recorder = _Recorder(convolutions={path for path, module in modules.items() if isinstance(module, _ConvNd)})
-    for path, module in modules.items():
-        if isinstance(module, torch.jit.ScriptModule) and any("Conv" in item.original_name for item in module.modules()):
-            recorder.hidden[path] = "it was compiled by torch.jit, which cannot be taken apart"
     calls: dict[str, list[tuple[Pair, Pair]]] = {}
     images = images_for(model, input_shape)
 
@@ -145,8 +142,7 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
 
     hooks = []
     for path, module in modules.items():
-        if not isinstance(module, torch.jit.ScriptModule):
-            hooks += [module.register_forward_pre_hook(enter(path)), module.register_forward_hook(leave(path))]
+        hooks += [module.register_forward_pre_hook(enter(path)), module.register_forward_hook(leave(path))]
     try:
         with recorder:
             output = run(model, images)
@@ -186,12 +182,6 @@ def described(output: object) -> str:
     if isinstance(output, list | tuple | dict):
         return f"a {kind} of {len(output)}"
     return f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {kind}"
-
-
-def _inside_script(model: nn.Module, path: str) -> bool:
-    return any(
-        isinstance(model.get_submodule(outer), torch.jit.ScriptModule) for outer in ("", *_ancestors(path)) if outer != path
-    )
 
 
 def _spatial(args: tuple[Any, ...]) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from nar_hw.errors import UserError
+from nar_hw.errors import SpaceError, UserError
 from nar_hw.latency.measure import device_here, device_meter, table_info
 from nar_hw.latency.table import LatencyTable
 from nar_hw.proxy.subset import ProxyIndex
@@ -54,6 +54,9 @@ def search_run(
     info = fitted_to(table_info(first), task)
     set_seed(config.seed)
     space = info.space()
+    if space.size == 1:
+        why = next((f"{slot.name}: {slot.reason}" for slot in space.slots if slot.reason is not None), "")
+        raise SpaceError(f"a search needs a slot with something to choose, but all are fixed ({why}): nar-hw space lists why")
     check_outputs(space.model, info.input_shape, info.num_classes, trained=True)
     allowed = first.check(space, device_here(first), model=model, allow_mismatch=allow_mismatch)
     for other in others:  # whose devices are elsewhere
