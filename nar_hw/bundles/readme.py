@@ -1,7 +1,10 @@
 """The README of a bundle: what it is and how to run it, for someone who has never heard of nar_hw."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from nar_hw.errors import printable
 
 _TEXT = """# {name}: {what} in one folder
 
@@ -67,7 +70,7 @@ def readme(manifest: Mapping[str, Any]) -> str:
     fewest, most = manifest["input"]["batch"]
     classes, latency, model = manifest["classes"], manifest["latency"], manifest["model"]
     return _TEXT.format(
-        name=model["name"],
+        name=_plain(model["name"]),
         what="an image classifier" if classes else "an image embedding",
         does=f"tells {len(classes)} classes apart ({_some(classes)}) in images of"
         if classes
@@ -89,13 +92,18 @@ def readme(manifest: Mapping[str, Any]) -> str:
     )
 
 
+def _plain(name: str) -> str:
+    """A user's name as text in Markdown: on one line, nothing of it markup."""
+    return re.sub(r"[\\`*\[\]<>|&~#!]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", printable(name))
+
+
 def _operators(model: Mapping[str, Any]) -> str:
-    slots = f" with these operators in its {len(model['operators'])} slots: {', '.join(model['operators'])}"
-    return f"It is {model['name']}{slots if model['operators'] else ''}; {model['parameters']:,} parameters."
+    slots = f" with these operators in its {len(model['operators'])} slots: {', '.join(map(_plain, model['operators']))}"
+    return f"It is {_plain(model['name'])}{slots if model['operators'] else ''}; {model['parameters']:,} parameters."
 
 
 def _some(classes: list[str]) -> str:
-    return ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+    return ", ".join(map(_plain, classes[:5])) + (", ..." if len(classes) > 5 else "")
 
 
 def _file_rows(manifest: Mapping[str, Any]) -> list[str]:

@@ -1,21 +1,23 @@
 """What all commands share: the application, its errors, common options and how results are printed."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 import typer.core
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
+from rich.text import Text
 
 from nar_hw._version import __version__
 from nar_hw.cli.values import MOST_BATCH, MOST_CLASSES, MOST_SEED, MOST_THREADS, whole
-from nar_hw.errors import NarError
+from nar_hw.errors import NarError, printable
 from nar_hw.runtimes.config import THREADS_PER_CORE
 
 if TYPE_CHECKING:
@@ -24,9 +26,23 @@ if TYPE_CHECKING:
 
 # Everything that needs torch is imported inside the command that uses it: --help answers at once.
 
-console = Console()
-errors = Console(stderr=True)
+
+class Plain(Console):
+    """Prints texts as they are: names and paths of users may hold what rich takes for markup, or what terminals obey."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text, line by line."""
+        return super().render_str("\n".join(map(printable, text.split("\n"))), **options)
+
+
+console = Plain()
+errors = Plain(stderr=True)
 _debug = False
+_results: TextIO = sys.stdout
+"""Where results go."""
 
 
 ORDER = (
@@ -68,6 +84,25 @@ class Commands(typer.core.TyperGroup):
             raise typer.Exit(130) from None
 
 
+class Command(typer.core.TyperCommand):
+    """Only results go to stdout: what users' networks and libraries print while it runs goes to stderr."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        global _results
+        _results = sys.stdout
+        with redirect_stdout(sys.stderr):
+            return super().invoke(ctx)
+
+
+class App(typer.Typer):
+    """Commands of our class."""
+
+    def command(self, name: str | None = None, **options: Any) -> Any:
+        """Register a command."""
+        return super().command(name, cls=Command, **options)
+
+
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror is not None:
         where = f": {error.filename}" if error.filename else ""
@@ -75,10 +110,10 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-table_app = typer.Typer(no_args_is_help=True)
+app = App(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+table_app = App(no_args_is_help=True)
 app.add_typer(table_app, name="table", help="Look at latency tables, check them against the device, predict with them.")
-bundle_app = typer.Typer(no_args_is_help=True)
+bundle_app = App(no_args_is_help=True)
 app.add_typer(bundle_app, name="bundle", help="Check bundles on this machine, make Triton models of them.")
 
 Model = Annotated[str, typer.Option("--model", help="Our name, a torchvision name, timm:NAME or path/to/file.py:function.")]
@@ -130,7 +165,16 @@ def main() -> None:
         return
     if "--debug" in arguments:  # accepted anywhere on the line, since it is added after a failure
         arguments = ["--debug", *(argument for argument in arguments if argument != "--debug")]
+    _keep_stdout()
     app(arguments)
+
+
+def _keep_stdout() -> None:
+    """Let what programs and C libraries write to descriptor 1 go to stderr, and only `sys.stdout` where results go."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(kept, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, buffering=1)
 
 
 def model_info(
@@ -176,17 +220,20 @@ def sentence(counts: dict[str, Any]) -> str:
 
 def emit(as_json: bool, value: dict[str, Any], show: Callable[[], None]) -> None:
     """Print the one JSON object, or let ``show`` print for people."""
-    if as_json:
-        sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
-    else:
-        show()
+    with redirect_stdout(_results):
+        if as_json:
+            sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
+        else:
+            show()
 
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """Bars on stderr."""
     columns = (
-        TextColumn("{task.description}", table_column=Column(max_width=max(30, errors.width - 38), overflow="fold")),
+        TextColumn(
+            "{task.description}", markup=False, table_column=Column(max_width=max(30, errors.width - 38), overflow="fold")
+        ),
         BarColumn(bar_width=14),
         MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=9)),
         TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from nar_hw.cli.app import Json, Seed, app, console, emit
+from nar_hw.cli.app import App, Json, Seed, app, console, emit
 from nar_hw.cli.values import MOST_IMAGES, whole
 
-data_app = typer.Typer(no_args_is_help=True)
+data_app = App(no_args_is_help=True)
 app.add_typer(data_app, name="data", help="Make subsets of large sets of faces; test face networks on the field's sets.")
 
 ChildFolder = Annotated[Path, typer.Argument(help="Folder of a trained child.")]

@@ -8,13 +8,13 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from nar_hw.cli.app import Data, DataRoot, Json, Model, Resume, Seed, app, console, emit, progress_bar
+from nar_hw.cli.app import App, Data, DataRoot, Json, Model, Resume, Seed, app, console, emit, progress_bar
 from nar_hw.cli.values import MOST_BATCH, MOST_CHILDREN, MOST_EPOCHS, MOST_IMAGES, number, whole
 
 if TYPE_CHECKING:
     from nar_hw.proxy.steps import Scorer
 
-proxy_app = typer.Typer(no_args_is_help=True)
+proxy_app = App(no_args_is_help=True)
 app.add_typer(proxy_app, name="proxy", help="Compare mini-batches with the full gradient; choose images to search on.")
 
 Metric = Annotated[str, typer.Option(help="intensity, colour, edges, perceptual, loss, el2n or grand.")]

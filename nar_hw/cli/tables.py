@@ -125,7 +125,7 @@ def table_list(
             shape = "x".join(map(str, row["input_shape"]))
             error = "not validated" if row["mape_percent"] is None else f"error {row['mape_percent']:.1f} %"
             console.print(
-                f"[bold]{row['model']} {shape}[/bold]  {row['runtime']} {row['precision']}, batch {row['batch']}, "
+                f"{row['model']} {shape}  {row['runtime']} {row['precision']}, batch {row['batch']}, "
                 f"{row['threads']} threads  {row['incumbent_ms']:.4g} ms, {error}",
                 highlight=False,
                 soft_wrap=True,
