@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from nar_hw.export.aoti import Float32Ends, compile_package, read_metadata
 from nar_hw.export.openvino import save_ir
 from nar_hw.export.quantize import to_bf16
 from nar_hw.export.tensorrt import build_engine
+from nar_hw.records import plain
 from nar_hw.runtimes import PRECISIONS, RuntimeConfig, runtime_class
 from nar_hw.runtimes.torch_module import prepared, torch_state
 
@@ -104,7 +105,7 @@ def _engine(precision: str, source: Source, folder: Path, stem: str) -> dict[str
         if precision == "bf16":
             to_bf16(source.onnx["fp32"], onnx)
         engine = folder / f"{stem}.engine"
-        info = asdict(build_engine(onnx, engine, batch=(fewest, max(fewest, most // 8), most)))
+        info = plain(build_engine(onnx, engine, batch=(fewest, max(fewest, most // 8), most)))
     files = [engine.name, *(f"{engine.name}{end}" for end in (".json", ".layers.json", ".cache"))]
     requires = {key: info[key] for key in ("tensorrt", "gpu", "compute_capability")}
     return {"file": engine.name, "files": files, "batch": [fewest, most], "device": "cuda", "requires": requires}

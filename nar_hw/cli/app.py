@@ -171,6 +171,8 @@ def main() -> None:
 
 def _keep_stdout() -> None:
     """Let what programs and C libraries write to descriptor 1 go to stderr, and only `sys.stdout` where results go."""
+    if sys.stdout is not sys.__stdout__:  # somebody has put another in its place
+        return
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
