@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
+from typer.models import CommandFunctionType
 
 from nar_hw._version import __version__
 from nar_hw.cli.values import MOST_BATCH, MOST_CLASSES, MOST_SEED, MOST_THREADS, whole
@@ -98,9 +99,11 @@ class Command(typer.core.TyperCommand):
 class App(typer.Typer):
     """Commands of our class."""
 
-    def command(self, name: str | None = None, **options: Any) -> Any:
+    def command(  # type: ignore[override]  # of its options we use the name only
+        self, name: str | None = None
+    ) -> Callable[[CommandFunctionType], CommandFunctionType]:
         """Register a command."""
-        return super().command(name, cls=Command, **options)
+        return super().command(name, cls=Command)
 
 
 def _one_line(error: Exception) -> str:
@@ -171,7 +174,7 @@ def main() -> None:
 
 def _keep_stdout() -> None:
     """Let what programs and C libraries write to descriptor 1 go to stderr, and only `sys.stdout` where results go."""
-    if sys.stdout is not sys.__stdout__:  # somebody has put another in its place
+    if sys.stdout is None or sys.stdout is not sys.__stdout__:  # somebody has put another in its place
         return
     sys.stdout.flush()
     kept = os.dup(1)
