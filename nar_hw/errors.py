@@ -18,12 +18,13 @@ NarError
 """
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
 def printable(text: str) -> str:
     """``text`` with what cannot be printed (line ends, terminal commands) written out as escapes."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return "".join(char if char.isprintable() or unicodedata.category(char) == "Zs" else repr(char)[1:-1] for char in text)
 
 
 class NarError(Exception):

@@ -42,9 +42,13 @@ def span(option: str, help: str, least: int, most: int) -> Any:
 
     def parse(text: object) -> tuple[int, int]:
         first, dash, last = str(text).partition("-")
-        low = _parser(option, least, most)(first)
-        high = _parser(option, low, most)(last) if dash else low
-        return low, high
+        try:
+            low = _parser(option, least, most)(first)
+            return low, _parser(option, low, most)(last) if dash else low
+        except OptionError:
+            raise OptionError(
+                f"{option} must be one number or a range like 1-64, from {least} to {most}, but got {_short(text)}"
+            ) from None
 
     return typer.Option(option, help=help, metavar=f"{least}..{most} or FEWEST-MOST", parser=parse)
 

@@ -18,7 +18,7 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     """(C, H, W) from "3x224x224". Raises UserError."""
     found = re.fullmatch(r"([1-9][0-9]{0,6})[xX]([1-9][0-9]{0,6})[xX]([1-9][0-9]{0,6})", text)
     if found is None:
-        raise UserError(f"an input shape must be CxHxW, like 3x224x224, each at most 9999999, but got {text[:60]!r}")
+        raise UserError(f"an input shape (each size at most 9999999) must be CxHxW, like 3x224x224, but got {text[:60]!r}")
     channels, height, width = map(int, found.groups())
     return channels, height, width
 

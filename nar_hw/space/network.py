@@ -183,8 +183,8 @@ def _largest_layer(model: nn.Module, input_shape: Shape, batch: int) -> int:
 
     def measure(module: nn.Module, inputs: Any, output: Any) -> None:
         nonlocal largest
-        sizes = [leaf.numel() * leaf.element_size() for leaf in tree_leaves((inputs, output)) if isinstance(leaf, Tensor)]
-        largest = max(largest, sum(sizes))
+        storages = [leaf.untyped_storage() for leaf in tree_leaves((inputs, output)) if isinstance(leaf, Tensor)]
+        largest = max(largest, sum({storage._cdata: storage.nbytes() for storage in storages}.values()))  # shared ones once
 
     try:
         abstract = _copied(model).to("meta")
