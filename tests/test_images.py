@@ -211,7 +211,7 @@ def test_parts_are_known_in_any_case(train: str, valid: str | None, test: str, t
         (("training_set/a", "test_set/a"), r"must be called train, val and test, but .* has test_set and training_set"),
         (("train2017/a", "val2017/a"), r"must be called train, val and test, but .* has train2017 and val2017"),
         (("train/a", "train/b", "eval/a"), r"a folder with train/ must also have val/ or test/"),
-        (("a/train", "a/test", "b/train", "b/test"), r"must lie in train/, val/ and test/, but .* has test and train in the class"),
+        (("a/train", "a/test", "b/train", "b/test"), r"must lie in train/, val/ and test/, but .* has test and train in"),
         (("data/a", "data/b"), r"has 1: make one folder per class, or name .*data if it holds the classes"),
     ],
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """What all commands share: the application, its errors, common options and how results are printed."""
 
+import io
 import json
 import os
 import sys
@@ -174,7 +175,7 @@ def main() -> None:
 
 def _keep_stdout() -> None:
     """Let what programs and C libraries write to descriptor 1 go to stderr, and only `sys.stdout` where results go."""
-    if sys.stdout is None or sys.stdout is not sys.__stdout__:  # somebody has put another in its place
+    if sys.stdout is not sys.__stdout__ or not isinstance(sys.stdout, io.TextIOWrapper):  # somebody has put another in its place
         return
     sys.stdout.flush()
     kept = os.dup(1)

@@ -58,7 +58,7 @@ def read_image(source: Path | bytes) -> Image.Image:
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise DataError(f"has {image.width}x{image.height} pixels, more than {MOST_PIXELS:,}")
-            return _shown(ImageOps.exif_transpose(image))
+            return _shown(ImageOps.exif_transpose(image), image.format)
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -69,9 +69,9 @@ def read_image(source: Path | bytes) -> Image.Image:
         raise DataError(f"is damaged: {type(problem).__name__}: {' '.join(str(problem).split())[:120]}") from problem
 
 
-def _shown(image: Image.Image) -> Image.Image:
+def _shown(image: Image.Image, kind: str | None) -> Image.Image:
     # 16-bit grey, which Pillow's own conversion clips at 255; of PNG also as 32 bits, of which 16 are used.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PNG"):
         return Image.fromarray(np.rint(np.asarray(image, np.float64) / 257).astype(np.uint8)).convert("RGB")
     if image.mode not in SHOWN:
         raise DataError(f"has pixels of Pillow's mode {image.mode!r}, not {', '.join(SHOWN)}: save it with 8 bits per channel")

@@ -112,7 +112,8 @@ class _Run:
         self.steps = task.train_size // recipe.batch
         if self.steps == 0:
             raise TrainingError(
-                f"batch <= training images must hold, but got (batch={recipe.batch}, images={task.train_size}): lower the batch"
+                f"batch <= training images must hold, but got (batch={recipe.batch}, images={task.train_size}): "
+                "lower the recipe's field batch (train --recipe FILE.json, search --batch)"
             )
         if recipe.batch % ranks():
             raise TrainingError(f"batch must be a multiple of the {ranks()} processes, but got {recipe.batch}")
