@@ -25,7 +25,6 @@ from torch import nn
 
 import nar_hw.export.tensorrt
 import nar_hw.runtimes.tensorrt
-from nar_hw.bundles.bundle import export_bundle
 from nar_hw.bundles.manifest import load_bundle
 from nar_hw.bundles.triton import triton_model
 from nar_hw.bundles.verify import verify_bundle
@@ -41,6 +40,7 @@ from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.runtimes.base import Runtime
 from nar_hw.runtimes.tensorrt import TensorRT, node_names, producers
 from nar_hw.space.space import SearchSpace
+from tests.bundles import exported
 from tests.conformance.runtimes import SHAPE, RuntimeConformance
 from tests.faketensorrt import FAULTS, GOLDEN, VERSIONS, fake_tensorrt, settings_of
 from tests.networks import TinyResNet
@@ -137,16 +137,10 @@ def bundled(module: nn.Module, out: Path, *precisions: str) -> Path:
     images = np.random.default_rng(0).standard_normal((16, *SHAPE), dtype=np.float32)
     with torch.inference_mode():
         labels = module(torch.from_numpy(images)).numpy().argmax(1)
-    return export_bundle(
+    return exported(
         module,
         out,
-        input_shape=SHAPE,
-        classes=CLASSES,
-        arch=("conv3x3",) * 4,
-        codes=(0,) * 4,
-        model="tiny",
-        mean=MEAN,
-        std=STD,
+        shape=SHAPE,
         targets=("onnx", "tensorrt"),
         precisions=precisions,
         batch=(1, 16),
@@ -587,19 +581,19 @@ def test_an_engine_file_is_taken_as_it_is(trt: Any, engine: Path, module: nn.Mod
 def test_engines_are_files_of_a_bundle_and_checked_with_it(trt: Any, module: nn.Module, tmp_path: Path) -> None:
     out = bundled(module, tmp_path / "bundle", "fp32", "fp16", "bf16", "int8")
     bundle = load_bundle(out)
-    found = bundle.compiled["tensorrt"]
+    found = bundle.manifest.compiled["tensorrt"]
     ends = ("", ".json", ".layers.json", ".cache")
     assert {name: item.files for name, item in found.items()} == {
         name: tuple(f"model{middle}.engine{end}" for end in ends)
         for name, middle in {"fp32": "", "fp16": ".fp16", "bf16": ".bf16", "int8": ".int8"}.items()
     }
-    assert set(bundle.variants) == {"fp32", "fp16", "int8"}  # ONNX Runtime could not check bf16
+    assert set(bundle.manifest.variants) == {"fp32", "fp16", "int8"}  # ONNX Runtime could not check bf16
     assert found["bf16"].batch == (1, 16)
     assert found["fp32"].requires == {"tensorrt": trt.__version__, "gpu": GPU[0], "compute_capability": GPU[1]}
     assert settings_of(out / "model.engine")["profiles"][0]["input"][1][0] == 2
     assert bundle.file("tensorrt", "fp16", 8) == out / "model.fp16.engine"
     assert bundle.file("tensorrt", "fp16", 17) == out / "model.fp16.onnx"
-    assert set(verify_bundle(out)) == {*bundle.variants, *(f"tensorrt {name}" for name in found)}
+    assert set(verify_bundle(out)) == {*bundle.manifest.variants, *(f"tensorrt {name}" for name in found)}
     assert "Test GPU with TensorRT" in (out / "README.md").read_text()
     served = triton_model(out, tmp_path / "models", target="tensorrt", precision="fp16")
     assert (served / "1/model.plan").read_bytes() == (out / "model.fp16.engine").read_bytes()

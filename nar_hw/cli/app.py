@@ -148,6 +148,9 @@ Precision = Annotated[str, typer.Option(help="fp32, fp16, bf16 or int8.")]
 Batch = Annotated[int, whole("--batch", "Images per inference.", 1, MOST_BATCH)]
 Threads = Annotated[int, whole("--threads", f"CPU threads of one inference, at most {THREADS_PER_CORE} a core.", 1, MOST_THREADS)]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<index>.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Another setting, as name=value; once for each. Lists have commas.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from what was kept.")]
 
 

@@ -4,22 +4,23 @@ Shape legend: an arch holds one operator code per slot; a batch of archs is (N, 
 """
 
 import copy
-import dataclasses
 import fnmatch
 import math
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from nar_hw.errors import SpaceError, unknown_name
+from nar_hw.records import replace
 from nar_hw.space.fixed import why_fixed
 from nar_hw.space.network import plain_copy
-from nar_hw.space.operators import FAMILIES, INCUMBENT, OPERATORS, Builder, build_operator, describe, family
-from nar_hw.space.spec import Arch, Choices, Manner, OpSpec, Pair
+from nar_hw.space.operators import FAMILIES, OPERATORS, Builder, build_operator, describe, family
+from nar_hw.space.spec import INCUMBENT, Arch, Manner, OpSpec, Pair
 from nar_hw.space.trace import Trace, TracedConv, trace
 from nar_hw.userfile import is_file_name, load_function
 
@@ -74,7 +75,7 @@ class SearchSpace:
         slots: tuple[Slot, ...],
         operators: tuple[str, ...],
         builders: dict[str, Builder],
-        choices: Choices,
+        asked: dict[str, Any],
         hidden: Mapping[str, str],
     ) -> None:
         self.model = model
@@ -86,7 +87,8 @@ class SearchSpace:
         self.operators = operators
         """Code -> name: the paper's six, the user's own, the other families, "incumbent"."""
         self._builders = builders
-        self.choices = choices
+        self.asked = asked
+        """operators, slots and limit_params as in `ModelInfo`: what was asked beside the network and the manner."""
         self.hidden = hidden
         """Path of a module with convolutions that cannot be slots -> why not."""
 
@@ -132,20 +134,20 @@ class SearchSpace:
                 if name in own or name in ours:
                     raise SpaceError(f"an operator of yours must have a name of its own, but {name!r} is taken: rename it")
                 own[name] = builder
-        asked = None if operators is None else {name for name, _ in named}
-        if asked is not None and (unknown := sorted(asked - OPERATORS.keys() - own.keys())):
+        admitted = None if operators is None else {name for name, _ in named}
+        if admitted is not None and (unknown := sorted(admitted - OPERATORS.keys() - own.keys())):
             raise unknown_name("operator", unknown[0], OPERATORS)
         vocabulary = (*FAMILIES["dense"], *own, *FAMILIES["depthwise"], *FAMILIES["grouped"], INCUMBENT)
         model = plain_copy(model, input_shape)
         traced = trace(model, input_shape)
-        choices = Choices(
-            operators=None
+        asked: dict[str, Any] = {
+            "operators": None
             if operators is None
             else tuple(item if isinstance(item, str) else item.__name__ for item in operators),
-            slots=slots if isinstance(slots, str) else None,
-            limit_params=limit_params,
-        )
-        space = cls(model, input_shape, traced.num_classes, manner, (), vocabulary, own, choices, traced.hidden)
+            "slots": slots if isinstance(slots, str) else None,
+            "limit_params": limit_params,
+        }
+        space = cls(model, input_shape, traced.num_classes, manner, (), vocabulary, own, asked, traced.hidden)
         convs = _choose(traced, slots)
         fixed = why_fixed(model, traced, convs, input_shape)
         groups: dict[str, list[Site]] = {}
@@ -162,11 +164,11 @@ class SearchSpace:
                     calls=conv.calls,
                 )
             )
-        space.slots = tuple(space._slot(name, tuple(sites), asked, limit_params, fixed) for name, sites in groups.items())
+        space.slots = tuple(space._slot(name, tuple(sites), admitted, limit_params, fixed) for name, sites in groups.items())
         return space
 
     def _slot(
-        self, name: str, sites: tuple[Site, ...], asked: set[str] | None, limit_params: bool, fixed: Mapping[str, str]
+        self, name: str, sites: tuple[Site, ...], admitted: set[str] | None, limit_params: bool, fixed: Mapping[str, str]
     ) -> Slot:
         incumbents = {site.incumbent.operator for site in sites}
         incumbent = self.operators.index(incumbents.pop() if len(incumbents) == 1 else INCUMBENT)
@@ -179,7 +181,7 @@ class SearchSpace:
         left_out = set()
         for code, operator in enumerate(self.operators):
             suits = all(operator in FAMILIES[_family(site)] or operator in self._builders for site in sites)
-            if code == incumbent or operator == INCUMBENT or not suits or (asked is not None and operator not in asked):
+            if code == incumbent or operator == INCUMBENT or not suits or (admitted is not None and operator not in admitted):
                 continue
             if not all(self._keeps_shape(site, code) for site in sites):
                 left_out.add("give another size than its convolution, as theirs is padded by half their kernel")
@@ -230,9 +232,14 @@ class SearchSpace:
         """The same space with other candidates: slot name -> codes that may stand there; its own operator always may."""
         space = copy.copy(self)
         space.slots = tuple(
-            dataclasses.replace(slot, candidates=tuple(sorted({slot.incumbent, *candidates[slot.name]}))) for slot in self.slots
+            replace(slot, candidates=tuple(sorted({slot.incumbent, *candidates[slot.name]}))) for slot in self.slots
         )
         return space
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.input_shape))
+        sizes = f"{len(self.slots)} slots ({self.manner}), {self.size:.4g} archs"
+        return f"<SearchSpace of {type(self.model).__name__} {shape}: {sizes}>"
 
     @property
     def incumbent(self) -> Arch:
@@ -259,7 +266,12 @@ class SearchSpace:
         return tuple(int(code) for code in arch)
 
     def parse(self, text: str | Sequence[str | int]) -> Arch:
-        """An arch from codes, names or both: "0,0,2" or "conv3x3,max3x3,...". Raises SpaceError."""
+        """An arch from codes, names or both: "0,0,2" or "conv3x3,max3x3,..."; "incumbent" is the network itself.
+
+        Raises SpaceError, UnknownNameError.
+        """
+        if text == INCUMBENT:
+            return self.incumbent
         items = text.replace("[", "").replace("]", "").split(",") if isinstance(text, str) else text
         codes = []
         for item in (str(item).strip() for item in items):
@@ -279,7 +291,7 @@ class SearchSpace:
         """The specs that operator ``code`` has at ``site``, one per call in one forward pass."""
         own = site.incumbent
         if self._keeps(site, code):
-            return tuple(dataclasses.replace(own, h=size[0], w=size[1]) for size, _ in site.calls)
+            return tuple(replace(own, h=size[0], w=size[1]) for size, _ in site.calls)
         return tuple(
             OpSpec(
                 operator=self.operators[code],
