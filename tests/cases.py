@@ -332,6 +332,54 @@ def functional(num_classes: int = 4) -> nn.Module:
     return chain(Residual(), Functional(), classes=num_classes)
 
 
+class Impolite(nn.Module):
+    """Its own versions of train() and to() return nothing, and it changes the images that it is given."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.body = plain(classes)
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+
+    def to(self, *args: object, **kwargs: object) -> None:  # type: ignore[override]
+        super().to(*args, **kwargs)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x.sub_(0.5))
+
+
+def impolite(num_classes: int = 4) -> nn.Module:
+    return Impolite(num_classes)
+
+
+class Unregistered(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.layers, self.body = [conv()], plain(classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body[3:](self.layers[0](self.body[:3](x)))
+
+
+def unregistered(num_classes: int = 4) -> nn.Module:
+    return Unregistered(num_classes)
+
+
+class Extra(nn.Linear):
+    def get_extra_state(self) -> object:
+        return {"version": 3}
+
+    def set_extra_state(self, state: object) -> None:
+        pass
+
+
+def extra_state(num_classes: int = 4) -> nn.Module:
+    network = plain(num_classes)
+    network[-1] = Extra(WIDTH, num_classes)
+    return network
+
+
 # Wrapped
 
 
@@ -349,6 +397,20 @@ def averaged(num_classes: int = 4) -> nn.Module:
 
 def compiled(num_classes: int = 4) -> nn.Module:
     return torch.compile(plain(num_classes))
+
+
+class CompiledForward(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.body = torch.compile(plain(classes))
+
+    @torch.compile
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def compiled_forward(num_classes: int = 4) -> nn.Module:
+    return CompiledForward(num_classes)
 
 
 class Passes(nn.Module):

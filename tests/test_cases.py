@@ -40,7 +40,7 @@ GOOD = [
     "plain", "one_dimension", "attention", "deformable", "reads_weight", "reads_dtype", "reads_stride", "asks_for_class",
     "reads_while_training", "reads_norm", "with_activation", "standardised", "hooked", "prepared", "tied", "lazy",
     "old_weight_norm", "weight_norm", "keeps_features", "frozen", "synchronised", "circular", "padded_before", "functional",
-    "parallel", "parallel_inside", "averaged", "compiled", "passes_on", "autocast_off", "autocast_on",
+    "parallel", "parallel_inside", "averaged", "compiled", "passes_on", "impolite", "autocast_off", "autocast_on",
 ]
 # fmt: on
 """Networks that all commands but export take."""
@@ -56,6 +56,8 @@ REFUSED = {
     "zero_division": rf"{FORWARD} ZeroDivisionError: .* \(.*cases\.py, line \d+\)",
     "file_error": rf"{FORWARD} FileNotFoundError: .*/nowhere/scales\.txt' \(.*cases\.py, line \d+\)",
     "quits": r"must build, but quits\(\) raised SystemExit: CUDA is needed \(.*cases\.py, line \d+\)",
+    "unregistered": r"must know all parameters that it uses, but the model uses some that would be neither trained nor kept",
+    "extra_state": r"a network's state must be tensors, to be kept in a file, but 8\._extra_state is a dict",
     "dict_of_heads": r"the model must return one tensor, but returns a dict of 2",
     "list_of_heads": r"the model must return one tensor, but returns a list of 2",
 }
@@ -109,6 +111,8 @@ def test_what_cannot_be_taken_apart_is_told_in_one_line(run: Run, name: str, mes
     counted = run(f"count {net(name)} {NETWORK}")
     if name in ("dict_of_heads", "list_of_heads"):
         assert ok(counted)["flops"] > 0
+    elif name == "unregistered":
+        assert "counting it raised RuntimeError: " in refused(counted)
     else:
         assert re.search(message.replace("its forward pass", "counting it"), refused(counted))
 

@@ -24,7 +24,7 @@ from torch import nn
 from nar_hw.errors import ExportError
 from nar_hw.export.graph import clean, fold_norms, node_path
 from nar_hw.files import write_bytes
-from nar_hw.space.network import plain_copy, require_memory
+from nar_hw.space.network import inference_copy, require_memory
 from nar_hw.userfile import described, user_code
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def traced(
     images = torch.zeros((min(max(2, lowest), highest), channels, *sizes))
     shapes: dict[int, Any] = {0: torch.export.Dim("batch", min=lowest, max=highest)} if dynamic else {}
     shapes |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC} if larger else {}
-    network = plain_copy(model).cpu().float().eval()
+    network = inference_copy(model)
     kinds = [parameter.kind for parameter in inspect.signature(network.forward).parameters.values()]
     dims: Any = ((shapes,),) if kinds[:1] == [inspect.Parameter.VAR_POSITIONAL] else (shapes,)
 
@@ -270,9 +270,10 @@ def verify_onnx(
 
 def run_torch(model: nn.Module, images: Images, *, batch: int = 64) -> Images:
     """The outputs (B, ...) of a copy of ``model`` on the CPU in evaluation mode for images (B, C, H, W)."""
-    network = plain_copy(model).cpu().float().eval()
+    network = inference_copy(model)
     with torch.inference_mode(), user_code("the network must run, but its forward pass"):
-        parts = [network(torch.from_numpy(images[start : start + batch])).numpy() for start in range(0, len(images), batch)]
+        # Copies, which it may change.
+        parts = [network(torch.tensor(images[start : start + batch])).numpy() for start in range(0, len(images), batch)]
     return np.concatenate(parts)
 
 

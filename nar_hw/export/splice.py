@@ -19,7 +19,7 @@ from nar_hw.export.graph import bypass, clean, constant, fold_norms, initializer
 from nar_hw.export.leaves import emit
 from nar_hw.export.onnx import OPSET, Batch, traced
 from nar_hw.files import write_bytes
-from nar_hw.space.network import plain_copy
+from nar_hw.space.network import inference_copy, plain_copy
 from nar_hw.space.space import SearchSpace, Site
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class ChildExporter:
         import onnx_ir as ir
         from onnxscript import optimizer
 
-        operator = plain_copy(operator).cpu().float().eval()
+        operator = inference_copy(operator)
         graph = emit(operator)
         plain = graph is not None
         model = self._trace(call, operator, key) if graph is None else ir.Model(graph, ir_version=self._template.ir_version)

@@ -168,7 +168,9 @@ class Supernet(nn.Module):
         assert all(key.startswith(prefixes) for key in left_out.missing_keys)
         assert not left_out.unexpected_keys
         reference = next(self.network.parameters())
-        return child.to(reference.device).train(self.training)
+        child.to(reference.device)
+        child.train(self.training)
+        return child
 
 
 def _inherit(operators: dict[int, nn.Module], norms: dict[int, nn.Module], incumbent: int) -> None:

@@ -57,7 +57,8 @@ def count_module(module: nn.Module, input_shape: tuple[int, int, int]) -> Counts
 
 def count_with_gaps(module: nn.Module, input_shape: tuple[int, int, int]) -> tuple[Counts, dict[str, int]]:
     """`count_module`, and the operators that cost nothing in it because nobody counts them, with their numbers of calls."""
-    network = plain_copy(module, input_shape).eval()  # fvcore leaves its hooks behind when the forward pass fails
+    network = plain_copy(module, input_shape)  # fvcore leaves its hooks behind when the forward pass fails
+    network.eval()
     images = images_for(network, input_shape)
     shape = "x".join(map(str, input_shape))
     with torch.no_grad(), plainly(), warnings.catch_warnings():

@@ -40,6 +40,12 @@ def plain_copy(model: nn.Module, input_shape: Shape | None = None) -> nn.Module:
                 f"{path or 'the whole network'} is compiled by torch.jit, which cannot be taken apart, copied or trained: "
                 "build the network without torch.jit.script and torch.jit.trace"
             )
+    for key, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ModelError(
+                f"a network's state must be tensors, to be kept in a file, but {key} is a {type(value).__name__}: leave out "
+                "get_extra_state()"
+            )
     copied = _copied(unwrapped(model))
     for path, module in list(copied.named_modules(remove_duplicate=False)):
         if path and unwrapped(module) is not module:
@@ -47,6 +53,16 @@ def plain_copy(model: nn.Module, input_shape: Shape | None = None) -> nn.Module:
     if input_shape is not None:
         settle(copied, input_shape)
     return copied
+
+
+def inference_copy(model: nn.Module) -> nn.Module:
+    """A `plain_copy` on the CPU, in float32 and evaluation mode."""
+    network = plain_copy(model)
+    # One by one: a user's own eval() or to() may do its work and return nothing.
+    network.cpu()
+    network.float()
+    network.eval()
+    return network
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -120,7 +136,7 @@ def run(model: nn.Module, images: Tensor, *, training: bool = False) -> Any:
         in_mode(model, training),
         plainly(),
     ):
-        return model(images)
+        return model(images.clone())  # which it may change
 
 
 @contextmanager

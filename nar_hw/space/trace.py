@@ -93,6 +93,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     residual: set[str] = field(default_factory=set)
     convolutions: set[str] = field(default_factory=set)  # paths of modules that are convolutions
     hidden: dict[str, str] = field(default_factory=dict)
+    registered: set[int] = field(default_factory=set)  # ids of the parameters that the network knows
+    unregistered: list[str] = field(default_factory=list)  # paths of modules that use others
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -100,6 +102,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         for tensor in tensors:
+            if isinstance(tensor, nn.Parameter) and id(tensor) not in self.registered:
+                self.unregistered.append(self.stack[-1])
             if id(tensor) in self.produced:
                 self.readers[self.produced[id(tensor)][0]].append(self.stack[-1])
         if func is torch.ops.aten.convolution.default and self.stack[-1] not in self.convolutions and _spatial(args):
@@ -120,7 +124,10 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
     for path, module in model.named_modules(remove_duplicate=False):
         paths.setdefault(id(module), []).append(path)
     modules: dict[str, nn.Module] = dict(model.named_modules())
-    recorder = _Recorder(convolutions={path for path, module in modules.items() if isinstance(module, _ConvNd)})
+    recorder = _Recorder(
+        convolutions={path for path, module in modules.items() if isinstance(module, _ConvNd)},
+        registered={id(parameter) for parameter in model.parameters()},
+    )
     calls: dict[str, list[tuple[Pair, Pair]]] = {}
     images = images_for(model, input_shape)
 
@@ -149,6 +156,11 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
     finally:
         for handle in hooks:
             handle.remove()
+    if recorder.unregistered:
+        raise ModelError(
+            f"a network must know all parameters that it uses, but {recorder.unregistered[0] or 'the model'} uses some that "
+            "would be neither trained nor kept: put modules into an nn.ModuleList or nn.ModuleDict, not into a list or dict"
+        )
     if not isinstance(output, Tensor):
         raise ModelError(f"the model must return one tensor, but returns {described(output)}: wrap it so that it does")
 

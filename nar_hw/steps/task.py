@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nar_hw.data import FACES, load_data
-from nar_hw.distributed import rank, barrier
+from nar_hw.distributed import barrier, rank
 from nar_hw.errors import DataError, UserError
 from nar_hw.faces.data import load_faces
 from nar_hw.faces.task import FacesTask

@@ -70,7 +70,8 @@ class Child(Record, frozen=True, kw_only=True):
         arch = space.parse(list(self.arch))
         network = space.build(arch)
         load_weights(network, folder / WEIGHTS)
-        return network.eval()
+        network.eval()
+        return network
 
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:

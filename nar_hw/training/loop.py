@@ -120,10 +120,13 @@ class _Run:
                 f"distill > 0 must hold exactly where there is a teacher, but got (distill={recipe.distill}, "
                 f"teacher={'none' if teacher is None else 'given'}): give both or neither"
             )
-        self.model = model.to(task.device)
-        self.teacher = None if teacher is None else teacher.to(task.device).eval()
+        self.model, self.teacher = model, teacher
+        self.model.to(task.device)
+        if self.teacher is not None:
+            self.teacher.to(task.device)
+            self.teacher.eval()
         if recipe.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)
+            self.model.to(memory_format=torch.channels_last)
         self.task, self.recipe, self.seed = task, recipe, seed
         self.head = task.head if earlier else task.new_head()  # a second phase goes on with the first's
         self.trained = self.model if self.head is None else nn.ModuleList([self.model, self.head])
