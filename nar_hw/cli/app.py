@@ -120,7 +120,10 @@ app.add_typer(table_app, name="table", help="Look at latency tables, check them 
 bundle_app = App(no_args_is_help=True)
 app.add_typer(bundle_app, name="bundle", help="Check bundles on this machine, make Triton models of them.")
 
-Model = Annotated[str, typer.Option("--model", help="Our name, a torchvision name, timm:NAME or path/to/file.py:function.")]
+Model = Annotated[
+    str,
+    typer.Option("--model", help="Our name, a torchvision name, timm:NAME, path/to/file.py:function or package.module:function."),
+]
 Input = Annotated[str, typer.Option("--input", help="Shape of one image: CxHxW.")]
 Manner = Annotated[Literal["conv", "block"], typer.Option(help="One slot per convolution (conv) or per residual block (block).")]
 Operators = Annotated[

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nar_hw.errors import ExportError
 from nar_hw.export.graph import bypass, clean, constant, fold_norms, initializer, node_path, rename_values, scopes
 from nar_hw.export.leaves import emit
-from nar_hw.export.onnx import OPSET, Batch, traced
+from nar_hw.export.onnx import Batch, traced
 from nar_hw.files import write_bytes
 from nar_hw.space.network import inference_copy, plain_copy
 from nar_hw.space.space import SearchSpace, Site
@@ -111,7 +111,8 @@ class ChildExporter:
             graph.initializer.extend(tensor for tensor in fragment.weights if tensor.name not in present)
             present.update(tensor.name for tensor in fragment.weights)
         _join(graph, same)
-        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=self._template.ir_version)
+        opset = next(item.version for item in self._template.opset_import if item.domain == "")
+        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=self._template.ir_version)
         clean(proto)
         return proto
 

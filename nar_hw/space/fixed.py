@@ -87,9 +87,10 @@ def _asked_of(model: nn.Module, traced: Trace, convs: list[TracedConv], input_sh
         for conv in convs:
             if not asked[conv.path] and not _same(_with_stand_ins(model, [conv], images, asked), traced.output):
                 asked[conv.path].append("the network asks whether it is an nn.Conv2d")
-    with suppress(ModelError):
-        network = plain_copy(model)  # whose statistics a run in training mode may change
-        _with_stand_ins(network, convs, torch.cat([images, images.flip(-1)]), asked, training=True)
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    _with_stand_ins(model, convs, torch.cat([images, images.flip(-1)]), asked, training=True)
+    for buffer, before in kept:  # statistics, which a run in training mode changes
+        buffer.copy_(before)
     return {path: found[0] for path, found in asked.items() if found}
 
 
