@@ -118,11 +118,11 @@ class TestFake:
 
     @pytest.mark.parametrize("name", ["fake:", "fake:3x8x8", "fake:3x8x8x1", "fake:0x8x8x4", "fake:axbxcxd", "fake:3x8x8x4x2"])
     def test_a_wrong_shape_is_refused(self, name: str) -> None:
-        with pytest.raises(DataError, match="fake:CxHxWxclasses with two or more classes, but got 'fake:"):
+        with pytest.raises(DataError, match="fake:CxHxWxclasses with 2 to 1000 classes of .*, but got 'fake:"):
             load_data(name)
 
     def test_too_large_for_the_memory(self) -> None:
-        with pytest.raises(DataError, match=r"must fit in 16 GiB, but fake:3x9999x9999x10 needs 279\.3 GiB"):
+        with pytest.raises(DataError, match=r"at most 536,870,912 values in all of them, but got 'fake:3x9999x9999x10'"):
             load_data("fake:3x9999x9999x10")
 
 
@@ -243,7 +243,7 @@ class TestFolder:
         with pytest.raises(DataError, match=r"1 of 20 are not .*005.png is damaged"):
             load_data(f"folder:{flat}")
         path.write_bytes(b"no image")
-        with pytest.raises(DataError, match=r"1 of 20 are not .*005.png is damaged"):
+        with pytest.raises(DataError, match=r"1 of 20 are not .*005.png is none of PNG"):
             load_data(f"folder:{flat}")
 
     def test_a_size_out_of_range(self, flat: Path) -> None:

@@ -374,7 +374,7 @@ class TestImages:
         files = Files([path for paths in identity_folders(tmp_path).values() for path in paths])
         with pytest.raises(
             DataError,
-            match=r"aligned faces must be 112x112, but 2 of 4 are not \(first .*b_0002\.png has 128x96\): .*size=PIXELS",
+            match=r"aligned faces must be 112x112, but 2 of 4 are not \(first .*b_0002\.png has 128x96; .*\): .*size=PIXELS",
         ):
             FaceImages(files)
         assert FaceImages(files, size=32)[np.arange(4)].shape == (4, 3, 32, 32)
