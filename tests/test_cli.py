@@ -346,7 +346,7 @@ def test_a_table_of_another_cpu_is_refused_where_its_runtime_is_not_installed(
     monkeypatch.setattr(runtime_class("onnxruntime"), "versions", missing)
     mine = fingerprint(RuntimeConfig(runtime="torch_eager"))
     mine |= {"runtime": "onnxruntime", "runtime_version": "1.31.1"}
-    options = f"--target-ms {reachable(home / 'table.json')} --epochs 1 --warmup-epochs 0 --batch 32 --finalists 1 --rescored 2"
+    options = f"--target-ms {reachable(home / 'table.json')} --epochs 1 --warmup-epochs 0 --batch 32"
     line = f"search --model {NET} --data {DATA} {options} --table {tmp_path}/edited.json --out {tmp_path}/x"
     table = edited(home, tmp_path, lambda content: content.update(fingerprint={**mine, "device": "another CPU"}))
     for command in (line, f"table validate {table}"):

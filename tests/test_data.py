@@ -118,7 +118,7 @@ class TestFake:
 
     @pytest.mark.parametrize("name", ["fake:", "fake:3x8x8", "fake:3x8x8x1", "fake:0x8x8x4", "fake:axbxcxd", "fake:3x8x8x4x2"])
     def test_a_wrong_shape_is_refused(self, name: str) -> None:
-        with pytest.raises(DataError, match="fake:CxHxWxclasses with 2 to 1000 classes of .*, but got 'fake:"):
+        with pytest.raises(DataError, match=r"fake:CxHxWxclasses with 2 to 1000 classes of .*, but got 'fake:"):
             load_data(name)
 
     def test_too_large_for_the_memory(self) -> None:

@@ -481,7 +481,6 @@ def test_an_engine_that_tensorrt_rejects_is_told(trt: Any, engine: Path) -> None
 
 
 INFO = EngineInfo(
-    schema=1,
     engine_sha256="",
     onnx_sha256="",
     timing_cache_sha256="",

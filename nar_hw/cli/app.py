@@ -49,6 +49,7 @@ _results: TextIO = sys.stdout
 
 ORDER = (
     "demo",
+    "refine",
     "doctor",
     "space",
     "count",
@@ -58,6 +59,7 @@ ORDER = (
     "proxy",
     "search",
     "train",
+    "eval",
     "export",
     "bundle",
     "bench",

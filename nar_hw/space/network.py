@@ -46,10 +46,7 @@ def plain_copy(model: nn.Module, input_shape: Shape | None = None) -> nn.Module:
                 f"a network's state must be tensors, to be kept in a file, but {key} is a {type(value).__name__}: leave out "
                 "get_extra_state()"
             )
-    copied = _copied(unwrapped(model))
-    for path, module in list(copied.named_modules(remove_duplicate=False)):
-        if path and unwrapped(module) is not module:
-            copied.set_submodule(path, unwrapped(module))
+    copied = bare(_copied(unwrapped(model)))
     if input_shape is not None:
         settle(copied, input_shape)
     return copied
@@ -63,6 +60,15 @@ def inference_copy(model: nn.Module) -> nn.Module:
     network.float()
     network.eval()
     return network
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The network itself where ``model`` only wraps it, its parts unwrapped in place."""
+    model = unwrapped(model)
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if path and unwrapped(module) is not module:
+            model.set_submodule(path, unwrapped(module))
+    return model
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
