@@ -494,6 +494,21 @@ def quits(num_classes: int = 4) -> nn.Module:
     raise SystemExit("CUDA is needed")
 
 
+class BySize(nn.Module):
+    """Looks its scale up by the size of the image, which is no number while a network is traced to be counted."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.body, self.scales = plain(classes), {"8": 0.5}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) * self.scales[str(x.shape[-1])]
+
+
+def by_size(num_classes: int = 4) -> nn.Module:
+    return BySize(num_classes)
+
+
 def branches(num_classes: int = 4) -> nn.Module:
     class Branches(nn.Module):
         def __init__(self) -> None:

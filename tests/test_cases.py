@@ -192,6 +192,17 @@ def test_a_network_that_cannot_be_counted_is_trained_all_the_same(run: Run, monk
     )
 
 
+def test_slots_are_told_and_trained_without_counts(run: Run) -> None:
+    space = ok(run(f"space {net('by_size')} {NETWORK}"))
+    assert [len(slot["candidates"]) for slot in space["slots"]] == [5, 5]
+    assert (space["flops"], space["slots"][0]["candidates"][0]["flops"]) == (None, None)
+    assert "counting it raised KeyError: 'tensor(8)'" in space["uncounted"]
+    text = run(f"space {net('by_size')} --input 3x8x8 --classes 4")[1]
+    assert "not counted: the model must accept one image" in text
+    child = ok(run(f"train {net('by_size')} --arch incumbent {DATA} --recipe demo --epochs 1 --out child --json"))
+    assert child["uncounted"] == space["uncounted"]
+
+
 # Weights
 
 
