@@ -141,7 +141,7 @@ class TestImages:
         assert isinstance(data.valid, FileSplit)
         Path(data.valid.files[1]).write_bytes(b"no image")
         for workers in (0, 1):
-            message = rf"every image must be readable, but {data.valid.files[1]} is not \(cannot identify"
+            message = rf"every image must be readable, but {data.valid.files[1]} is none of PNG"
             with pytest.raises(DataError, match=message):
                 list(ClassificationTask(data, workers=workers).eval_batches("valid"))
 

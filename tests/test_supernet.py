@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
-from nar_hw.errors import SpaceError
+from nar_hw.errors import ModelError, SpaceError
 from nar_hw.search.supernet import FairPaths, Supernet
 from nar_hw.space.space import SearchSpace
 from tests.networks import Branching, PreActivation, SharedConv, TinyResNet
@@ -258,7 +258,7 @@ def test_recalibration_leaves_dropout_alone_and_recovers_from_a_failure() -> Non
     supernet.recalibrate([IMAGES])
     assert same(statistics, state(supernet))  # dropout would have drawn other zeros
     modes = [module.training for module in supernet.modules()]
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ModelError, match=r"its forward pass raised RuntimeError: .*to have 3 channels"):
         supernet.recalibrate([IMAGES[:, :2]])
     assert modes == [module.training for module in supernet.modules()]
     assert all(module.momentum == 0.1 for module in supernet.modules() if isinstance(module, nn.BatchNorm2d))
