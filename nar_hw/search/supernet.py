@@ -3,7 +3,6 @@
 Shape legend: B images, K candidates of a slot.
 """
 
-import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -216,9 +215,3 @@ class FairPaths:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self._decks = [list(deck) for deck in state["decks"]]
-
-
-def fair_archs(space: SearchSpace, rng: random.Random) -> list[Arch]:
-    """The fewest archs in which each slot's operators appear equally often: as many as the least common multiple of the K."""
-    paths = FairPaths(space)
-    return [paths.draw(rng) for _ in range(math.lcm(*(len(slot.candidates) for slot in space.slots)))]
