@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from nar_hw.bundles.config import ExportConfig
@@ -36,9 +37,9 @@ CONFIG = RefineConfig(
 )
 
 
-def wide() -> TinyResNet:
+def wide(num_classes: int = 4) -> TinyResNet:
     """Wide enough that convolutions decide its latency."""
-    return TinyResNet(width=32, classes=4)
+    return TinyResNet(width=32, classes=num_classes)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def test_a_folder_of_other_settings_or_other_things_is_refused(
     done: Refinement, weights: Path, table: Path, tmp_path: Path
 ) -> None:
     common = {"weights": weights, "table": table, "allow_mismatch": True}
-    with pytest.raises(RunError, match=r"config\.seed is 0 there and 1 here"):
+    with pytest.raises(RunError, match=r"config\.seed is 0 there and 1 now"):
         refine(replace(CONFIG, seed=1), done.out, **common)  # type: ignore[arg-type]
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(RunError, match="must be a new folder or one of nar-hw refine, but holds something else"):
@@ -195,3 +196,44 @@ def test_refining_needs_trained_weights(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2
     assert "give either --weights FILE or --baseline FOLDER" in result.output
+
+
+# One search, many targets
+
+
+def test_a_search_from_weights_and_another_target_from_its_folder(weights: Path, table: Path, tmp_path: Path) -> None:
+    def run(*words: str) -> Any:
+        result = CliRunner().invoke(app, ["search", *words, "--json"])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    first = ["--model", NET, "--data", "fake:3x8x8x4", "--table", str(table), "--weights", str(weights), "--allow-mismatch"]
+    settings = ["--batch", "32", "--epochs", "2", "--set", "updates=2", "--set", "rescored=4", "--set", "finalists=2"]
+    fast, slow = (f"{share * 0.1965:.6f}" for share in (0.95, 0.99))
+    both = run(
+        *first,
+        *settings,
+        "--set",
+        'fit={"epochs":1,"batch":32}',
+        "--target-ms",
+        slow,
+        "--target-ms",
+        fast,
+        "--out",
+        str(tmp_path / "x"),
+    )
+    assert [item["target_ms"] for item in both["targets"]] == [float(slow), float(fast)]
+    assert both["arch"] == both["targets"][0]["arch"]
+    again = run("--from", str(tmp_path / "x"), "--target-ms", fast, "--out", str(tmp_path / "y"))
+    assert [item["target_ms"] for item in again["targets"]] == [float(fast)]
+    old, new = (load_file(tmp_path / name / "supernet.safetensors") for name in "xy")
+    # Scoring estimates the statistics of norms anew; no weight was trained again.
+    assert all(
+        torch.equal(old[key], new[key]) for key in old if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    )
+
+
+def test_a_search_needs_a_network_or_a_search(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["search", "--target-ms", "1", "--out", str(tmp_path / "x")])
+    assert result.exit_code == 2
+    assert "a search needs --model, --data and --table, or --from a finished search" in result.output

@@ -126,6 +126,7 @@ Model = Annotated[
     str,
     typer.Option("--model", help="Our name, a torchvision name, timm:NAME, path/to/file.py:function or package.module:function."),
 ]
+OptionalModel = Annotated[str | None, typer.Option("--model", help="As in other commands; not needed with a finished search.")]
 Input = Annotated[str, typer.Option("--input", help="Shape of one image: CxHxW.")]
 Manner = Annotated[Literal["conv", "block"], typer.Option(help="One slot per convolution (conv) or per residual block (block).")]
 Operators = Annotated[
@@ -145,6 +146,7 @@ Data = Annotated[
     str,
     typer.Option("--data", help="digits, cifar10, cifar100, fashion-mnist, {folder,stream,faces}:PATH or fake:CxHxWxclasses."),
 ]
+OptionalData = Annotated[str | None, typer.Option("--data", help="As in other commands; not needed with a finished search.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of downloaded data sets; default: $NAR_HW_DATA or .data.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Seed = Annotated[int, whole("--seed", "Decides everything random.", 0, MOST_SEED)]

@@ -11,8 +11,9 @@ from nar_hw.cli.app import (
     Json,
     LimitParams,
     Manner,
-    Model,
     Operators,
+    OptionalData,
+    OptionalModel,
     Resume,
     Seed,
     Settings,
@@ -27,23 +28,37 @@ from nar_hw.cli.app import (
 from nar_hw.cli.values import MOST_BATCH, MOST_EPOCHS, MOST_THREADS, number, whole
 from nar_hw.errors import UserError
 from nar_hw.records import plain, replace, with_settings
-from nar_hw.search.config import SearchConfig
+from nar_hw.search.config import FITTED, SearchConfig
 
 SEARCH = SearchConfig()
 
 
 @app.command()
 def search(
-    model: Model,
-    data: Data,
-    table: Annotated[
-        list[Path], typer.Option("--table", help="The latency table of the device to deploy on; once for each of several.")
-    ],
+    ctx: typer.Context,
     target_ms: Annotated[
         list[float],
-        number("--target-ms", "The latency not to be exceeded; of several tables one for all, or once for each.", above=0),
+        number(
+            "--target-ms",
+            "The latency not to be exceeded; once for each of several targets. Of several tables: one for all, or once for each.",
+            above=0,
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    model: OptionalModel = None,
+    data: OptionalData = None,
+    table: Annotated[
+        list[Path] | None, typer.Option("--table", help="The latency table of the device to deploy on; once for each of several.")
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="A finished search: choose for other targets by its shared weights, instead of all else."),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Trained weights: candidates are fitted inside the trained network and scored as they are."),
+    ] = None,
+    baseline: Annotated[Path | None, typer.Option(help="The folder of a trained network instead of --weights.")] = None,
     reward: Annotated[
         str, typer.Option(help="absolute, one-sided, mnasnet-soft, mnasnet-hard, proxyless-rl or accuracy.")
     ] = SEARCH.reward,
@@ -85,56 +100,68 @@ def search(
     """
     from nar_hw.distributed import launched
     from nar_hw.latency.table import LatencyTable
-    from nar_hw.steps.search import search_run
+    from nar_hw.search.folder import TABLE
+    from nar_hw.steps.search import search_again, search_run
 
-    config = SearchConfig(
-        strategy=strategy,
-        reward=reward,
-        combine=combine,  # type: ignore[arg-type]
-        weights=tuple(weight or ()),
-        max_flops=max_flops,
-        max_params=max_params,
-        epochs=epochs,
-        warmup_epochs=warmup_epochs,
-        warmup_paths=warmup_paths,  # type: ignore[arg-type]
-        paths=paths,  # type: ignore[arg-type]
-        batch=batch,
-        precision=precision,  # type: ignore[arg-type]
-        channels_last=channels_last,
-        seed=seed,
-    )
-    config = with_settings(config, settings or ())
-    tables = [LatencyTable.load(path) for path in table]
+    if source is None and (model is None or data is None or not table):
+        raise UserError("a search needs --model, --data and --table, or --from a finished search")
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    asked = {name: ctx.params[name] for name, found in sources.items() if found is not None and found.name == "COMMANDLINE"}
+    if "weight" in asked:
+        asked["weights"] = tuple(asked.pop("weight"))
+    given = weights or baseline
+    chosen = {name: asked[name] for name in SearchConfig.__struct_fields__ if name in asked and (name != "weights" or weight)}
+    config = with_settings(replace(SEARCH if given is None else FITTED, **chosen), settings or ())
     with launched(device) as device, progress_bar() as progress:
-        result = search_run(
-            model,
-            data,
-            tables,
-            target_ms=target_ms,
-            out=out,
-            config=config,
-            data_root=data_root,
-            proxy=proxy,
-            device=device,
-            resume=resume,
-            allow_mismatch=allow_mismatch,
-            tensorboard=tensorboard,
-            progress=progress,
-        )
+        common: dict[str, Any] = {
+            "target_ms": target_ms,
+            "out": out,
+            "data_root": data_root,
+            "device": device,
+            "resume": resume,
+            "progress": progress,
+        }
+        if source is not None:
+            result = search_again(source, **common)
+        else:
+            result = search_run(
+                str(model),
+                str(data),
+                [LatencyTable.load(path) for path in table or ()],
+                config=config,
+                proxy=proxy,
+                trained=given,
+                allow_mismatch=allow_mismatch,
+                tensorboard=tensorboard,
+                **common,
+            )
+    operators = LatencyTable.load(out / TABLE).operators
     value: dict[str, Any] = {
         "out": str(out),
-        "arch": [tables[0].operators[code] for code in result.arch],
+        "arch": [operators[code] for code in result.arch],
         "accuracy": result.pick.accuracy,
         "target_ms": result.target_ms,
         "predicted_ms": result.pick.predicted_ms,
         "measured_ms": result.pick.measured_ms,
         "others": plain(result.others),
+        "targets": [
+            {
+                "target_ms": item.target_ms,
+                "arch": [operators[code] for code in item.pick.arch],
+                "accuracy": item.pick.accuracy,
+                "predicted_ms": item.pick.predicted_ms,
+                "measured_ms": item.pick.measured_ms,
+                "met": item.met,
+            }
+            for item in result.outcomes
+        ],
         "met": result.met,
         "allowed_mismatch": list(result.allowed_mismatch),
     }
 
     def show() -> None:
-        console.print(",".join(value["arch"]), highlight=False, soft_wrap=True)
+        for item in value["targets"]:
+            console.print(",".join(item["arch"]), highlight=False, soft_wrap=True)
         console.print(result.note, highlight=False, soft_wrap=True)
 
     emit(as_json, value, show)

@@ -10,7 +10,7 @@ from nar_hw._version import versions
 from nar_hw.distributed import rank
 from nar_hw.errors import RunError, SpaceError
 from nar_hw.models.info import ModelInfo
-from nar_hw.models.weights import save_weights, weights_hash
+from nar_hw.models.weights import save_weights
 from nar_hw.records import check_same, plain
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.fitting import STATE as FIT
@@ -40,6 +40,7 @@ class SearchFolder:
         targets_ms: Sequence[float],
         config: SearchConfig,
         model: ModelInfo | None,
+        weights: str | None = None,
     ) -> None:
         self.path = Path(path)
         self.space, self.tables = space, tables
@@ -53,7 +54,7 @@ class SearchFolder:
             more_targets_ms=tuple(targets_ms[1:]),
             more_tables=tuple(table.hash for table in tables[1:]),
             config=config,
-            weights=None if config.fit is None else weights_hash(space.model),
+            weights=weights,
         )
         """What must be equal for a search to be resumed."""
 

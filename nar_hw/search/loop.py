@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.progress import Progress
 
 from nar_hw.distributed import Measure, rank
+from nar_hw.models.weights import weights_hash
 from nar_hw.records import replace
 from nar_hw.search.budget import Budget
 from nar_hw.search.config import SearchConfig
@@ -85,7 +86,12 @@ def search(
     several = len(tables) == 1 < len(targets_ms)
     asked = [[target] for target in targets_ms] if several else [targets_ms]
     budgets = [Budget.of(space, tables, targets, config) for targets in asked]
-    folder = None if out is None else SearchFolder(out, space, task, tables, targets_ms=targets_ms, config=config, model=model)
+    weights = weights_hash(space.model) if config.fit is not None else None if supernet is None else weights_hash(supernet)
+    folder = (
+        None
+        if out is None
+        else SearchFolder(out, space, task, tables, targets_ms=targets_ms, config=config, model=model, weights=weights)
+    )
     if folder is not None:
         if not resume:
             folder.refuse_to_overwrite()

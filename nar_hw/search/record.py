@@ -54,7 +54,7 @@ class Identity(Record, frozen=True, kw_only=True):
     """Their hashes."""
     config: SearchConfig
     weights: str | None = None
-    """SHA-256 of the trained weights in which candidates were fitted."""
+    """SHA-256 of the trained weights in which candidates were fitted, or of shared weights that are not trained further."""
 
 
 class RunFile(Record, frozen=True, kw_only=True):

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
-from torch import nn
 
 from nar_hw.bench.rows import BenchFile
 from nar_hw.bundles.config import ExportConfig
@@ -245,12 +244,6 @@ class Refinement:
             child, loaded = score_weights(self.model, self.weights, self.task, out=out)
             self._say(f"weights: {loaded}; test accuracy {100 * child.accuracy['test']:.2f} %")
 
-    def _trained(self) -> nn.Module:
-        child = Child.load(self.out / BASELINE)
-        network = self.model.build()
-        network.load_state_dict(child.network(self.out / BASELINE).state_dict())
-        return network
-
     def _table(self) -> None:
         space = self.model.space()
         if self.table is not None:
@@ -278,7 +271,7 @@ class Refinement:
             out=self.out,
             config=replace(self.config.search, seed=self.config.seed),
             data_root=self.data_root,
-            trained=self._trained(),
+            trained=self.out / BASELINE,
             device=self.device,
             resume=True,
             allow_mismatch=self.allow_mismatch,

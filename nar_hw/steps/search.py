@@ -6,18 +6,24 @@ from pathlib import Path
 from rich.progress import Progress
 from torch import nn
 
-from nar_hw.errors import SpaceError, UserError
+from nar_hw.errors import RunError, SpaceError, UserError
 from nar_hw.latency.device import here
 from nar_hw.latency.measure import device_meter
 from nar_hw.latency.table import LatencyTable
+from nar_hw.models.info import ModelInfo
+from nar_hw.models.weights import load_weights
 from nar_hw.proxy.subset import ProxyIndex
 from nar_hw.records import replace
 from nar_hw.search.config import SearchConfig
+from nar_hw.search.folder import TABLE, WEIGHTS
 from nar_hw.search.loop import search
+from nar_hw.search.record import load_run
 from nar_hw.search.result import SearchResult
+from nar_hw.search.supernet import Supernet
 from nar_hw.space.outputs import check_outputs
 from nar_hw.steps.task import fitted_to, load_task
 from nar_hw.tasks import ClassificationTask
+from nar_hw.training.child import WEIGHTS as CHILD_WEIGHTS, Child
 from nar_hw.training.seed import set_seed
 from nar_hw.training.tensorboard import TensorBoard
 
@@ -34,7 +40,7 @@ def search_run(
     proxy: Path | None = None,
     device: str = "cpu",
     resume: bool = False,
-    trained: nn.Module | None = None,
+    trained: Path | None = None,
     allow_mismatch: bool = False,
     tensorboard: bool = False,
     progress: Progress | None = None,
@@ -45,8 +51,8 @@ def search_run(
 
     With ``tensorboard``, the scalars of each epoch are written to ``out``/tensorboard.
 
-    With ``trained``, the searched network with its weights, shared weights begin with those, and ``config.fit`` may fit the
-    candidates inside it (`nar_hw.search.fitting`).
+    With ``trained``, a file of weights or the folder of a trained network, shared weights begin with those, and ``config.fit``
+    may fit the candidates inside it (`nar_hw.search.fitting`).
 
     With ``proxy``, an index file of `nar-hw proxy select`, the training images are those that it lists.
 
@@ -64,7 +70,7 @@ def search_run(
     set_seed(config.seed)
     if config.fit is not None and trained is None:
         raise UserError("candidates are fitted inside a trained network, but there is none: give --weights or --baseline")
-    space = info.space(trained)
+    space = info.space(None if trained is None else trained_network(info, trained))
     if space.size == 1:
         why = next((f"{slot.name}: {slot.reason}" for slot in space.slots if slot.reason is not None), "")
         raise SpaceError(f"a search needs a slot with something to choose, but all are fixed ({why}): nar-hw space lists why")
@@ -86,3 +92,56 @@ def search_run(
         on_epoch=on_epoch,
         allowed_mismatch=allowed,
     )
+
+
+def search_again(
+    source: Path,
+    *,
+    target_ms: float | Sequence[float],
+    out: Path,
+    data_root: Path | None = None,
+    device: str = "cpu",
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> SearchResult:
+    """Choose for other targets with the shared weights of a finished search, which are scored as they are and not trained again.
+
+    Raises RunError when ``source`` is no finished search, or its tables or weights are missing, and what `search_run` raises.
+    """
+    found = load_run(source)
+    tables = [LatencyTable.load(source / name) for name in found.tables or (TABLE,)]
+    task = load_task(str(found.data), root=data_root, device=device)
+    set_seed(found.seed)
+    space = fitted_to(found.network, task).space()
+    supernet = Supernet(space, task.new_head())
+    load_weights(supernet, source / WEIGHTS, name="the searched network")
+    return search(
+        space,
+        task,
+        tables,
+        target_ms=target_ms,
+        config=replace(found.identity.config, fit=None, warmup_epochs=0),
+        model=found.network,
+        out=out,
+        resume=resume,
+        progress=progress,
+        measure=device_meter(space, tables[0], progress),
+        allowed_mismatch=found.allowed_mismatch,
+        supernet=supernet.to(task.device),
+    )
+
+
+def trained_network(info: ModelInfo, source: Path) -> nn.Module:
+    """The network with the weights of a file, or of a child folder that holds the network itself.
+
+    Raises ModelError when the weights are of another network or of other classes, RunError for a folder of something else.
+    """
+    network = info.build()
+    if source.is_dir():
+        child = Child.load(source)
+        space = child.space()
+        if space.parse(child.arch) != space.incumbent:
+            raise RunError(f"{source} must hold the trained network itself, but holds a child with other operators")
+        source = source / CHILD_WEIGHTS
+    load_weights(network, source, name=f"{info.name} with {info.num_classes} classes")
+    return network
