@@ -29,22 +29,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from nar_hw.data.faces import load_faces
+from nar_hw._version import versions
+from nar_hw.faces.data import load_faces
+from nar_hw.faces.heads import FaceHead
+from nar_hw.faces.metrics import plot_roc, roc
+from nar_hw.faces.protocols import Verified, verify
+from nar_hw.faces.task import FacesTask
 from nar_hw.files import write_json
 from nar_hw.latency.device import fingerprint
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
 from nar_hw.models import build_model
-from nar_hw.pipeline import search_run, train_child, versions
-from nar_hw.recipes import Recipe
-from nar_hw.runs import Child, ModelInfo, read_arch
+from nar_hw.models.info import ModelInfo
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.config import SearchConfig
-from nar_hw.tasks import FacesTask
-from nar_hw.tasks.face_heads import FaceHead
-from nar_hw.tasks.face_metrics import plot_roc, roc
-from nar_hw.tasks.face_protocols import Verified, verify
-from nar_hw.training import train
+from nar_hw.search.run import read_arch
+from nar_hw.steps.search import search_run
+from nar_hw.steps.train import train_child
+from nar_hw.training.child import Child
+from nar_hw.training.loop import train
+from nar_hw.training.recipes import Recipe
 
 NETWORK = "examples/faces/network.py:small"
 SIZE, EMBEDDING = 48, 128
@@ -236,7 +240,7 @@ def main() -> None:
         asked.out,
         {
             "command": "OMP_NUM_THREADS=1 python benchmarks/bench_faces.py --lfw FOLDER --work FOLDER",
-            "versions": versions(),
+            "versions": versions("torch"),
             "device": fingerprint(RuntimeConfig(runtime="torch_eager"))["device"],
             "cores": os.cpu_count(),
             "system": platform.platform(),

@@ -28,16 +28,17 @@ import torch
 from rich.progress import Progress
 
 from nar_hw.files import read_json, write_json
-from nar_hw.flops import SpaceCounts
 from nar_hw.latency.children import Measured, child_loader, children_at_once, measure
 from nar_hw.latency.designs import held_out, orthogonal, profiled
 from nar_hw.latency.device import fingerprint
 from nar_hw.latency.profiler import METHODS, profile
 from nar_hw.latency.validate import compare
 from nar_hw.models import build_model
-from nar_hw.operators import PAPER_OPERATORS
 from nar_hw.runtimes import RuntimeConfig
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.flops import SpaceCounts
+from nar_hw.space.operators import PAPER_OPERATORS
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch
 
 FOUR = PAPER_OPERATORS[:4]
 SEED = 0

@@ -26,15 +26,15 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
+from nar_hw._version import versions
 from nar_hw.files import write_json
 from nar_hw.latency.device import fingerprint
-from nar_hw.pipeline import versions
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.feasible import Feasible
 from nar_hw.search.reward import REWARDS
 from nar_hw.search.strategies import STRATEGIES, Strategy
-from nar_hw.space import Arch
+from nar_hw.space.spec import Arch
 
 SLOTS, CODES = 24, 6
 PAIR, NOISE = 0.3, 0.5
@@ -212,7 +212,7 @@ def main() -> None:
         arguments.out,
         {
             "command": f"python benchmarks/bench_strategies.py --seeds {arguments.seeds}",
-            "versions": versions(),
+            "versions": versions("torch"),
             "device": fingerprint(RuntimeConfig(runtime="torch_eager"))["device"],
             "problem": {"slots": SLOTS, "codes": CODES, "pair": PAIR, "noise": NOISE, "rescored": RESCORED},
             "optima within 2 % of the target": sum(

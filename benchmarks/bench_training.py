@@ -1,6 +1,6 @@
 """What the training loop costs, what loading costs, and what inherited weights and a teacher are worth.
 
-speed: images/s of `nar_hw.training.train` (crops, mirroring, checks of the loss) against a minimal loop written out below, which
+speed: images/s of `train` (crops, mirroring, checks of the loss) against a minimal loop written out below, which
   indexes a normalised float tensor and augments nothing; same network, batch and optimizer, in turn; CPU time of the process;
   the ratio is the median over rounds.
 data: an epoch of batches alone of the 45,000 CIFAR-10 training images against an epoch of ResNet-18; and one worker that reads
@@ -36,17 +36,18 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from nar_hw._version import versions
 from nar_hw.data import ImageData, Split, load_data
 from nar_hw.data.base import Part
 from nar_hw.files import read_json, write_json
 from nar_hw.latency.device import fingerprint
 from nar_hw.models import build_model
-from nar_hw.pipeline import versions
-from nar_hw.recipes import RECIPES, Recipe
 from nar_hw.runtimes import RuntimeConfig
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
 from nar_hw.tasks import ClassificationTask
-from nar_hw.training import train, two_phase
+from nar_hw.training.loop import train
+from nar_hw.training.phases import two_phase
+from nar_hw.training.recipes import RECIPES, Recipe
 
 PARTS = ["speed", "data", "digits", "cifar10", "gpu"]
 SEEDS = (0, 1, 2)
@@ -308,7 +309,7 @@ def main() -> None:
             **_known(arguments.out),
             **results,
             "command": "OMP_NUM_THREADS=1 python benchmarks/bench_training.py (its parts one after the other)",
-            "versions": versions(),
+            "versions": versions("torch"),
             "device": fingerprint(RuntimeConfig(runtime="torch_eager"))["device"],
             "cores": os.cpu_count(),
             "load before and after the last part": [round(before[0], 2), round(os.getloadavg()[0], 2)],

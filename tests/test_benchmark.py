@@ -19,24 +19,16 @@ from PIL import Image
 from rich.progress import Progress
 from torch import nn
 
-from nar_hw.benchmark import (
-    BenchRow,
-    bench,
-    compare,
-    measure_children,
-    noise_floor,
-    read_rows,
-    to_csv,
-    to_json,
-)
-from nar_hw.deployment import bench_bundles
+from nar_hw.bench.benchmark import BenchRow, bench, compare, noise_floor, read_rows, to_csv, to_json
+from nar_hw.bench.meters import Gpu, HostMemory
+from nar_hw.bundles.bundle import export_bundle
 from nar_hw.errors import MeasurementError, ModelError, RunError, RuntimeUnavailableError, SpaceError, UnknownNameError
-from nar_hw.export.bundle import export_bundle
-from nar_hw.meters import Gpu, HostMemory
+from nar_hw.latency.measure import measure_children
 from nar_hw.report.latencies import bench_png
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.steps.bench import bench_bundles
 from tests.networks import TinyResNet
 
 SHAPE = (3, 8, 8)
@@ -123,7 +115,7 @@ def test_everything_is_visited_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_percentiles_that_few_runs_do_not_show_are_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nar_hw.benchmark.VISIT_MS", 0.0)  # five runs a visit, of which four count
+    monkeypatch.setattr("nar_hw.bench.benchmark.VISIT_MS", 0.0)  # five runs a visit, of which four count
     with FakeRuntime.on(QUIET):
         (few,) = bench({"a": SMALL}, input_shape=SHAPE, configs=[FAKE], rounds=2)
         (some,) = bench({"a": SMALL}, input_shape=SHAPE, configs=[FAKE], rounds=24)
@@ -370,7 +362,7 @@ def test_configs_must_work_here() -> None:
 def test_times_that_cannot_be_trusted_are_refused_with_the_name_of_what_gave_them(
     fault: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nar_hw.benchmark.WINDOWS", 1)
+    monkeypatch.setattr("nar_hw.bench.benchmark.WINDOWS", 1)
     with (
         FakeRuntime.on(FakeDevice(fault=fault)),
         pytest.raises(MeasurementError, match=rf"^odd one in fake, fp32, batch 1: .*{what}"),

@@ -20,15 +20,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 import nar_hw
+from nar_hw.bundles import judge
+from nar_hw.bundles.bundle import export_bundle
+from nar_hw.bundles.manifest import Bundle, check_images, load_bundle
+from nar_hw.bundles.verify import verify_bundle
 from nar_hw.errors import DataError, ExportError, RunError, UnknownNameError, UserError
-from nar_hw.export import judge
-from nar_hw.export.bundle import export_bundle
-from nar_hw.export.manifest import Bundle, check_images, load_bundle
 from nar_hw.export.onnx import open_session, run_session, run_torch
 from nar_hw.export.quantize import to_symmetric
-from nar_hw.export.verify import verify_bundle
 from nar_hw.files import sha256
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
 from tests.networks import TinyResNet
 
 SHAPE = (3, 8, 8)

@@ -15,12 +15,12 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
+from nar_hw.bundles.bundle import export_bundle
+from nar_hw.bundles.manifest import load_bundle
+from nar_hw.bundles.verify import verify_bundle
 from nar_hw.errors import ModelError
-from nar_hw.export.bundle import export_bundle
 from nar_hw.export.dense import convolutionize, export_dense, run_dense
-from nar_hw.export.manifest import load_bundle
 from nar_hw.export.onnx import open_session, run_torch
-from nar_hw.export.verify import verify_bundle
 from nar_hw.models import build_model
 from tests.networks import TinyResNet
 

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from nar_hw.bundles.bundle import export_bundle
 from nar_hw.data import load_data
-from nar_hw.export.bundle import export_bundle
 from nar_hw.export.onnx import run_torch
 from tests.networks import TinyResNet
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from nar_hw.children import child_names, named_child
+from nar_hw.bundles.children import child_names, named_child
 from nar_hw.cli import main
 from nar_hw.errors import UnknownNameError
-from nar_hw.flops import SpaceCounts
-from nar_hw.pipeline import load_task
-from nar_hw.runs import Child
+from nar_hw.space.flops import SpaceCounts
+from nar_hw.steps.task import load_task
+from nar_hw.training.child import Child
 from tests.faces import EXAMPLE, example, write_identities
 from tests.test_cli import Run, ok, reachable, refused, run
 
@@ -188,7 +188,7 @@ class TestNamedChildren:
     def test_one_is_exported_by_name(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         child = named_child("resnet18-8")
         small = replace(child, model=replace(child.model, input_shape=(3, 16, 16)), classes=())  # the paper's own takes long
-        monkeypatch.setattr("nar_hw.deployment.named_child", lambda name: small)
+        monkeypatch.setattr("nar_hw.steps.export.named_child", lambda name: small)
         ok(run("export resnet18-8 --out bundle --batch 1 --json"))
         manifest = json.loads(Path("bundle/manifest.json").read_text())
         assert manifest["model"]["operators"] == list(child.arch)

@@ -23,22 +23,25 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
-from nar_hw.checkpoints import check_resumable, load_state, load_weights, save_state, save_weights
+from nar_hw.bundles.bundle import export_bundle
+from nar_hw.bundles.manifest import load_bundle
 from nar_hw.errors import ExportError, ModelError, UserError
 from nar_hw.export.aoti import read_metadata
-from nar_hw.export.bundle import export_bundle
 from nar_hw.export.engine import EngineInfo, info_file, read_engine
-from nar_hw.export.manifest import load_bundle
 from nar_hw.export.onnx import open_session, run_session
 from nar_hw.files import sha256
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
-from nar_hw.recipes import Recipe, recipe_named
-from nar_hw.runs import Child, ModelInfo, read_arch
+from nar_hw.models.info import ModelInfo
+from nar_hw.models.weights import load_weights, save_weights
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
 from nar_hw.runtimes.onnx_graph import with_precision
-from nar_hw.space import SearchSpace
+from nar_hw.search.run import read_arch
+from nar_hw.space.space import SearchSpace
+from nar_hw.training.checkpoints import check_resumable, load_state, save_state
+from nar_hw.training.child import Child
+from nar_hw.training.recipes import Recipe, recipe_named
 from tests.faketensorrt import VERSIONS, fake_tensorrt
 from tests.networks import TinyResNet
 
@@ -180,7 +183,7 @@ LOADERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "child": ("child/child.json", use_child),
     "search result": ("run.json", lambda path: read_arch(path.parent)),
     "recipe": ("recipe.json", lambda path: recipe_named(str(path))),
-    "weights": ("weights.safetensors", lambda path: load_weights(path, TinyResNet(width=4))),
+    "weights": ("weights.safetensors", lambda path: load_weights(TinyResNet(width=4), path)),
     "training state": ("state.pt", use_state),
 }
 JSON_LOADERS = [name for name, (file, _) in LOADERS.items() if file.endswith(".json")]

@@ -30,12 +30,12 @@ from benchmarks.gpu.runner import (
 )
 from nar_hw.data import data_root, load_data
 from nar_hw.errors import RunError
-from nar_hw.flops import SpaceCounts
 from nar_hw.latency import children as children_module
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
 from nar_hw.runtimes import RuntimeConfig, runtime_class
-from nar_hw.space import SearchSpace
+from nar_hw.space.flops import SpaceCounts
+from nar_hw.space.space import SearchSpace
 from tests.networks import TinyResNet
 
 ROOT = Path(__file__).parent.parent

@@ -16,11 +16,11 @@ from nar_hw.latency.children import FEWEST_ROUNDS, ChildLoader, settled
 from nar_hw.latency.journal import Batch, ChildTimes, Journal
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
-from nar_hw.operators import OpSpec
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.base import Runtime
 from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch, OpSpec
 from tests.networks import TinyResNet
 
 FAKE = RuntimeConfig(runtime="fake")

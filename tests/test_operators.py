@@ -4,7 +4,8 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 from nar_hw.errors import UnknownNameError
-from nar_hw.operators import FAMILIES, OPERATORS, PAPER_OPERATORS, OpSpec, build_operator, describe, family
+from nar_hw.space.operators import FAMILIES, OPERATORS, PAPER_OPERATORS, build_operator, describe, family
+from nar_hw.space.spec import OpSpec
 from tests.conformance.operators import OperatorConformance, spec_for
 
 

@@ -20,7 +20,8 @@ from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch
 from tests.networks import SharedConv, TinyResNet
 
 SHAPE = (3, 16, 16)

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from skimage.color import rgb2hsv
 from torch import nn
 
-from nar_hw.checkpoints import save_state
 from nar_hw.data import ImageData, load_data
 from nar_hw.data.base import Augmentation, Split
 from nar_hw.errors import DataError, ModelError, RunError, TrainingError, UnknownNameError
@@ -31,8 +30,9 @@ from nar_hw.proxy.ranking import Ranking
 from nar_hw.proxy.sketch import Sketch
 from nar_hw.proxy.study import paper_recipe
 from nar_hw.proxy.subset import images_of
-from nar_hw.recipes import Recipe
 from nar_hw.tasks import ClassificationTask
+from nar_hw.training.checkpoints import save_state
+from nar_hw.training.recipes import Recipe
 
 
 def pictures(count: int = 40, channels: int = 3, side: int = 16) -> ImageData:

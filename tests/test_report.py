@@ -21,12 +21,12 @@ from nar_hw.errors import RunError, TableError, UserError
 from nar_hw.files import write_json
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
-from nar_hw.operators import FAMILIES, OPERATORS, PAPER_OPERATORS
 from nar_hw.report import read_run, render, terminal_table, words, write_report
 from nar_hw.report.charts import LEFT, RIGHT, TOP, Guide, Point, Series, chart, nice_ticks, smoothed, tick_labels
 from nar_hw.report.page import COLOURS, colour
 from nar_hw.runtimes import RuntimeConfig
-from nar_hw.space import SearchSpace
+from nar_hw.space.operators import FAMILIES, OPERATORS, PAPER_OPERATORS
+from nar_hw.space.space import SearchSpace
 from tests.networks import TinyResNet
 
 TEMPLATES = Path(words.__file__).parent

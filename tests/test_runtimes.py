@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from nar_hw.errors import ModelError, RuntimeUnavailableError, UnknownNameError, UserError
 from nar_hw.export.onnx import export_onnx
-from nar_hw.runtimes import RUNTIMES, Runtime, RuntimeConfig, runtime_class, survey
+from nar_hw.runtimes import RUNTIMES, RuntimeConfig, runtime_class, survey
+from nar_hw.runtimes.base import Runtime
 from nar_hw.runtimes.fake import FAULTS, FakeDevice, FakeRuntime
 from nar_hw.runtimes.inputs import in_batches, preset_images
 from nar_hw.runtimes.onnx_graph import OptimizedGraph, with_precision

@@ -28,8 +28,7 @@ from nar_hw.errors import (
     UnknownNameError,
     UserError,
 )
-from nar_hw.operators import OpSpec
-from nar_hw.runs import ModelInfo, read_arch
+from nar_hw.models.info import ModelInfo
 from nar_hw.search import loop
 from nar_hw.search.budget import Budget
 from nar_hw.search.config import SearchConfig
@@ -38,10 +37,12 @@ from nar_hw.search.folder import SearchFolder
 from nar_hw.search.loop import SearchRun, search
 from nar_hw.search.randomness import generator_states, restore_generators, seeded
 from nar_hw.search.result import Scored, SearchResult, choose
+from nar_hw.search.run import read_arch
 from nar_hw.search.scoring import Scorer
 from nar_hw.search.strategies import STRATEGIES, GradientStrategy
 from nar_hw.search.supernet import Supernet
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch, OpSpec
 from nar_hw.tasks import ClassificationTask
 from tests.networks import TinyResNet
 from tests.test_table import for_space
@@ -209,9 +210,9 @@ def test_run_json_tells_everything(tmp_path: Path) -> None:
     assert len(value["pareto"]) == len(result.pareto)
     assert len(value["history"]) == 4
     supernet = Supernet(SPACE)
-    from nar_hw.checkpoints import load_weights
+    from nar_hw.models.weights import load_weights
 
-    load_weights(tmp_path / "supernet.safetensors", supernet)
+    load_weights(supernet, tmp_path / "supernet.safetensors")
 
 
 def test_a_folder_with_a_search_is_not_overwritten(tmp_path: Path) -> None:

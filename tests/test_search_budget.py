@@ -14,15 +14,15 @@ from hypothesis import given, settings, strategies as st
 
 from nar_hw.data import load_data
 from nar_hw.errors import RunError, TargetError, UnknownNameError, UserError
-from nar_hw.flops import count_module
-from nar_hw.operators import OpSpec
 from nar_hw.search.budget import Budget, Cost, Within
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.loop import search
 from nar_hw.search.result import SearchResult
 from nar_hw.search.reward import REWARDS
 from nar_hw.search.strategies import STRATEGIES
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.flops import count_module
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch, OpSpec
 from nar_hw.tasks import ClassificationTask
 from tests.conformance.strategies import CANDIDATES
 from tests.networks import SharedConv, TinyResNet

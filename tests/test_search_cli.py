@@ -12,7 +12,7 @@ from torch import nn
 
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
-from nar_hw.runs import ModelInfo
+from nar_hw.models.info import ModelInfo
 from nar_hw.runtimes import RuntimeConfig
 from tests.networks import TinyResNet
 from tests.test_cli import DATA, Run, ok, reachable, refused, run
@@ -153,7 +153,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_tensorboard_gets_what_the_history_has_once_an_epoch(run: Run, table: Path, tmp_path: Path) -> None:
     """Also where an interrupted search has written of epochs that are repeated."""
     pytest.importorskip("tensorboard")
-    from nar_hw.tensorboard import TensorBoard
+    from nar_hw.training.tensorboard import TensorBoard
 
     interrupted = TensorBoard(tmp_path / "x/tensorboard")
     for epoch in (1, 2, 3):

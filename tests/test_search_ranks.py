@@ -15,14 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nar_hw.checkpoints import load_state
 from nar_hw.data import Augmentation, load_data
+from nar_hw.distributed import average_gradients, rank
 from nar_hw.errors import TrainingError
-from nar_hw.ranks import average_gradients, rank
 from nar_hw.search import loop
 from nar_hw.search.config import SearchConfig
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
 from nar_hw.tasks import ClassificationTask
+from nar_hw.training.checkpoints import load_state
 from tests.processes import command, run
 from tests.test_table import for_space
 

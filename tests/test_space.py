@@ -9,8 +9,8 @@ from torch import Tensor, fx, nn
 
 from nar_hw.errors import ModelError, SpaceError, UnknownNameError
 from nar_hw.models import build_model
-from nar_hw.operators import OpSpec
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import OpSpec
 from tests.networks import PreActivation, SharedConv, TinyResNet
 
 SPACE = SearchSpace.from_model(TinyResNet(), (3, 8, 8))

@@ -19,7 +19,7 @@ from nar_hw.search.strategies import (
 )
 from nar_hw.search.strategies.reinforce import GRADIENT_NORM, Baseline
 from nar_hw.search.strategies.surrogate import PAIRS, SHRINKAGE
-from nar_hw.space import Arch
+from nar_hw.space.spec import Arch
 from tests.conformance.strategies import CANDIDATES, StrategyConformance, feasible, play, quality
 
 torch.set_num_threads(1)

@@ -16,8 +16,8 @@ from hypothesis import given, settings, strategies as st
 from nar_hw.errors import MissingEntryError, SpaceError, TableError, TableMismatchError
 from nar_hw.latency.schema import Entry, TableSlot
 from nar_hw.latency.table import LatencyTable
-from nar_hw.operators import OpSpec
-from nar_hw.space import Choices, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Choices, OpSpec
 from tests.networks import TinyResNet
 
 NAMES = ("conv3x3", "dwsep3x3", "max3x3", "avg3x3", "conv5x5")

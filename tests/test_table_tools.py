@@ -15,11 +15,11 @@ from nar_hw.latency.fill import fill
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.schema import Entry
 from nar_hw.latency.table import LatencyTable
-from nar_hw.operators import OpSpec
 from nar_hw.report.scatter import validation_png
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import OpSpec
 from tests.networks import TinyResNet
 
 SHAPE = (3, 16, 16)

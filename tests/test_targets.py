@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 from torch import nn
 
+from nar_hw.bundles import targets
+from nar_hw.bundles.bundle import export_bundle
+from nar_hw.bundles.manifest import load_bundle
+from nar_hw.bundles.verify import verify_bundle
 from nar_hw.errors import ExportError, ModelError, RunError, RuntimeUnavailableError, UnknownNameError
-from nar_hw.export import aoti, targets
-from nar_hw.export.bundle import export_bundle
-from nar_hw.export.manifest import load_bundle
+from nar_hw.export import aoti
 from nar_hw.export.onnx import run_torch
-from nar_hw.export.verify import verify_bundle
 from nar_hw.files import sha256
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 from tests.networks import TinyResNet

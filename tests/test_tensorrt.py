@@ -25,20 +25,21 @@ from torch import nn
 
 import nar_hw.export.tensorrt
 import nar_hw.runtimes.tensorrt
+from nar_hw.bundles.bundle import export_bundle
+from nar_hw.bundles.manifest import load_bundle
+from nar_hw.bundles.triton import triton_model
+from nar_hw.bundles.verify import verify_bundle
 from nar_hw.errors import ExportError, ModelError, RunError, RuntimeUnavailableError, UnknownNameError, UserError
-from nar_hw.export.bundle import export_bundle
 from nar_hw.export.engine import EngineInfo, info_file, misfit, read_engine
-from nar_hw.export.manifest import load_bundle
 from nar_hw.export.onnx import export_onnx
 from nar_hw.export.quantize import precision_of, to_bf16, to_fp16, to_int8
 from nar_hw.export.tensorrt import build_engine, load_engine
-from nar_hw.export.triton import triton_model
-from nar_hw.export.verify import verify_bundle
 from nar_hw.files import sha256
 from nar_hw.latency.in_context import Join
-from nar_hw.runtimes import Runtime, RuntimeConfig, runtime_class
+from nar_hw.runtimes import RuntimeConfig, runtime_class
+from nar_hw.runtimes.base import Runtime
 from nar_hw.runtimes.tensorrt import TensorRT, node_names, producers
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
 from tests.conformance.runtimes import SHAPE, RuntimeConformance
 from tests.faketensorrt import FAULTS, GOLDEN, VERSIONS, fake_tensorrt, settings_of
 from tests.networks import TinyResNet

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from nar_hw.cli import main
 from nar_hw.data import load_data
-from nar_hw.runs import Child
+from nar_hw.training.child import Child
 from tests.test_cli import Run, run
 
 __all__ = ["run"]  # a fixture

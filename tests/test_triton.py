@@ -9,9 +9,9 @@ import onnx
 import pytest
 import torch
 
+from nar_hw.bundles.bundle import export_bundle
+from nar_hw.bundles.triton import triton_model
 from nar_hw.errors import ExportError, RunError, UnknownNameError, UserError
-from nar_hw.export.bundle import export_bundle
-from nar_hw.export.triton import triton_model
 from tests.networks import TinyResNet
 
 SHAPE = (3, 8, 8)

@@ -15,7 +15,8 @@ from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.validate import NOISY_NOTE, compare, config_of, validate, with_validation
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch
 from tests.networks import TinyResNet
 
 SHAPE = (3, 16, 16)

@@ -11,13 +11,14 @@ from typing import Any
 
 from benchmarks.gpu.plan import ROOT, Session, TableJob
 from benchmarks.gpu.runner import NotReadyError, Piece
-from nar_hw.benchmark import measure_children
 from nar_hw.errors import RunError, TargetError
 from nar_hw.files import read_json, write_bytes
+from nar_hw.latency.measure import measure_children
 from nar_hw.latency.table import LatencyTable
-from nar_hw.pipeline import search_run, train_child
-from nar_hw.recipes import Recipe
-from nar_hw.runs import Child
+from nar_hw.steps.search import search_run
+from nar_hw.steps.train import train_child
+from nar_hw.training.child import Child
+from nar_hw.training.recipes import Recipe
 
 SHEETS, RESTORE, DATA = 120, "restore_cifar10.py", "data"
 BASELINE, CHILD, INHERITED = "baseline", "child", "child, inherited"

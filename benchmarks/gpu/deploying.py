@@ -8,12 +8,12 @@ from torch import nn
 from benchmarks.gpu.cifar import BASELINE, CHILD, trained_child
 from benchmarks.gpu.plan import Session, called
 from benchmarks.gpu.runner import NotReadyError, Piece
-from nar_hw.benchmark import bench, compare, to_json, unusable
-from nar_hw.deployment import export_child
-from nar_hw.export.manifest import load_bundle
+from nar_hw.bench.benchmark import bench, compare, to_json, unusable
+from nar_hw.bundles.manifest import load_bundle
 from nar_hw.files import read_json
-from nar_hw.runs import Child
 from nar_hw.runtimes import RuntimeConfig, runtime_class
+from nar_hw.steps.export import export_child
+from nar_hw.training.child import Child
 
 NAMES = (BASELINE, CHILD)
 

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.gpu.plan import COMPILED, Session, TableJob, called, short
 from benchmarks.gpu.runner import Piece
-from nar_hw.benchmark import bench, compare, to_json
+from nar_hw.bench.benchmark import bench, compare, to_json
 from nar_hw.latency.device import device_slug
 from nar_hw.latency.profiler import profile
 from nar_hw.runtimes import survey

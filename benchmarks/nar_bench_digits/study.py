@@ -36,9 +36,9 @@ from scipy.stats import kendalltau, spearmanr
 from torch.nn.modules.batchnorm import _BatchNorm
 from yardstick import ARCHS, FOLDER, Yardstick, space, task
 
+from nar_hw._version import versions
 from nar_hw.files import write_json
 from nar_hw.latency.device import fingerprint
-from nar_hw.pipeline import versions
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.budget import Budget
 from nar_hw.search.config import SearchConfig
@@ -49,7 +49,7 @@ from nar_hw.search.randomness import seeded
 from nar_hw.search.reward import REWARDS
 from nar_hw.search.strategies import STRATEGIES
 from nar_hw.search.supernet import Supernet, Switch
-from nar_hw.space import Arch
+from nar_hw.space.spec import Arch
 from nar_hw.tasks import ClassificationTask, evaluating
 
 JOURNAL = FOLDER / "study.part"
@@ -327,7 +327,7 @@ def summary(seeds: int) -> dict[str, Any]:
     quality, under = yard.quality, yard.predicted_ms <= target_ms()
     return {
         "command": f"python benchmarks/nar_bench_digits/study.py --seeds {seeds}",
-        "versions": versions(),
+        "versions": versions("torch"),
         "device": fingerprint(RuntimeConfig(runtime="torch_eager"))["device"],
         "truth": {
             "children under the target": int(under.sum()),

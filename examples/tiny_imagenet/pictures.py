@@ -16,9 +16,9 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 
-from nar_hw.pipeline import load_task
-from nar_hw.runs import Child
+from nar_hw.steps.task import load_task
 from nar_hw.tasks import evaluating
+from nar_hw.training.child import Child
 
 COLUMNS = 8
 WRONG = 24

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from nar_hw import __version__
+from nar_hw._version import __version__
 from nar_hw.errors import NarError
 
 if TYPE_CHECKING:
-    from nar_hw.flops import Counts
-    from nar_hw.runs import ModelInfo
+    from nar_hw.models.info import ModelInfo
+    from nar_hw.space.flops import Counts
 
 # Everything that needs torch is imported inside the command that uses it: --help answers at once.
 
@@ -139,7 +139,7 @@ def model_info(
     limit_params: bool = True,
 ) -> "ModelInfo":
     """What the options --model, --input, --manner, --operators, --classes, --slots and --limit-params describe."""
-    from nar_hw.runs import ModelInfo, parse_shape
+    from nar_hw.models.info import ModelInfo, parse_shape
 
     shape = parse_shape(input)
     return ModelInfo(

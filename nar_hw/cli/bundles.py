@@ -33,8 +33,8 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a bundle that runs without nar_hw. Example: nar-hw export runs/x/child --to onnx,openvino --out bundle"""
-    from nar_hw.deployment import export_child
     from nar_hw.files import read_json
+    from nar_hw.steps.export import export_child
 
     fewest, _, most = batch.partition("-")
     if not fewest.isdigit() or not (most or fewest).isdigit():
@@ -92,10 +92,10 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Time bundles side by side on this device. Example: nar-hw bench bundle --against baseline --batch 1,8"""
-    from nar_hw.benchmark import read_rows, to_csv
-    from nar_hw.deployment import bench_bundles
+    from nar_hw.bench.benchmark import read_rows, to_csv
     from nar_hw.files import write_json, write_text
     from nar_hw.report.latencies import bench_png
+    from nar_hw.steps.bench import bench_bundles
 
     if not all(size.isdigit() for size in batch.split(",")):
         raise UserError(f"--batch must be numbers separated by commas, but got {batch!r}")
@@ -173,7 +173,7 @@ def bundle_verify(
     as_json: Json = False,
 ) -> None:
     """Check hashes, run every file, compare with what torch gave. Example: nar-hw bundle verify bundle"""
-    from nar_hw.deployment import verify_again
+    from nar_hw.steps.verify import verify_again
 
     value: dict[str, Any] = {"bundle": str(bundle), "checked": verify_again(bundle, data=data, data_root=data_root)}
 
@@ -204,7 +204,7 @@ def bundle_triton(
     as_json: Json = False,
 ) -> None:
     """Add a bundle to a Triton Inference Server repository. Example: nar-hw bundle triton bundle --out models"""
-    from nar_hw.export.triton import triton_model
+    from nar_hw.bundles.triton import triton_model
 
     path = triton_model(bundle, out, target=target, precision=precision, name=name)
     value = {"model": path.name, "files": sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())}

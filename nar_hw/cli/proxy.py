@@ -46,8 +46,8 @@ def study(
 
     Example: nar-hw proxy study --model resnet_digits --data digits --batch 64 --epochs 30 --out runs/study
     """
+    from nar_hw.distributed import launched
     from nar_hw.proxy.steps import run_study
-    from nar_hw.ranks import launched
 
     with launched(device) as device, progress_bar() as progress:
         scorer = _scorer(model, data, data_root, score_epochs, backbone, backbone_weights, device, seed, progress)
@@ -94,8 +94,8 @@ def select(
 
     Example: nar-hw proxy select --model resnet18 --data cifar10 --size 5000 --by gradient --out proxy.json
     """
+    from nar_hw.distributed import launched
     from nar_hw.proxy.steps import run_select
-    from nar_hw.ranks import launched
 
     with launched(device) as device, progress_bar() as progress:
         scorer = _scorer(model, data, data_root, score_epochs, backbone, backbone_weights, device, seed, progress)

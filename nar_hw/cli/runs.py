@@ -34,8 +34,8 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """The whole path on embedded data: table, search, train, export, bench, report. Example: nar-hw demo"""
-    from nar_hw.demo import run_demo
     from nar_hw.report import terminal_table
+    from nar_hw.steps.demo import run_demo
 
     with progress_bar() as progress:
         outcome = run_demo(out, seed=seed, progress=progress)
@@ -90,10 +90,10 @@ def search(
 
     Example: nar-hw search --model resnet_digits --data digits --table t.json --target-ms 0.2 --out runs/x
     """
+    from nar_hw.distributed import launched
     from nar_hw.latency.table import LatencyTable
-    from nar_hw.pipeline import search_run
-    from nar_hw.ranks import launched
     from nar_hw.search.config import SearchConfig
+    from nar_hw.steps.search import search_run
 
     config = SearchConfig(
         strategy=strategy,
@@ -188,9 +188,9 @@ def train(
     Example: nar-hw train --arch runs/x --data digits --recipe demo --out runs/x/child
     """
     from nar_hw.data import load_data
-    from nar_hw.pipeline import find_arch, train_child
-    from nar_hw.ranks import launched, rank, wait
-    from nar_hw.recipes import recipe_named
+    from nar_hw.distributed import launched, rank, wait
+    from nar_hw.steps.train import find_arch, train_child
+    from nar_hw.training.recipes import recipe_named
 
     chosen = recipe_named(recipe)
     chosen = replace(

@@ -185,8 +185,8 @@ def table_validate(
 ) -> None:
     """Measure held-out children, keep the errors in the table. Example: nar-hw table validate table.json --plot table.png"""
     from nar_hw.latency.table import LatencyTable
-    from nar_hw.pipeline import revalidate
     from nar_hw.report.scatter import validation_png
+    from nar_hw.steps.profile import revalidate
 
     with progress_bar() as progress:
         table = revalidate(LatencyTable.load(path), children=children, seed=seed, progress=progress)

@@ -28,7 +28,8 @@ from nar_hw.latency.journal import Batch, ChildTimes, Journal
 from nar_hw.latency.timing import check_samples, summarize
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.runtimes.base import Runtime
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch
 
 Ints = npt.NDArray[np.int64]
 

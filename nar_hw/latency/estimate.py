@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nar_hw.latency.schema import Entry
-from nar_hw.operators import OpSpec
+from nar_hw.space.spec import OpSpec
 
 Floats = npt.NDArray[np.float64]
 

@@ -13,8 +13,8 @@ from nar_hw.latency.profiler import profile, slots_of
 from nar_hw.latency.schema import Entry
 from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.validate import config_of, validate as validated, with_validation
-from nar_hw.operators import OpSpec
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import OpSpec
 
 if TYPE_CHECKING:
     from rich.progress import Progress

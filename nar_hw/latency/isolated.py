@@ -12,10 +12,10 @@ from torch import nn
 from nar_hw.latency.children import Measured
 from nar_hw.latency.estimate import Estimate, calibrate, half_width, mean_of_middle
 from nar_hw.latency.schema import Entry
-from nar_hw.operators import OpSpec
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.runtimes.base import Runtime
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch, OpSpec
 
 
 def operator_loader(space: SearchSpace, config: RuntimeConfig) -> tuple[list[OpSpec], Callable[[OpSpec, bool], Runtime]]:

@@ -21,10 +21,10 @@ from nar_hw.latency.journal import Journal
 from nar_hw.latency.schema import Entry, TableSlot
 from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.validate import validate as validated, with_validation
-from nar_hw.operators import OpSpec
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.runtimes.base import Runtime
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch, OpSpec
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from nar_hw.latency.children import Measured
 from nar_hw.latency.estimate import Estimate
 from nar_hw.latency.schema import Entry
-from nar_hw.operators import OpSpec
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch, OpSpec
 
 Floats = npt.NDArray[np.float64]
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nar_hw import __version__
+from nar_hw._version import __version__
 from nar_hw.errors import TableError
-from nar_hw.operators import INCUMBENT, OpSpec
-from nar_hw.space import Choices
+from nar_hw.space.operators import INCUMBENT
+from nar_hw.space.spec import Choices, OpSpec
 
 SCHEMA = 2
 

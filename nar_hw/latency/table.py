@@ -20,12 +20,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nar_hw import __version__
+from nar_hw._version import __version__
 from nar_hw.errors import MissingEntryError, SpaceError, TableError, TableMismatchError, unknown_name
 from nar_hw.files import read_json, write_text
 from nar_hw.latency.schema import SCHEMA, Entry, Reader, TableSlot, entry_to_json, to_text
-from nar_hw.operators import INCUMBENT
-from nar_hw.space import Arch, Choices, Manner, SearchSpace
+from nar_hw.space.operators import INCUMBENT
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch, Choices, Manner
 from nar_hw.userfile import is_file_name
 
 Floats = npt.NDArray[np.float64]

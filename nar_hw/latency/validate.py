@@ -14,7 +14,8 @@ from nar_hw.latency.designs import held_out, profiled
 from nar_hw.latency.journal import Journal
 from nar_hw.latency.table import LatencyTable
 from nar_hw.runtimes import RuntimeConfig
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch
 
 if TYPE_CHECKING:
     from rich.progress import Progress

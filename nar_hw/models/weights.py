@@ -1,16 +1,25 @@
-"""Weights from a file into a network: safetensors or a torch file, tensors only, nothing is executed."""
+"""Weights on disk: safetensors, or torch files of tensors only; nothing is executed."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nar_hw.errors import ModelError
+from nar_hw.files import atomic_path
 
 # Heads that torchvision trained its googlenet and inception_v3 with; the networks built here have none.
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+
+
+def save_weights(path: Path, network: nn.Module) -> None:
+    """Write the parameters and buffers of ``network`` to a safetensors file, atomically."""
+    # Copies, for safetensors refuses tensors that share memory or are not contiguous.
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary)
 
 
 def load_weights(network: nn.Module, path: Path, *, name: str = "the network") -> None:

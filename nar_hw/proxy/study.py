@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from nar_hw.checkpoints import load_state, save_state
 from nar_hw.data import Augmentation, ImageData
 from nar_hw.data.loader import Batch
 from nar_hw.errors import RunError, TrainingError
@@ -34,8 +33,9 @@ from nar_hw.proxy.findings import LEAST_BATCHES, Finding, Quarter, findings, qua
 from nar_hw.proxy.page import write_pictures
 from nar_hw.proxy.sketch import WIDTH, Sketch
 from nar_hw.proxy.subset import fingerprint, subset
-from nar_hw.recipes import Recipe
 from nar_hw.tasks import ClassificationTask
+from nar_hw.training.checkpoints import load_state, save_state
+from nar_hw.training.recipes import Recipe
 
 STATE, RESULT, DISTANCES = "state.pt", "study.json", "distances.npy"
 SCHEMA = 1

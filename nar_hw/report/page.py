@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nar_hw.files import write_text
-from nar_hw.operators import PAPER_OPERATORS
 from nar_hw.report import words
 from nar_hw.report.figures import history, pareto, smoothing, training, validation
 from nar_hw.report.reading import read_run
 from nar_hw.report.run import Run
+from nar_hw.space.operators import PAPER_OPERATORS
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, TypeVar
 from nar_hw.errors import RunError
 from nar_hw.files import read_json
 from nar_hw.latency.table import LatencyTable
-from nar_hw.recipes import RECIPES
 from nar_hw.report.commands import Commands
 from nar_hw.report.fields import Fields
 from nar_hw.report.run import Bench, Comparison, Network, Run, Scored, SlotCost, Validation
+from nar_hw.training.recipes import RECIPES
 
 
 def read_run(folder: Path) -> Run:

@@ -64,7 +64,7 @@ class Bench:
     setting: str
     """Runtime, precision, batch and threads, in words."""
     values: Mapping[str, float]
-    """By the names of the fields of `nar_hw.benchmark.BenchRow`."""
+    """By the names of the fields of `nar_hw.bench.benchmark.BenchRow`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from nar_hw.errors import UserError, unknown_name
-from nar_hw.recipes import Precision, Recipe
 from nar_hw.search.reward import REWARDS
 from nar_hw.search.strategies import STRATEGIES
+from nar_hw.training.recipes import Precision, Recipe
 
 Paths = Literal["strategy", "fair", "uniform"]
 PATHS: tuple[Paths, ...] = ("strategy", "fair", "uniform")

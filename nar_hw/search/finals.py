@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nar_hw.distributed import Measure, by_the_first
 from nar_hw.errors import MeasurementError, TargetError
-from nar_hw.ranks import Measure, by_the_first
 from nar_hw.search.budget import Budget
 from nar_hw.search.feasible import Feasible
 from nar_hw.search.result import Scored, SearchResult, Standing, choose, front
-from nar_hw.space import Arch
+from nar_hw.space.spec import Arch
 
 if TYPE_CHECKING:
     from nar_hw.search.loop import SearchRun

@@ -1,26 +1,23 @@
 """A search on disk: run.json once it is finished, and until then a checkpoint after every epoch."""
 
 import json
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
-import nar_hw
-from nar_hw.checkpoints import load_state, save_state, save_weights
+from nar_hw._version import versions
+from nar_hw.distributed import rank
 from nar_hw.errors import RunError
 from nar_hw.files import read_json, write_json
-from nar_hw.ranks import rank
-from nar_hw.runs import ModelInfo
+from nar_hw.models.info import ModelInfo
+from nar_hw.models.weights import save_weights
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.result import Scored, SearchResult, Standing
 from nar_hw.search.supernet import Supernet
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
 from nar_hw.tasks import Task
+from nar_hw.training.checkpoints import load_state, save_state
 
 if TYPE_CHECKING:
     from nar_hw.latency.table import LatencyTable
@@ -152,12 +149,7 @@ class SearchFolder:
             "tables": list(self._files),
             "table_hash": identity["table_hash"],
             "allowed_mismatch": list(result.allowed_mismatch),
-            "versions": {
-                "nar_hw": nar_hw.__version__,
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-            },
+            "versions": versions("torch", "numpy"),
             "arch": list(self.space.names(pick.arch)),
             "predicted_ms": pick.predicted_ms,
             "measured_ms": pick.measured_ms,

@@ -13,9 +13,8 @@ import torch
 from rich.progress import Progress
 from torch import nn
 
+from nar_hw.distributed import Measure, average_gradients, rank, ranks, share, total
 from nar_hw.errors import TrainingError
-from nar_hw.precision import autocast
-from nar_hw.ranks import Measure, average_gradients, rank, ranks, share, total
 from nar_hw.search.budget import Budget
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.finals import conclude
@@ -27,12 +26,14 @@ from nar_hw.search.reward import REWARDS
 from nar_hw.search.scoring import Scorer
 from nar_hw.search.strategies import STRATEGIES
 from nar_hw.search.supernet import FairPaths, Supernet
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch
 from nar_hw.tasks import Task
+from nar_hw.training.precision import autocast
 
 if TYPE_CHECKING:
     from nar_hw.latency.table import LatencyTable
-    from nar_hw.runs import ModelInfo
+    from nar_hw.models.info import ModelInfo
 
 TRIES = 20
 """How often a strategy is asked again for archs within the budget."""

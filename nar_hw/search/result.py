@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from nar_hw.search.feasible import ROUNDING
 from nar_hw.search.pareto import pareto_front
-from nar_hw.space import Arch
+from nar_hw.space.spec import Arch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,14 +14,15 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from nar_hw.checkpoints import SCHEMA, check_resumable, load_state, save_state, save_weights
+from nar_hw.distributed import as_the_first, average_buffers, average_gradients, rank, ranks, total
 from nar_hw.errors import RunError, TrainingError
 from nar_hw.files import write_json
-from nar_hw.precision import autocast
-from nar_hw.ranks import as_the_first, average_buffers, average_gradients, rank, ranks, total
-from nar_hw.recipes import Recipe
+from nar_hw.models.weights import save_weights
 from nar_hw.tasks import Task
+from nar_hw.training.checkpoints import SCHEMA, check_resumable, load_state, save_state
+from nar_hw.training.precision import autocast
 from nar_hw.training.progress import Bar
+from nar_hw.training.recipes import Recipe
 from nar_hw.training.result import EpochLog, TrainResult
 from nar_hw.training.snapshots import snapshot_epochs, snapshot_path
 

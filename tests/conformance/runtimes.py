@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from nar_hw.errors import ModelError, RuntimeUnavailableError, UnknownNameError
-from nar_hw.runtimes import RUNTIMES, Runtime, RuntimeConfig, runtime_class
+from nar_hw.runtimes import RUNTIMES, RuntimeConfig, runtime_class
+from nar_hw.runtimes.base import Runtime
 
 SHAPE = (3, 32, 32)
 # Largest error allowed, as a share of the largest output

@@ -11,7 +11,7 @@ import torch
 from nar_hw.errors import TrainingError
 from nar_hw.search.feasible import Feasible
 from nar_hw.search.strategies import STRATEGIES, Strategy
-from nar_hw.space import Arch
+from nar_hw.space.spec import Arch
 
 CANDIDATES = ((0, 1, 2), (1, 3), (0, 1, 2, 3), (2,), (0, 2, 3), (0, 1, 2, 3))
 FIXED_MS = 0.5

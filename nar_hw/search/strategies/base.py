@@ -8,7 +8,7 @@ import numpy as np
 
 from nar_hw.errors import TrainingError
 from nar_hw.search.feasible import Feasible, Floats
-from nar_hw.space import Arch
+from nar_hw.space.spec import Arch
 
 
 class Strategy(ABC):

@@ -13,7 +13,7 @@ from scipy.special import entr
 
 from nar_hw.search.feasible import Feasible, Floats
 from nar_hw.search.strategies.base import Strategy
-from nar_hw.space import Arch
+from nar_hw.space.spec import Arch
 
 SHRINKAGE = np.geomspace(0.1, 1000, 13)
 """Candidates for the ridge penalty of the single operators, of which the evidence chooses."""
