@@ -8,7 +8,7 @@ from pathlib import Path
 from nar_hw.errors import RunError
 from nar_hw.files import misfits, read_json
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,20 +16,25 @@ class EngineInfo:
     """What an engine was made of, how, and where it runs."""
 
     schema: int
+    library: str
+    """ "tensorrt" or "tensorrt-rtx"."""
     engine_sha256: str
     onnx_sha256: str
-    timing_cache_sha256: str
-    """Of the cache as this build left it."""
+    timing_cache_sha256: str | None
+    """Of the cache as this build left it; None where the library keeps none."""
     tensorrt: str
-    """The version that built it."""
-    gpu: str
-    compute_capability: str
-    """"8.9"."""
+    """The version of the library that built it."""
+    gpu: str | None
+    """On which it was built; None where it was built for capabilities, without a GPU."""
+    compute_capabilities: tuple[str, ...]
+    """Where it runs: "8.9"."""
     precision: str
+    datatypes: dict[str, int]
+    """How many convolutions and matrix products compute in each type, as TensorRT tells ("Int8", "Float")."""
     batch: tuple[int, int, int]
     """(min, opt, max) images."""
     workspace_mib: int
-    optimization_level: int
+    optimization_level: int | None
     version_compatible: bool
     hardware_compatibility: str | None
     refit: bool
@@ -62,14 +67,15 @@ def misfit(info: EngineInfo, version: str, gpu: str, capability: str) -> str | N
     built, here = numbers(info.tensorrt), numbers(version)
     if not (built == here or (info.version_compatible and built[0] == here[0] and built <= here)):
         return f"was built by TensorRT {info.tensorrt}, but this is {version}"
-    same = info.compute_capability == capability
+    same = capability in info.compute_capabilities
     fits = {
-        None: same and info.gpu == gpu,
+        None: same and info.gpu in (gpu, None),
         "same_compute_capability": same,
         "ampere_plus": numbers(capability) >= (8, 0),
     }
     if not fits.get(info.hardware_compatibility, False):
-        return f"was built for {info.gpu} (compute capability {info.compute_capability}), but this is {gpu} ({capability})"
+        built_for = f"compute capability {', '.join(info.compute_capabilities)}"
+        return f"was built for {f'{info.gpu} ({built_for})' if info.gpu else built_for}, but this is {gpu} ({capability})"
     return None
 
 
@@ -80,10 +86,19 @@ def numbers(version: str) -> tuple[int, ...]:
 
 def _read_info(file: Path) -> EngineInfo:
     values = read_json(file, what="engine info")
+    if values.get("schema") == 1:  # before TensorRT for RTX
+        values |= {"schema": SCHEMA, "library": "tensorrt", "datatypes": {}}
+        values["compute_capabilities"] = [values.pop("compute_capability", None)]
     if values.get("schema") != SCHEMA:
         raise RunError(f"{file} must have schema {SCHEMA}, but has {repr(values.get('schema'))[:60]}: build the engine again")
     wrong = misfits(EngineInfo, values)
-    wrong += [name for name in ("tensorrt", "compute_capability") if name not in wrong and not numbers(values[name])]
+    if "tensorrt" not in wrong and not numbers(values["tensorrt"]):
+        wrong.append("tensorrt")
+    if "compute_capabilities" not in wrong and not all(map(numbers, values["compute_capabilities"] or [""])):
+        wrong.append("compute_capabilities")
+    if "library" not in wrong and values["library"] not in ("tensorrt", "tensorrt-rtx"):
+        wrong.append("library")
     if wrong:
         raise RunError(f"{file} is damaged ({', '.join(map(repr, wrong))[:200]}): build the engine again")
-    return EngineInfo(**{**values, "batch": tuple(values["batch"])})
+    tuples = {name: tuple(values[name]) for name in ("batch", "compute_capabilities")}
+    return EngineInfo(**{**values, **tuples})

@@ -49,9 +49,12 @@ def logger(trt: Any) -> Any:
     return Log()
 
 
+_PLACES = re.compile(r"^\w+::\w+: Error Code \d+: |\[\w+\.\w+:\d+: \w+\] ?|,? In \w+ at /[^)]*\)*")
+
+
 def one_line(text: str) -> str:
-    """``text`` without its line ends."""
-    return " ".join(text.split())
+    """``text`` without its line ends, and without places in TensorRT's own source."""
+    return _PLACES.sub("", " ".join(text.split()))
 
 
 def parse(trt: Any, request: dict[str, Any]) -> dict[str, Any]:

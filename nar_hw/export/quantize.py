@@ -25,6 +25,7 @@ Calibration = Literal["minmax", "entropy", "percentile"]
 PRODUCER = "nar_hw"
 """As which `to_int8` signs its files."""
 
+_NORMS = ("BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization")
 _BF16_OPSET = 22  # the first in which convolutions and pools take bfloat16
 
 
@@ -41,13 +42,16 @@ def precision_of(model: "onnx.ModelProto") -> str:
 def to_fp16(source: Path, target: Path) -> None:
     """Write ``source`` with half-precision weights and operations to ``target``; its input and output stay float32."""
     import onnx
+    import onnx_ir as ir
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # weights below the smallest fp16 number; what it costs is measured afterwards
         proto = convert_float_to_float16(onnx.load(source, load_external_data=False), keep_io_types=True)
     del proto.graph.value_info[:]
-    write_bytes(target, proto.SerializeToString(deterministic=True))
+    model = ir.from_proto(proto)
+    model.graph.sort()  # it puts casts behind the nodes that read them, which the standard forbids
+    write_model(ir.to_proto(model), target)
 
 
 def to_bf16(source: Path, target: Path) -> None:
@@ -108,7 +112,7 @@ def to_int8(source: Path, target: Path, images: Images, *, method: Calibration =
         # What the quantizer asks to be done first (folding, shapes) is done; without this mark it warns on stderr.
         helper.set_model_props(proto, {"onnx.quant.pre_process": "onnxruntime.quant"})
         onnx.save(proto, prepared)
-        norms = [node.name for node in proto.graph.node if node.op_type == "BatchNormalization"]
+        norms = [node.name for node in proto.graph.node if node.op_type in _NORMS]
         with contextlib.redirect_stdout(io.StringIO()):  # the quantizer prints
             quantization.quantize_static(
                 str(prepared),
@@ -136,11 +140,17 @@ def to_int8(source: Path, target: Path, images: Images, *, method: Calibration =
 
 
 def to_symmetric(source: Path, target: Path) -> None:
-    """Write a file of `to_int8` with signed activations whose zero points are 0, over ranges that hold the old ones."""
+    """Write a file of `to_int8` as TensorRT wants it.
+
+    Activations are signed, with zero points 0, over ranges that hold the old ones, and quantized only where a convolution or
+    matrix product reads them: elsewhere each rounding costs accuracy, and a kernel of its own or an operation in one.
+    (So does nvidia-modelopt's quantizer; benchmarks/results/tensorrt.json compares.)
+    """
     import onnx
     from onnx import numpy_helper
 
     proto = onnx.load(source, load_external_data=False)
+    _keep_pairs_of_products(proto.graph)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     scales = {node.input[1]: node.input[2] for node in proto.graph.node if node.op_type == "QuantizeLinear"}
     for scale, zero in scales.items():
@@ -152,6 +162,30 @@ def to_symmetric(source: Path, target: Path) -> None:
         tensors[scale].CopyFrom(numpy_helper.from_array(widened, scale))
         tensors[zero].CopyFrom(numpy_helper.from_array(np.zeros_like(point, np.int8), zero))
     write_bytes(target, proto.SerializeToString(deterministic=True))
+
+
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def _keep_pairs_of_products(graph: "onnx.GraphProto") -> None:
+    """Take out each QuantizeLinear and DequantizeLinear of an activation that no convolution or matrix product reads."""
+    makers = {name: node for node in graph.node for name in node.output}
+    read = {name for node in graph.node if node.op_type in _PRODUCTS for name in node.input}
+    weights = {tensor.name for tensor in graph.initializer}
+    result = graph.output[0].name
+    same: dict[str, str] = {}  # what a pair gives -> what it reads
+    idle: list[str] = []  # outputs of the nodes that go
+    for node in graph.node:
+        quantizer = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if quantizer is not None and node.output[0] not in read and quantizer.input[0] not in weights:
+            same[node.output[0]] = same.get(quantizer.input[0], quantizer.input[0])
+            idle += [node.output[0], quantizer.output[0]]
+    kept = [node for node in graph.node if node.output[0] not in idle]
+    del graph.node[:]
+    graph.node.extend(kept)
+    if result in same:
+        same = {name: result if old == same[result] else old for name, old in same.items()} | {same[result]: result}
+    rename_values(graph, same)
 
 
 def _reader(images: Images, source: Any) -> Any:
