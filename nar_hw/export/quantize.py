@@ -136,7 +136,7 @@ def to_int8(source: Path, target: Path, images: Images, *, method: Calibration =
     proto.producer_name = PRODUCER
     proto.ClearField("producer_version")
     del proto.graph.value_info[:]
-    write_bytes(target, proto.SerializeToString(deterministic=True))
+    write_model(proto, target)
 
 
 def to_symmetric(source: Path, target: Path) -> None:
