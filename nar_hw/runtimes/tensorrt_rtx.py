@@ -1,0 +1,60 @@
+"""TensorRT for RTX on an NVIDIA GPU (optional: pip install 'nar-hw[tensorrt-rtx]')."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nar_hw.export.tensorrt import current_gpu
+from nar_hw.files import write_bytes
+from nar_hw.runtimes.config import RuntimeConfig
+from nar_hw.runtimes.tensorrt import TensorRT, user_cache
+from nar_hw.runtimes.torch_module import no_cuda
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class TensorRTRtx(TensorRT):
+    """An engine of TensorRT for RTX: built anywhere, compiled for the GPU when it is loaded for the first time.
+
+    What was compiled is kept in the user's cache folder, and the next load takes it from there.
+    """
+
+    name = "tensorrt-rtx"
+    library = "tensorrt-rtx"
+
+    cached: bool
+    """Whether kernels of an earlier load were there."""
+    load_ms: float
+    """From the network to its first result: long where kernels are compiled, short where they were kept."""
+
+    @classmethod
+    def _missing(cls, config: RuntimeConfig) -> str | None:
+        reason = super()._missing(config)
+        only_runs_not = reason is not None and reason == no_cuda(config)
+        return f"tensorrt-rtx builds engines here, but runs none: {reason}" if only_runs_not else reason
+
+    def _load(self, network: "nn.Module | Path") -> None:
+        start = time.perf_counter()
+        super()._load(network)
+        self._stream.synchronize()
+        self.load_ms = (time.perf_counter() - start) * 1e3
+        write_bytes(self._cache_file, bytes(self._required(self._cache.serialize(), "keep what it compiled")))
+
+    def _build_settings(self) -> dict[str, Any]:
+        return {"gpus": (current_gpu()[1],)}
+
+    def _made_context(self) -> Any:
+        config = self._engine.create_runtime_config()
+        # Kernels for the batch that is asked for, before the first result: by default others run until they are there
+        config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        self._cache, self._cache_file = config.create_runtime_cache(), user_cache(self.library, self._trt.__version__)
+        kept = self._cache_file.read_bytes() if self._cache_file.is_file() else b""
+        self.cached = bool(kept) and bool(self._cache.deserialize(kept))  # of another driver: compiled again
+        self._required(config.set_runtime_cache(self._cache), "keep what it compiles")
+        return self._engine.create_execution_context(config)
+
+    def close(self) -> None:
+        """Free the graph, the context, the engine and their memory."""
+        super().close()
+        self.__dict__.pop("_cache", None)
