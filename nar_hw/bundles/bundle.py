@@ -18,8 +18,9 @@ from nar_hw._version import versions
 from nar_hw.bundles.judge import COMPILED_FP32, TOLERANCES, Judge
 from nar_hw.bundles.manifest import MANIFEST, SCHEMA, load_bundle
 from nar_hw.bundles.readme import readme
-from nar_hw.bundles.targets import Source, build, config_for, plan
-from nar_hw.errors import ExportError
+from nar_hw.bundles.targets import Source, build, check_gpus, config_for, plan, runs_elsewhere
+from nar_hw.bundles.verify import parsed
+from nar_hw.errors import ExportError, RuntimeUnavailableError
 from nar_hw.export.dense import DENSE_FILE, export_dense, run_dense
 from nar_hw.export.onnx import Images, export_onnx, open_session, run_session
 from nar_hw.export.quantize import Calibration, to_fp16, to_int8
@@ -45,6 +46,7 @@ def export_bundle(
     precisions: Sequence[str] = ("fp32",),
     batch: tuple[int, int] = (1, 64),
     device: str = "cpu",
+    gpus: Sequence[str] = (),
     dense: bool = False,
     images: Images | None = None,
     labels: NDArray[np.int64] | None = None,
@@ -67,12 +69,13 @@ def export_bundle(
         arch: operator names, one per slot; ``codes``: the same as codes.
         model: the name of the network that was searched.
         mean, std: per channel, for pixels in [0, 1].
-        targets: of "onnx" (which is always there), "tensorrt", "aoti" and "openvino"; each in those of the precisions that it
+        targets: of "onnx" (which is always there), "tensorrt", "tensorrt-rtx", "aoti" and "openvino"; each in those of the precisions that it
             can have on this machine, and the manifest tells which are left out and why.
         precisions: of "fp32" (always there in ONNX), "fp16", "bf16" and "int8"; input and output are fp32 in all of them.
         batch: (fewest, most) images at once; AOTInductor packages are for the fewest only.
         dense: write model.dense.onnx too, for images of any size from the training's on: the class map, and its mean.
         device: where AOTInductor packages shall run: "cpu" or "cuda".
+        gpus: for which GPUs "tensorrt-rtx" builds: compute capabilities ("sm89"), cards ("RTX 4090") or "all".
         images, labels: validation images (N, C, H, W), normalised, and their classes (N,): every precision is compared with
             torch on them, and its accuracy is noted.
         calibration_images: training images (N, C, H, W), normalised; needed for int8.
@@ -82,13 +85,14 @@ def export_bundle(
             ("p50_ms", ...) of a measurement, the device of both, and the table.
 
     Raises:
-        UnknownNameError: an unknown target or precision.
+        UnknownNameError: an unknown target, precision or GPU.
         RuntimeUnavailableError: a target that does not work here.
         DataError: images, labels and classes do not go together.
         ExportError: a file differs from torch by more than its tolerance, or ``out`` cannot be written.
     """
     out = Path(out)
     compiled, left_out = plan(targets, precisions, device)
+    left_out |= check_gpus(gpus, targets, compiled)
     about = {
         "name": model,
         "operators": list(arch),
@@ -109,7 +113,7 @@ def export_bundle(
         variants = {precision: _variant(judge, file, precision, max_accuracy_drop) for precision, file in files.items()}
         if "int8" in variants:
             variants["int8"]["calibration"] = {"method": calibration, "images": len(samples)}
-        source = Source(network=network, onnx=files, input_shape=input_shape, batch=batch, device=device, metadata=properties)
+        source = Source(network=network, onnx=files, input_shape=input_shape, batch=batch, device=device, gpus=gpus, metadata=properties)
         larger = _dense(judge, network, folder, input_shape, batch, properties) if dense else None
         made: dict[str, dict[str, Any]] = {}
         for target, precision in compiled:
@@ -132,6 +136,7 @@ def export_bundle(
             "variants": variants,
             "compiled": made,
             "left_out": left_out,
+            "tensorrt_parser": parsed(files, folder / DENSE_FILE if dense else None),
             "dense": larger,
             "validation": {"images": 0 if images is None else len(images), "torch_accuracy": judge.accuracy},
             "latency": {
@@ -177,8 +182,13 @@ def _compiled(judge: Judge, target: str, precision: str, source: Source, folder:
     made = build(target, precision, source, folder)
     config = config_for(target, precision, source.device, made["batch"][0])
     tolerance = COMPILED_FP32 if precision == "fp32" else TOLERANCES.get(precision)
-    with runtime_class(target)(folder / made["file"], source.input_shape, config) as runtime:
-        return {**made, **judge(runtime.predict, f"{target} {precision}", tolerance=tolerance, max_drop=max_drop)}
+    try:
+        with runtime_class(target)(folder / made["file"], source.input_shape, config) as runtime:
+            return {**made, **judge(runtime.predict, f"{target} {precision}", tolerance=tolerance, max_drop=max_drop)}
+    except RuntimeUnavailableError:
+        if not runs_elsewhere(target):
+            raise
+        return {**made, **judge.not_run(tolerance)}
 
 
 @contextmanager

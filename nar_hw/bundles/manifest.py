@@ -35,8 +35,8 @@ class Variant:
     """``accuracy`` minus torch's."""
     cosine: float | None
     """Mean cosine similarity of embeddings with torch's; None for classifiers."""
-    max_abs_error: float
-    """Against torch in fp32, over all images it was checked on."""
+    max_abs_error: float | None
+    """Against torch in fp32, over all images it was checked on; None for an engine that was built where it cannot run."""
     reference_scale: float
     """The largest absolute output of torch on these images."""
     tolerance: float | None
@@ -92,6 +92,8 @@ class Bundle:
     compiled: Mapping[str, Mapping[str, Compiled]]
     """By target (aoti, openvino, tensorrt) and precision."""
     dense: DenseFile | None
+    tensorrt_parser: Mapping[str, str]
+    """What TensorRT's parser says of each ONNX file, by precision or "dense"; empty where none was installed."""
     predicted_ms: float | None
     measured_ms: Mapping[str, float]
     """Percentile ("p50_ms", ...) -> milliseconds; empty when it was not measured."""
@@ -162,6 +164,7 @@ def load_bundle(path: Path | str) -> Bundle:
         variants=variants,
         compiled={target: _compiled(root["compiled"][target], files) for target in root["compiled"].value},
         dense=None if root._get("dense") is None else _dense(root["dense"], files),
+        tensorrt_parser={name: root["tensorrt_parser"].text(name) for name in root.value.get("tensorrt_parser") or {}},
         predicted_ms=latency.optional_number("predicted_ms"),
         measured_ms={name: latency["measured"].number(name) for name in latency["measured"].value},
         fingerprint=latency["fingerprint"].value,
@@ -261,8 +264,9 @@ def _variant(value: _Value, files: Mapping[str, str]) -> Variant:
 
 def _judged(value: _Value, files: Mapping[str, str]) -> dict[str, Any]:
     """The fields of a `Variant`."""
-    optional = ("accuracy", "accuracy_delta", "cosine", "tolerance")
-    numbers = {name: value.number(name) for name in ("max_abs_error", "reference_scale")}
+    optional = ("accuracy", "accuracy_delta", "cosine", "tolerance", *(["max_abs_error"] if "requires" in value.value else []))
+    required = {"max_abs_error", "reference_scale"} - set(optional)
+    numbers = {name: value.number(name) for name in sorted(required)}
     fields = {"file": value.text("file"), **numbers, **{name: value.optional_number(name) for name in optional}}
     if fields["file"] not in files:
         raise RunError(f"{value.where}: file must be one of {', '.join(files)}, but is {_short(fields['file'])}")

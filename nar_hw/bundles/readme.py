@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from nar_hw.export.gpus import CARDS
+
 _TEXT = """# {name}: {what} in one folder
 
 It {does} {channels}x{height}x{width} (channels, height, width).
@@ -46,7 +48,7 @@ scores = network(((pixels - mean) / std)[None]{repeat})[0][0]
 ```
 {compiled}
 ## Build a TensorRT engine
-```sh
+{parser}```sh
 trtexec --onnx=model.onnx --saveEngine=model.engine{shapes}
 ```
 """
@@ -80,6 +82,7 @@ def readme(manifest: Mapping[str, Any]) -> str:
         height=height,
         width=width,
         repeat=f".repeat({fewest}, 0)" if fewest > 1 else "",
+        parser="".join(f"TensorRT parser on {name}: {said}\n\n" for name, said in manifest["tensorrt_parser"].items()),
         shapes=_shapes(fewest, most, f"{channels}x{height}x{width}"),
         batch=f"{fewest}" if fewest == most else f"{fewest} to {most}",
         operators_sentence=_operators(model),
@@ -113,9 +116,8 @@ def _file_rows(manifest: Mapping[str, Any]) -> list[str]:
         )
     for target, items in manifest["compiled"].items():
         for precision, item in items.items():
-            made_for = {"aoti": f", batch {item['batch'][0]}, {_machine(item)}", "tensorrt": f", {_machine(item)}"}.get(
-                target, ""
-            )
+            batch = f", batch {item['batch'][0]}" if target == "aoti" else ""
+            made_for = "" if target == "openvino" else f"{batch}, {_machine(item)}"
             names, hint = ", ".join(item["files"]), ""
             if (target, precision) == ("openvino", "bf16"):
                 hint = ' (computing so with INFERENCE_PRECISION_HINT="bf16")'
@@ -123,11 +125,22 @@ def _file_rows(manifest: Mapping[str, Any]) -> list[str]:
     return rows
 
 
-_TARGETS = {"aoti": "compiled for PyTorch (AOTInductor)", "openvino": "OpenVINO IR", "tensorrt": "TensorRT engine"}
+_TARGETS = {
+    "aoti": "compiled for PyTorch (AOTInductor)",
+    "openvino": "OpenVINO IR",
+    "tensorrt": "TensorRT engine",
+    "tensorrt-rtx": "TensorRT for RTX engine",
+}
 
 
 def _machine(item: Mapping[str, Any]) -> str:
     requires = item["requires"]
+    if "tensorrt-rtx" in requires:
+        numbers = requires["compute_capability"].split(", ")
+        cards = "; ".join(f"{number} ({CARDS[key]})" for number in numbers if (key := f"sm{number.replace('.', '')}") in CARDS)
+        computes = f", computing {item['computes']}" if "computes" in item else ""
+        untried = ", not run where it was made" if item["max_abs_error"] is None else ""
+        return f"compute capabilities {cards} with TensorRT for RTX {requires['tensorrt-rtx']}{computes}{untried}"
     if "gpu" in requires:
         return f"{requires['gpu']} with TensorRT {requires['tensorrt']}"
     where = "an NVIDIA GPU" if item["device"] == "cuda" else f"a CPU with {requires.get('AOTI_CPU_ISA') or 'any features'}"

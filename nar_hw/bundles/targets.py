@@ -1,9 +1,9 @@
-"""Compiled files of a bundle: TensorRT engines, AOTInductor packages and OpenVINO IR, made from its network or ONNX files."""
+"""Compiled files of a bundle: TensorRT engines (of both libraries), AOTInductor packages and OpenVINO IR, made from its network or ONNX files."""
 
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,17 @@ from torch import nn
 
 from nar_hw.errors import ExportError, RuntimeUnavailableError, unknown_name
 from nar_hw.export.aoti import Float32Ends, compile_package, read_metadata
+from nar_hw.export.gpus import CARDS, capabilities
 from nar_hw.export.openvino import save_ir
 from nar_hw.export.quantize import to_bf16
-from nar_hw.export.tensorrt import build_engine
+from nar_hw.export.tensorrt import LIBRARIES, build_engine, tensorrt_module
 from nar_hw.runtimes import PRECISIONS, RuntimeConfig, runtime_class
 from nar_hw.runtimes.torch_module import prepared, torch_state
 
 TARGETS = {
     "onnx": ("fp32", "fp16", "int8"),
     "tensorrt": ("fp32", "fp16", "bf16", "int8"),
+    "tensorrt-rtx": ("fp32", "fp16", "bf16", "int8"),
     "aoti": ("fp32", "fp16", "bf16"),
     "openvino": ("fp32", "bf16", "int8"),
 }
@@ -39,6 +41,8 @@ class Source:
     """Fewest and most images at once."""
     device: str
     """Where the files shall run."""
+    gpus: Sequence[str]
+    """For which GPUs engines of TensorRT for RTX are built: capabilities, cards or "all"."""
     metadata: Mapping[str, Any]
 
 
@@ -59,12 +63,12 @@ def plan(targets: Sequence[str], precisions: Sequence[str], device: str) -> tupl
     for target in dict.fromkeys(targets):
         if target == "onnx":
             continue
-        if reason := runtime_class(target).unavailable(config_for(target, "fp32", device)):
+        if reason := _unavailable(target, "fp32", device):
             raise RuntimeUnavailableError(reason)
         for precision in dict.fromkeys(precisions):
             reason = f"{target} has {', '.join(TARGETS[target])}"
             if precision in TARGETS[target]:
-                reason = runtime_class(target).unavailable(config_for(target, precision, device)) or ""
+                reason = _unavailable(target, precision, device) or ""
             if reason:
                 left_out[f"{target} {precision}"] = reason
             else:
@@ -75,14 +79,51 @@ def plan(targets: Sequence[str], precisions: Sequence[str], device: str) -> tupl
             reasons = "; ".join(reason for name, reason in left_out.items() if name.endswith(f" {precision}"))
             raise ExportError(
                 f"{precision} needs a target that has it, but onnx has {', '.join(TARGETS['onnx'])}"
-                f"{f' and {reasons}' if reasons else ''}: use --to with aoti, openvino or tensorrt"
+                f"{f' and {reasons}' if reasons else ''}: use --to with aoti, openvino, tensorrt or tensorrt-rtx"
             )
     return made, left_out
 
 
+def runs_elsewhere(target: str) -> bool:
+    """Whether a target's files are made on machines that cannot run them."""
+    return target in LIBRARIES and LIBRARIES[target].anywhere
+
+
+def check_gpus(gpus: Sequence[str], targets: Sequence[str], made: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """What "all" leaves out, as `plan` tells it.
+
+    Raises UnknownNameError for a GPU that does not exist, ExportError where GPUs are named for no target, or none for one.
+    """
+    if bool(gpus) != ("tensorrt-rtx" in targets):
+        raise ExportError(
+            f"target tensorrt-rtx is built for GPUs that are named, but got the targets {', '.join(targets)} and the GPUs "
+            f"{', '.join(gpus) or 'none'}: use --to tensorrt-rtx with --gpus sm89, or with --gpus all"
+        )
+    missing = {
+        f"{target} {precision} {gpu}": f"{gpu} has fp16 only in TensorRT for RTX"
+        for target, precision in made
+        if target == "tensorrt-rtx" and "all" in gpus
+        for gpu in sorted(CARDS.keys() - set(capabilities(gpus, precision)))
+    }
+    if gpus:
+        capabilities(gpus, "fp32")
+    return missing
+
+
+def _unavailable(target: str, precision: str, device: str) -> str | None:
+    """Why a target's files cannot be made here: where its runtime works, or anywhere."""
+    if not runs_elsewhere(target):
+        return runtime_class(target).unavailable(config_for(target, precision, device))
+    try:
+        tensorrt_module(target)
+    except RuntimeUnavailableError as problem:
+        return str(problem)
+    return None
+
+
 def config_for(target: str, precision: str, device: str, batch: int = 1) -> RuntimeConfig:
     """How a target's file is run; engines need a CUDA device whatever ``device`` is, OpenVINO the CPU."""
-    places = {"tensorrt": device if device.startswith("cuda") else "cuda", "openvino": "cpu"}
+    places = {**dict.fromkeys(LIBRARIES, device if device.startswith("cuda") else "cuda"), "openvino": "cpu"}
     return RuntimeConfig(
         runtime=target, precision=precision, batch=batch, device=places.get(target, device), threads=torch.get_num_threads()
     )
@@ -94,20 +135,35 @@ def build(target: str, precision: str, source: Source, folder: Path) -> dict[str
     Raises ExportError and RuntimeUnavailableError, in one line.
     """
     stem = "model" if precision == "fp32" else f"model.{precision}"
-    return {"tensorrt": _engine, "aoti": _package, "openvino": _ir}[target](precision, source, folder, stem)
+    if target in LIBRARIES:
+        return _engine(target, precision, source, folder, stem)
+    return {"aoti": _package, "openvino": _ir}[target](precision, source, folder, stem)
 
 
-def _engine(precision: str, source: Source, folder: Path, stem: str) -> dict[str, Any]:
+def _engine(target: str, precision: str, source: Source, folder: Path, stem: str) -> dict[str, Any]:
     fewest, most = source.batch
+    anywhere = LIBRARIES[target].anywhere
     with tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch:
         onnx = source.onnx.get(precision, Path(scratch) / "bf16.onnx")
         if precision == "bf16":
             to_bf16(source.onnx["fp32"], onnx)
-        engine = folder / f"{stem}.engine"
-        info = asdict(build_engine(onnx, engine, batch=(fewest, max(fewest, most // 8), most)))
-    files = [engine.name, *(f"{engine.name}{end}" for end in (".json", ".layers.json", ".cache"))]
-    requires = {key: info[key] for key in ("tensorrt", "gpu", "compute_capability")}
-    return {"file": engine.name, "files": files, "batch": [fewest, most], "device": "cuda", "requires": requires}
+        engine = folder / f"{stem}{'.rtx' if anywhere else ''}.engine"
+        batch = (fewest, max(fewest, most // 8), most)
+        info = build_engine(onnx, engine, library=target, gpus=source.gpus if anywhere else (), batch=batch)
+    files = [engine.name, *(f"{engine.name}{end}" for end in (".json", ".layers.json", *([] if anywhere else [".cache"])))]
+    requires = {target: info.tensorrt}
+    if info.gpu is not None:
+        requires["gpu"] = info.gpu
+    requires["compute_capability"] = ", ".join(info.compute_capabilities)
+    computes = ", ".join(f"{count} {kind}" for kind, count in info.datatypes.items())
+    return {
+        "file": engine.name,
+        "files": files,
+        "batch": [fewest, most],
+        "device": "cuda",
+        "requires": requires,
+        **({"computes": computes} if computes else {}),
+    }
 
 
 def _package(precision: str, source: Source, folder: Path, stem: str) -> dict[str, Any]:

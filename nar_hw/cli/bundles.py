@@ -21,13 +21,16 @@ def export(
         Path, typer.Argument(help="Folder of a trained child, or the name of one of the paper, whose weights are untrained.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
-    to: Annotated[str, typer.Option(help="Of onnx, tensorrt, aoti and openvino, separated by commas.")] = "onnx",
+    to: Annotated[str, typer.Option(help="Of onnx, tensorrt, tensorrt-rtx, aoti and openvino, separated by commas.")] = "onnx",
     precision: Annotated[str, typer.Option(help="Of fp32, fp16, bf16 and int8, separated by commas.")] = "fp32",
     batch: Annotated[str, typer.Option(help="One batch size, or a range like 1-64; aoti takes the first.")] = "1-64",
     calibration: Annotated[
         Literal["minmax", "entropy", "percentile"], typer.Option(help="How int8 finds its ranges in training images.")
     ] = "minmax",
     device: Annotated[str, typer.Option(help="Where aoti files shall run: cpu or cuda.")] = "cpu",
+    gpus: Annotated[
+        str | None, typer.Option(help="For tensorrt-rtx: GPUs like sm89 or RTX 4090, separated by commas, or all.")
+    ] = None,
     dense: Annotated[bool, typer.Option("--dense", help="Write the network for larger images too: a map of classes.")] = False,
     data_root: DataRoot = None,
     as_json: Json = False,
@@ -49,6 +52,7 @@ def export(
             batch=(int(fewest), int(most or fewest)),
             calibration=calibration,
             device=device,
+            gpus=tuple(name.strip() for name in gpus.split(",")) if gpus else (),
             dense=dense,
             data_root=data_root,
         )
@@ -56,7 +60,7 @@ def export(
     value: dict[str, Any] = {
         "bundle": str(path),
         "files": sorted(file.name for file in path.iterdir()),
-        **{key: manifest[key] for key in ("variants", "compiled", "dense", "left_out", "validation")},
+        **{key: manifest[key] for key in ("variants", "compiled", "dense", "left_out", "tensorrt_parser", "validation")},
     }
 
     def show() -> None:
@@ -67,8 +71,11 @@ def export(
         for target, name, item in entries:
             known = item["accuracy"] is not None
             accuracy = (f"{100 * item['accuracy']:.2f} %", f"{100 * item['accuracy_delta']:+.2f} points") if known else ("", "")
-            table.add_row(target, name, item["file"], f"{item['max_abs_error'] / item['reference_scale']:.1e}", *accuracy)
+            error = "" if item["max_abs_error"] is None else f"{item['max_abs_error'] / item['reference_scale']:.1e}"
+            table.add_row(target, name, item["file"], error or "not run here", *accuracy)
         console.print(table)
+        for name, said in value["tensorrt_parser"].items():
+            console.print(f"TensorRT parser on {name}: {said}", highlight=False, soft_wrap=True, markup=False)
         for name, reason in value["left_out"].items():
             console.print(f"left out {name}: {reason}", highlight=False, soft_wrap=True, markup=False)
         console.print(f"bundle {path}", highlight=False, soft_wrap=True)
@@ -187,6 +194,9 @@ def bundle_verify(
             table.add_row(item["file"], name, f"{item['max_abs_error']:.2e}", accuracy)
         console.print(table)
         for name, item in value["checked"].items():
+            if "tensorrt_parser" in item:
+                said = item["tensorrt_parser"]
+                console.print(f"TensorRT parser on {name}: {said}", highlight=False, soft_wrap=True, markup=False)
             if "skipped" in item:
                 console.print(f"not checked {name}: {item['skipped']}", highlight=False, soft_wrap=True, markup=False)
         console.print(f"{bundle}: all hashes are right, and all files that run here compute what torch computed", highlight=False)

@@ -20,6 +20,7 @@ def export_child(
     batch: tuple[int, int] = (1, 64),
     calibration: Calibration = "minmax",
     device: str = "cpu",
+    gpus: Sequence[str] = (),
     dense: bool = False,
     data_root: Path | None = None,
 ) -> Path:
@@ -45,6 +46,7 @@ def export_child(
         "precisions": precisions,
         "batch": batch,
         "device": device,
+        "gpus": gpus,
         "dense": dense,
     }
     if not isinstance(child, Child):
