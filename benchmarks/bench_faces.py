@@ -22,7 +22,6 @@ import platform
 import runpy
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,10 @@ from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
 from nar_hw.models import build_model
 from nar_hw.models.info import ModelInfo
+from nar_hw.records import plain, replace
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.config import SearchConfig
-from nar_hw.search.run import read_arch
+from nar_hw.search.record import load_run
 from nar_hw.steps.search import search_run
 from nar_hw.steps.train import train_child
 from nar_hw.training.child import Child
@@ -99,7 +99,8 @@ def on_lfw(lfw: Path, work: Path) -> dict[str, Any]:
     table = LatencyTable.load(work / "table.json")
     target = TARGET * table.incumbent_ms
     search_run(NETWORK, data, table, target_ms=target, out=out, config=SEARCH, resume=True)
-    _, arch, found = read_arch(out)
+    found = load_run(out)
+    arch = found.arch
     for name, operators in (("baseline", None), ("child", arch)):
         if not (out / name / "child.json").exists():
             train_child(info, operators, data, out=out / name, recipe=RECIPE, table=table, target_ms=target, resume=True)
@@ -245,8 +246,8 @@ def main() -> None:
             "cores": os.cpu_count(),
             "system": platform.platform(),
             "network": NETWORK,
-            "recipe": RECIPE.to_json(),
-            "search": SEARCH.to_json(),
+            "recipe": plain(RECIPE),
+            "search": plain(SEARCH),
             "lfw": lfw,
             "heads of 85,000 x 512, batch 128": [head_memory(sampled) for sampled in (1.0, 0.1)],
             "sampled training, 54 made people": json.loads(sampled.read_text()),

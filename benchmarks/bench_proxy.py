@@ -18,7 +18,6 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from nar_hw.proxy.select import select
 from nar_hw.proxy.steps import Scorer
 from nar_hw.proxy.study import study
 from nar_hw.proxy.subset import subset
+from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import Arch
@@ -213,7 +213,7 @@ def ranked(name: str) -> dict[str, Any]:
         "images": 899 if name == "digits" else 2000,
         "images in a proxy": (899 if name == "digits" else 2000) // SHARE,
         "seeds": len(seeds),
-        "recipe": RECIPES[name].to_json(),
+        "recipe": plain(RECIPES[name]),
         "regret of a child drawn at random, points": round(float(chance), 4),
         "methods": table,
     }

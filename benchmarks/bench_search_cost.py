@@ -11,7 +11,6 @@ Result: results/search_cost.json.
 import argparse
 import platform
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,13 @@ from nar_hw.files import write_json
 from nar_hw.latency.device import fingerprint
 from nar_hw.latency.profiler import profile
 from nar_hw.models import build_model
+from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
 from nar_hw.search.budget import Budget
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.finals import conclude
-from nar_hw.search.loop import SearchRun
+from nar_hw.search.run import SearchRun
 from nar_hw.space.space import SearchSpace
 from nar_hw.tasks import ClassificationTask
 

@@ -15,7 +15,6 @@ Result: results/strategies.json.
 """
 
 import argparse
-import dataclasses
 import itertools
 import time
 from pathlib import Path
@@ -29,6 +28,7 @@ from rich.progress import track
 from nar_hw._version import versions
 from nar_hw.files import write_json
 from nar_hw.latency.device import fingerprint
+from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.feasible import Feasible
@@ -147,7 +147,7 @@ def searched(task: Planted, strategy: Strategy, reward: str, marks: tuple[int, .
 
 def unlimited(task: Planted) -> Feasible:
     """All archs: whether the target is met is then up to the reward."""
-    return dataclasses.replace(task.limits, target_ms=task.limits.bounds_ms[1])
+    return replace(task.limits, target_ms=task.limits.bounds_ms[1])
 
 
 def summary(runs: list[list[dict[str, float]]]) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ from nar_hw.latency.device import fingerprint
 from nar_hw.models import build_model
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.config import SearchConfig
-from nar_hw.search.loop import optimizer_of
+from nar_hw.search.run import optimizer_of
 from nar_hw.search.supernet import Supernet
 from nar_hw.space.space import SearchSpace
 

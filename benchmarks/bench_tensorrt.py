@@ -185,7 +185,8 @@ def fleet() -> None:
                 for count in range(1, len(gpus) + 1):
                     runs = [built(file, gpus[:count]) for _ in range(3)]
                     seconds = round(float(np.median([run["seconds"] for run in runs])), 2)
-                    rows.append({"model": name, "precision": precision, "gpus": gpus[:count], "mb": runs[0]["mb"], "seconds": seconds})
+                    row = {"model": name, "precision": precision, "gpus": gpus[:count]}
+                    rows.append({**row, "mb": runs[0]["mb"], "seconds": seconds})
                     print(rows[-1], flush=True)
     value = {"command": "python benchmarks/bench_tensorrt.py fleet", "versions": versions(), "input": "3x64x64", "rows": rows}
     write_json(RESULTS / "tensorrt_fleet.json", value)

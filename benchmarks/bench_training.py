@@ -26,7 +26,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from nar_hw.data.base import Part
 from nar_hw.files import read_json, write_json
 from nar_hw.latency.device import fingerprint
 from nar_hw.models import build_model
+from nar_hw.records import plain, replace
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.space.space import SearchSpace
 from nar_hw.tasks import ClassificationTask
@@ -236,7 +236,7 @@ def accuracy_on(data: ImageData, model: str, *, baseline_epochs: int, epochs: in
         "test images": len(data.test),
         "epochs of the network itself": baseline_epochs,
         "epochs of each child": epochs,
-        "recipe of the children": recipe.to_json(),
+        "recipe of the children": plain(recipe),
         "slots replaced": replaced,
         "seeds": list(SEEDS),
         "test accuracy": {
@@ -269,7 +269,7 @@ def to_94(cifar: ImageData, wanted: float = 0.94) -> dict[str, Any]:
         "reached on validation images": reached,
         "seconds": round(time.perf_counter() - start, 1),
         "test accuracy": task.evaluate(model, "test"),
-        "recipe": RECIPES["fast"].to_json(),
+        "recipe": plain(RECIPES["fast"]),
     }
 
 

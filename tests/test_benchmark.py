@@ -6,7 +6,6 @@ import json
 import math
 import types
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from nar_hw.bench.meters import Gpu, HostMemory
 from nar_hw.bundles.bundle import export_bundle
 from nar_hw.errors import MeasurementError, ModelError, RunError, RuntimeUnavailableError, SpaceError, UnknownNameError
 from nar_hw.latency.measure import measure_children
+from nar_hw.records import plain, replace
 from nar_hw.report.latencies import bench_png
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
@@ -53,7 +53,7 @@ SMALL, LARGE = network(8), network(64)
 
 def row(round_ms: list[float], subject: str = "a", **fields: Any) -> BenchRow:
     values: dict[str, Any] = {
-        **asdict(FAKE),
+        **plain(FAKE),
         **dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "images_per_s", "rel", "noise_floor"), 1.0),
         **{"n": 1, "session": "s", "fingerprint": {}},
     }

@@ -1,7 +1,6 @@
 """Images read from files while they are needed, and windows of images in memory."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from nar_hw.data.base import channel_statistics
 from nar_hw.data.loader import DeviceImages
 from nar_hw.data.stream import FileSplit, StreamedImages
 from nar_hw.errors import DataError
+from nar_hw.records import replace
 from nar_hw.tasks import ClassificationTask, Task
 from nar_hw.training.loop import train
 from nar_hw.training.recipes import Recipe

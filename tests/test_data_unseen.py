@@ -1,6 +1,6 @@
 """Neither a search nor a training sees a test image: with others in their place, it finds the same."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ import torch
 
 from nar_hw.data import ImageData, SplitName, load_data
 from nar_hw.data.loader import DeviceImages
+from nar_hw.records import replace
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.loop import search
 from nar_hw.tasks import ClassificationTask

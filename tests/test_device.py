@@ -4,7 +4,6 @@ import datetime
 import json
 import os
 import platform
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from nar_hw.errors import UnknownNameError
 from nar_hw.latency import device
 from nar_hw.latency.device import MATTERS, device_slug, fingerprint, parse_cpuinfo, same_device
+from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
 
 INTEL = """processor\t: 0

@@ -3,7 +3,6 @@
 import copy
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from nar_hw.faces.proxy import make_proxy
 from nar_hw.faces.task import FacesTask
 from nar_hw.models import build_model
 from nar_hw.models.info import ModelInfo
+from nar_hw.records import replace
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.loop import search
 from nar_hw.search.supernet import Supernet

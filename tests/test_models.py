@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from nar_hw import models
 from nar_hw.errors import ModelError, UnknownNameError
-from nar_hw.models import build_model, known_models, load_weights
+from nar_hw.models import build_model, known_models
 from nar_hw.models.dpn import DualPathBlock
 from nar_hw.models.lresnet_ir import IRBlock
 from nar_hw.models.resnet_cifar import CifarResNet
+from nar_hw.models.weights import load_weights
 
 DIGITS = (1, 8, 8)
 

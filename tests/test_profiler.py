@@ -1,4 +1,3 @@
-import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from nar_hw.latency.in_context import Join
 from nar_hw.latency.journal import ChildTimes
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
+from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
 from nar_hw.space.space import SearchSpace
@@ -42,7 +42,7 @@ def space() -> SearchSpace:
 
 
 def truth(space: SearchSpace, arch: Arch, device: FakeDevice) -> float:
-    return FakeRuntime.truth(space.build(arch), space.input_shape, device=dataclasses.replace(device, profiling_ms=0.0))
+    return FakeRuntime.truth(space.build(arch), space.input_shape, device=replace(device, profiling_ms=0.0))
 
 
 def largest_error(space: SearchSpace, table: LatencyTable, device: FakeDevice) -> float:
@@ -96,7 +96,7 @@ def test_the_slowdown_by_profiling_is_taken_out(space: SearchSpace) -> None:
 def test_an_interaction_is_averaged_over_its_contexts(space: SearchSpace) -> None:
     """A reorder between unlike neighbours cannot be a sum over slots; what is left is smaller than the reorders are."""
     device = FakeDevice(noise=0.0, interaction=0.1)
-    plain = dataclasses.replace(device, interaction=0.0)
+    plain = replace(device, interaction=0.0)
     reorders = max(truth(space, arch, device) / truth(space, arch, plain) - 1 for arch in [space.incumbent, *ends(space)])
     table = profiled(space, device)
     assert reorders > 0.04
@@ -108,10 +108,7 @@ def test_block_slots_and_unequal_candidates_are_profiled() -> None:
     space = SearchSpace.from_model(TinyResNet(), SHAPE, manner="block")
     assert largest_error(space, profiled(space, device), device) < 1e-3
     unequal = SearchSpace.from_model(TinyResNet(), SHAPE, operators=["conv3x3", "conv5x5", "max3x3"])
-    cut = [
-        dataclasses.replace(slot, candidates=slot.candidates[:number])
-        for slot, number in zip(unequal.slots, (1, 2, 2, 1), strict=True)
-    ]
+    cut = [replace(slot, candidates=slot.candidates[:number]) for slot, number in zip(unequal.slots, (1, 2, 2, 1), strict=True)]
     unequal.slots = tuple(cut)
     assert largest_error(unequal, profiled(unequal, device), device) < 1e-3
 

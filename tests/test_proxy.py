@@ -4,7 +4,6 @@ import itertools
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -30,6 +29,7 @@ from nar_hw.proxy.ranking import Ranking
 from nar_hw.proxy.sketch import Sketch
 from nar_hw.proxy.study import paper_recipe
 from nar_hw.proxy.subset import images_of
+from nar_hw.records import replace
 from nar_hw.tasks import ClassificationTask
 from nar_hw.training.checkpoints import save_state
 from nar_hw.training.recipes import Recipe

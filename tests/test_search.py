@@ -1,4 +1,3 @@
-import dataclasses
 import io
 import itertools
 import json
@@ -29,15 +28,17 @@ from nar_hw.errors import (
     UserError,
 )
 from nar_hw.models.info import ModelInfo
+from nar_hw.records import as_record, plain, replace
 from nar_hw.search import loop
 from nar_hw.search.budget import Budget
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.feasible import Feasible
 from nar_hw.search.folder import SearchFolder
-from nar_hw.search.loop import SearchRun, search
+from nar_hw.search.loop import search
 from nar_hw.search.randomness import generator_states, restore_generators, seeded
+from nar_hw.search.record import load_run
 from nar_hw.search.result import Scored, SearchResult, choose
-from nar_hw.search.run import read_arch
+from nar_hw.search.run import SearchRun
 from nar_hw.search.scoring import Scorer
 from nar_hw.search.strategies import STRATEGIES, GradientStrategy
 from nar_hw.search.supernet import Supernet
@@ -104,7 +105,7 @@ def run(space: SearchSpace = SPACE, task: Task | None = None, *, config: SearchC
 def outcome(result: SearchResult) -> SearchResult:
     """Without the seconds that it took."""
     history = tuple({name: value for name, value in log.items() if not name.endswith("_s")} for log in result.history)
-    return dataclasses.replace(result, history=history)
+    return replace(result, history=history)
 
 
 RESULT = run()
@@ -152,12 +153,12 @@ def test_the_same_seed_gives_the_same_result_to_the_last_bit() -> None:
 
 
 def test_another_seed_gives_another_result() -> None:
-    assert outcome(run(config=dataclasses.replace(CONFIG, seed=1))).history != outcome(RESULT).history
+    assert outcome(run(config=replace(CONFIG, seed=1))).history != outcome(RESULT).history
 
 
 def test_the_callers_generators_are_left_as_they_were() -> None:
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    run(config=dataclasses.replace(CONFIG, epochs=1))
+    run(config=replace(CONFIG, epochs=1))
     assert before[0] == random.getstate()
     assert before[1] == np.random.get_state()[1].tolist()
     assert torch.equal(before[2], torch.get_rng_state())
@@ -166,7 +167,7 @@ def test_the_callers_generators_are_left_as_they_were() -> None:
 @pytest.mark.parametrize(("strategy", "paths"), [*((name, "strategy") for name in STRATEGIES), ("random", "fair")])
 def test_every_strategy_searches_and_resumes_to_the_same_bits(strategy: str, paths: Any, tmp_path: Path) -> None:
     """Stopped in the middle of the third epoch, with dropout and generators of Python and NumPy in play."""
-    config = dataclasses.replace(CONFIG, strategy=strategy, paths=paths)
+    config = replace(CONFIG, strategy=strategy, paths=paths)
     expected = run(config=config)
     task = made_task()
     steps = task.train_size // config.batch
@@ -194,7 +195,8 @@ def test_run_json_tells_everything(tmp_path: Path) -> None:
     info = ModelInfo(name="file.py:net", input_shape=(3, 8, 8), num_classes=5, operators=("conv3x3", "max3x3"))
     result = run(out=tmp_path, model=info, measure=lambda archs: [TABLE.predict(arch) for arch in archs])
     value = json.loads((tmp_path / "run.json").read_text())
-    model, arch, _ = read_arch(tmp_path)
+    found = load_run(tmp_path)
+    model, arch = found.network, found.arch
     assert model == info
     assert arch == SPACE.names(result.arch) == tuple(value["arch"])
     assert value["schema"] == 1
@@ -236,7 +238,7 @@ def test_a_search_with_other_settings_is_not_resumed(tmp_path: Path, finished: b
     except KeyboardInterrupt:
         assert not finished
     with pytest.raises(RunError, match=r"config.lr is 0.05 there and 0.01 now"):
-        run(out=tmp_path, resume=True, config=dataclasses.replace(CONFIG, lr=0.01))
+        run(out=tmp_path, resume=True, config=replace(CONFIG, lr=0.01))
     with pytest.raises(RunError, match="target_ms is"):
         run(out=tmp_path, resume=True, target_ms=TARGET * 0.99)
     with pytest.raises(RunError, match=r"data\.name is 'fake:3x8x8x5' there and 'fake:3x8x8x6' now"):
@@ -313,12 +315,12 @@ def test_a_table_that_is_not_additive_is_refused() -> None:
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(TrainingError, match=r"batch=1000, images=350\): use a smaller batch"):
-        run(config=dataclasses.replace(CONFIG, batch=1000))
+        run(config=replace(CONFIG, batch=1000))
 
 
 def test_diverged_weights_are_an_error() -> None:
     with pytest.raises(TrainingError, match=r"must be finite, but was \w+ in epoch \d.*lower the learning rate, now 1e\+06"):
-        run(config=dataclasses.replace(CONFIG, lr=1e6))
+        run(config=replace(CONFIG, lr=1e6))
 
 
 @pytest.mark.parametrize("times", [[1.0], [1.0, 2.0, math.nan], [1.0, 2.0, 0.0]])
@@ -350,7 +352,7 @@ def test_others_are_tried_where_the_device_is_slower_than_the_table() -> None:
         return [1.15 * TABLE.predict(arch) for arch in archs]
 
     target = FASTEST + 0.5 * (SLOWEST - FASTEST)
-    config = dataclasses.replace(CONFIG, strategy="reinforce", paths="strategy", reward_options={"slope": -10.0})
+    config = replace(CONFIG, strategy="reinforce", paths="strategy", reward_options={"slope": -10.0})
     result = run(target_ms=target, measure=measure, config=config)
     first, second = asked
     assert all(1.15 * TABLE.predict(arch) > target for arch in first)  # this reward asks for archs at the very target
@@ -405,7 +407,7 @@ class Spy(STRATEGIES["random"]):  # type: ignore[misc]
 
 def made_run(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> SearchRun:
     monkeypatch.setitem(STRATEGIES, "random", Spy)
-    config = dataclasses.replace(CONFIG, strategy="random", **settings)
+    config = replace(CONFIG, strategy="random", **settings)
     made = SearchRun(SPACE, made_task(), Budget.of(SPACE, [TABLE], [TARGET], config), config)
     made.strategy.calls = []
     return made
@@ -507,7 +509,7 @@ def test_a_search_by_gradients_is_told_the_slopes(monkeypatch: pytest.MonkeyPatc
         learn(self, archs, rewards, slopes)
 
     monkeypatch.setattr(GradientStrategy, "learn", spy)
-    config = dataclasses.replace(CONFIG, strategy="gradient")
+    config = replace(CONFIG, strategy="gradient")
     result = run(config=config)
     assert told == [(config.samples, len(SPACE.slots))] * (config.updates * config.epochs)
     assert result.met
@@ -587,7 +589,7 @@ def test_only_archs_within_the_budget_are_scored_whatever_is_proposed(monkeypatc
 
 
 def test_channels_last_searches_the_same_space() -> None:
-    result = run(config=dataclasses.replace(CONFIG, channels_last=True, epochs=1))
+    result = run(config=replace(CONFIG, channels_last=True, epochs=1))
     assert result.met
 
 
@@ -602,7 +604,7 @@ def test_half_precision_trains_and_scores_and_keeps_weights_in_fp32(precision: A
         return output
 
     monkeypatch.setattr(Supernet, "forward", spy)
-    config = dataclasses.replace(CONFIG, precision=precision, epochs=1, lr=0.01)
+    config = replace(CONFIG, precision=precision, epochs=1, lr=0.01)
     search_run = SearchRun(SPACE, made_task(), Budget.of(SPACE, [TABLE], [TARGET], config), config)
     while search_run.epoch < search_run.epochs:
         search_run.advance()
@@ -613,7 +615,7 @@ def test_half_precision_trains_and_scores_and_keeps_weights_in_fp32(precision: A
 
 
 def test_no_more_archs_are_scored_at_the_end_than_there_are() -> None:
-    result = run(target_ms=FASTEST, config=dataclasses.replace(CONFIG, epochs=1))
+    result = run(target_ms=FASTEST, config=replace(CONFIG, epochs=1))
     assert len(result.finalists) == 1
     assert result.pick.predicted_ms == pytest.approx(FASTEST)
 
@@ -636,7 +638,7 @@ def test_progress_is_shown() -> None:
 
 def test_the_package_is_callable() -> None:
     assert nar_hw.search is not loop.search
-    result = nar_hw.search(SPACE, made_task(), TABLE, target_ms=TARGET, config=dataclasses.replace(CONFIG, epochs=1))  # type: ignore[operator]
+    result = nar_hw.search(SPACE, made_task(), TABLE, target_ms=TARGET, config=replace(CONFIG, epochs=1))  # type: ignore[operator]
     assert isinstance(result, SearchResult)
 
 
@@ -644,7 +646,7 @@ def test_a_config_survives_json() -> None:
     config = SearchConfig(
         strategy="reinforce", strategy_options={"lr": 0.1}, reward_options={"slope": -0.2}, epochs=7, channels_last=True
     )
-    assert SearchConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert as_record(json.loads(json.dumps(plain(config))), SearchConfig, where="search") == config
 
 
 @pytest.mark.parametrize(
@@ -681,7 +683,7 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], error: type[UserEr
 
 def test_an_unknown_setting_is_refused() -> None:
     with pytest.raises(UnknownNameError, match="unknown search setting 'epoch': use one of epochs"):
-        SearchConfig.from_json({"epoch": 3})
+        as_record({"epoch": 3}, SearchConfig, where="search")
 
 
 def draws() -> tuple[float, float, float]:

@@ -1,5 +1,4 @@
 import copy
-import dataclasses
 import itertools
 import json
 import random
@@ -16,6 +15,7 @@ from hypothesis import given, settings, strategies as st
 from nar_hw.errors import MissingEntryError, SpaceError, TableError, TableMismatchError
 from nar_hw.latency.schema import Entry, TableSlot
 from nar_hw.latency.table import LatencyTable
+from nar_hw.records import replace
 from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import Choices, OpSpec
 from tests.networks import TinyResNet
@@ -64,7 +64,7 @@ def for_space(space: SearchSpace, cost: Callable[[OpSpec], float] = lambda spec:
             calls[space.operators[code]] = tuple(numbers.setdefault(item, len(numbers)) for item in specs)
         slots.append(TableSlot(name=slot.name, incumbent=space.operators[slot.incumbent], candidates=calls))
     entries = tuple(Entry(spec=item, ms=cost(item), p10=0.9, p90=1.1, n=9, rel=0.02) for item in numbers)
-    return dataclasses.replace(
+    return replace(
         made([{"conv3x3": 1.0}]), slots=tuple(slots), entries=entries, operators=space.operators, input_shape=space.input_shape
     )
 
@@ -101,7 +101,7 @@ def test_a_saved_table_loads_as_it_was(tmp_path: Path) -> None:
         1.0,
     )
     validation = {**numbers, "spearman": 0.9, "kendall": 0.8, "speed": 1.0, "pairs": pairs}
-    table = dataclasses.replace(table, validation=validation, notes=("noisy machine: measure again",))
+    table = replace(table, validation=validation, notes=("noisy machine: measure again",))
     table.save(tmp_path / "table.json")
     loaded = LatencyTable.load(tmp_path / "table.json")
     assert loaded == table
@@ -116,7 +116,7 @@ def test_the_file_has_one_entry_and_one_slot_a_line(tmp_path: Path) -> None:
     lines = (tmp_path / "table.json").read_text().splitlines()
     assert sum('"spec"' in line for line in lines) == 3
     assert sum('"candidates"' in line for line in lines) == 2
-    changed = dataclasses.replace(table, entries=(dataclasses.replace(table.entries[0], ms=2.0), *table.entries[1:]))
+    changed = replace(table, entries=(replace(table.entries[0], ms=2.0), *table.entries[1:]))
     changed.save(tmp_path / "changed.json")
     assert sum(a != b for a, b in zip(lines, (tmp_path / "changed.json").read_text().splitlines(), strict=True)) == 1
 
@@ -125,14 +125,14 @@ def test_the_hash_follows_what_predictions_depend_on() -> None:
     table = made([{"conv3x3": 1.0, "max3x3": 0.3}])
     assert table.hash == made([{"conv3x3": 1.0, "max3x3": 0.3}]).hash
     assert len(table.hash) == 64
-    assert dataclasses.replace(table, notes=("x",)).hash == table.hash
+    assert replace(table, notes=("x",)).hash == table.hash
     for change in (
         {"fixed_ms": 0.6},
         {"model": "other"},
         {"fingerprint": {**table.fingerprint, "batch": 2}},
-        {"entries": (dataclasses.replace(table.entries[0], ms=1.0001), table.entries[1])},
+        {"entries": (replace(table.entries[0], ms=1.0001), table.entries[1])},
     ):
-        assert dataclasses.replace(table, **change).hash != table.hash
+        assert replace(table, **change).hash != table.hash
 
 
 FAULTS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
@@ -232,8 +232,8 @@ def test_prediction_is_the_sum_of_the_entries(costs: list[dict[str, float]], dat
 
 def test_a_slot_with_several_calls_costs_their_sum() -> None:
     table = made([{"conv3x3": 1.0, "max3x3": 0.25}])
-    block = dataclasses.replace(table.slots[0], candidates={"conv3x3": (0, 0), "max3x3": (1, 0, 1)})
-    table = dataclasses.replace(table, slots=(block,), fixed_ms=0.5)
+    block = replace(table.slots[0], candidates={"conv3x3": (0, 0), "max3x3": (1, 0, 1)})
+    table = replace(table, slots=(block,), fixed_ms=0.5)
     assert table.predict([0]) == 2.5
     assert table.predict([2]) == 2.0
 
@@ -392,7 +392,7 @@ def test_a_table_of_another_space_is_refused_with_both_values(space: SearchSpace
     other = SearchSpace.from_model(TinyResNet(), (3, 16, 16), slots="layer2.*")
     with pytest.raises(TableMismatchError, match=r"slot is layer1\.conv1 in the table, layer2\.conv1 here"):
         table.check(other)
-    shifted = dataclasses.replace(table, operators=("new", *table.operators))
+    shifted = replace(table, operators=("new", *table.operators))
     with pytest.raises(TableMismatchError, match="code of operator conv3x3 is 1 in the table, 0 here"):
         shifted.check(space)
 
@@ -426,5 +426,5 @@ def test_schema_1_still_loads(tmp_path: Path) -> None:
 
 def test_the_command_for_a_missing_entry_repeats_the_choices() -> None:
     choices = Choices(operators=("conv3x3", "my/ops.py:max3x3"), slots="layer[0-9].*", limit_params=False)
-    command = dataclasses.replace(made([{"conv3x3": 1.0}]), choices=choices).profile_command(["conv3x3", "max3x3"])
+    command = replace(made([{"conv3x3": 1.0}]), choices=choices).profile_command(["conv3x3", "max3x3"])
     assert "--operators conv3x3,my/ops.py:max3x3 --slots 'layer[0-9].*' --no-limit-params" in command

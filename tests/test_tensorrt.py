@@ -1,7 +1,6 @@
 """TensorRT 10 and 11: everything but the GPU, on a fake package whose members are the real ones'; real engines where they run."""
 
 import ast
-import dataclasses
 import inspect
 import itertools
 import json
@@ -35,6 +34,7 @@ from nar_hw.export.quantize import precision_of, to_bf16, to_fp16, to_int8
 from nar_hw.export.tensorrt import build_engine, load_engine
 from nar_hw.files import sha256
 from nar_hw.latency.in_context import Join
+from nar_hw.records import plain, replace
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.runtimes.base import Runtime
 from nar_hw.runtimes.tensorrt import TensorRT, node_names, producers
@@ -521,7 +521,7 @@ INFO = EngineInfo(
     ],
 )
 def test_where_an_engine_runs(changes: dict[str, Any], version: str, gpu: tuple[str, str], fits: bool) -> None:
-    info = dataclasses.replace(INFO, **changes)
+    info = replace(INFO, **changes)
     assert (misfit(info, version, *gpu) is None) == fits
 
 
@@ -544,7 +544,7 @@ def test_int8_and_modules(trt: Any, module: nn.Module, files: dict[str, Path]) -
         expected = module(torch.from_numpy(images)).numpy()
     with TensorRT(module, SHAPE, CONFIG) as loaded:
         np.testing.assert_allclose(loaded.predict(images), expected, atol=1e-5 * np.abs(expected).max())
-    with TensorRT(files["int8"], SHAPE, dataclasses.replace(CONFIG, precision="int8")) as loaded:
+    with TensorRT(files["int8"], SHAPE, replace(CONFIG, precision="int8")) as loaded:
         assert np.abs(loaded.predict(images) - expected).max() < 0.1 * np.abs(expected).max()
     one_line(ModelError, f"{files['int8']} computes in int8, but fp32", lambda: TensorRT(files["int8"], SHAPE, CONFIG))
 
@@ -575,7 +575,7 @@ def test_an_engine_file_is_taken_as_it_is(trt: Any, engine: Path, module: nn.Mod
     with TensorRT(engine, SHAPE, CONFIG) as loaded:
         np.testing.assert_allclose(loaded.predict(images), expected, atol=1e-5 * np.abs(expected).max())
     for change in ({"batch": 5}, {"precision": "fp16"}):
-        config = dataclasses.replace(CONFIG, **change)
+        config = replace(CONFIG, **change)
         one_line(
             ModelError, f"{engine} is for fp32 and batch 1 to 4, but ", lambda config=config: TensorRT(engine, SHAPE, config)
         )
@@ -869,10 +869,10 @@ def test_the_script_runs_embeddings(
 
 def test_the_script_judges_engines_as_the_package_does(kit: ModuleType) -> None:
     for changes in ({}, {"version_compatible": True}, {"hardware_compatibility": "ampere_plus"}):
-        info = dataclasses.replace(INFO, **changes)  # type: ignore[arg-type]
+        info = replace(INFO, **changes)  # type: ignore[arg-type]
         for version in ("10.8.0", "10.9.0", "10.10.0", "11.0.0"):
             for gpu in (("A", "8.6"), ("B", "8.6"), ("B", "12.0"), ("B", "7.5")):
-                assert kit.engine_misfit(dataclasses.asdict(info), version, *gpu) == misfit(info, version, *gpu)
+                assert kit.engine_misfit(plain(info), version, *gpu) == misfit(info, version, *gpu)
 
 
 # Where there is a GPU
@@ -910,7 +910,7 @@ def test_real_engines_are_rebuilt_the_same_and_run(files: dict[str, Path], modul
         layers = path.with_name(f"{path.name}.layers.json").read_bytes()
         build_engine(files[precision], path, batch=(1, 2, 4))
         assert path.with_name(f"{path.name}.layers.json").read_bytes() == layers
-        with TensorRT(path, SHAPE, dataclasses.replace(CONFIG, precision=precision)) as loaded:
+        with TensorRT(path, SHAPE, replace(CONFIG, precision=precision)) as loaded:
             assert np.abs(loaded.predict(images) - expected).max() < tolerance * np.abs(expected).max()
 
 

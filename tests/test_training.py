@@ -6,7 +6,6 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from nar_hw.data import Augmentation, load_data
 from nar_hw.data.loader import Batch
 from nar_hw.errors import ModelError, RunError, TrainingError, UnknownNameError
 from nar_hw.models.weights import load_weights, save_weights
+from nar_hw.records import as_record, plain, replace
 from nar_hw.tasks import ClassificationTask
 from nar_hw.training.checkpoints import load_state
 from nar_hw.training.loop import train
@@ -114,8 +114,8 @@ class TestSchedules:
 class TestRecipes:
     @pytest.mark.parametrize("recipe", [*RECIPES.values(), Recipe(epochs=3, milestones=(1, 2), clip_norm=1.0, ema_decay=0.9)])
     def test_json_keeps_everything(self, recipe: Recipe) -> None:
-        assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
-        assert recipe.to_json().keys() == {field.name for field in fields(Recipe)}
+        assert Recipe.from_json(json.loads(json.dumps(plain(recipe)))) == recipe
+        assert plain(recipe).keys() == set(Recipe.__struct_fields__)
 
     @pytest.mark.parametrize(
         ("values", "message"),
@@ -149,13 +149,13 @@ class TestRecipes:
         with pytest.raises(UnknownNameError, match="unknown precision 'int8'"):
             Recipe(epochs=1, precision="int8")  # type: ignore[arg-type]
         with pytest.raises(UnknownNameError, match="unknown recipe field 'momentun': use one of momentum"):
-            Recipe.from_json({"epochs": 1, "momentun": 0.9})
+            as_record({"epochs": 1, "momentun": 0.9}, Recipe, where="recipe", error=TrainingError)
 
     def test_files_of_the_wrong_kind(self) -> None:
         with pytest.raises(TrainingError, match="must say its epochs"):
-            Recipe.from_json({"lr": 0.1})
+            as_record({"lr": 0.1}, Recipe, where="recipe", error=TrainingError)
         with pytest.raises(TrainingError, match="every recipe field must have its type"):
-            Recipe.from_json({"epochs": "many"})
+            as_record({"epochs": "many"}, Recipe, where="recipe", error=TrainingError)
 
     def test_two_phases_share_the_epochs(self) -> None:
         first, then = fine_tuning(RECIPES["paper"])

@@ -3,7 +3,6 @@
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from nar_hw.data import Augmentation, load_data
 from nar_hw.errors import RunError, TrainingError, UnknownNameError
 from nar_hw.models.weights import load_weights, save_weights
+from nar_hw.records import plain, replace
 from nar_hw.tasks import ClassificationTask
 from nar_hw.training.loop import train
 from nar_hw.training.phases import two_phase
@@ -208,7 +208,7 @@ class TestTeachers:
 class TestRecipeFiles:
     def test_a_recipe_comes_back(self, tmp_path: Path) -> None:
         path = tmp_path / "mine.json"
-        path.write_text(json.dumps(RECIPES["fast"].to_json()))
+        path.write_text(json.dumps(plain(RECIPES["fast"])))
         assert recipe_named(str(path)) == RECIPES["fast"]
 
     def test_a_file_that_is_none(self, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ each process's share: their result differs, but it is the same network in both p
 """
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nar_hw.data import Augmentation, load_data
 from nar_hw.distributed import rank
 from nar_hw.errors import TrainingError
+from nar_hw.records import replace
 from nar_hw.tasks import ClassificationTask
 from nar_hw.training.loop import train
 from nar_hw.training.phases import two_phase

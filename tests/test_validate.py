@@ -1,4 +1,3 @@
-import dataclasses
 import random
 from collections.abc import Iterator
 
@@ -13,6 +12,7 @@ from nar_hw.latency.designs import contexts
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.validate import NOISY_NOTE, compare, config_of, validate, with_validation
+from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
 from nar_hw.space.space import SearchSpace
@@ -130,7 +130,7 @@ def test_conditions_come_from_the_fingerprint(table: LatencyTable) -> None:
     assert config_of(table) == CONFIG
     mark = {**table.fingerprint, "runtime": "onnxruntime", "kind": "cuda", "threads": 3, "precision": "fp16"}
     expected = RuntimeConfig(runtime="onnxruntime", device="cuda", threads=3, precision="fp16", batch=2)
-    assert config_of(dataclasses.replace(table, fingerprint=mark)) == expected
+    assert config_of(replace(table, fingerprint=mark)) == expected
 
 
 def test_another_space_or_a_space_without_unseen_children_is_refused(table: LatencyTable, space: SearchSpace) -> None:

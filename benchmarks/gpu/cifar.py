@@ -15,6 +15,7 @@ from nar_hw.errors import RunError, TargetError
 from nar_hw.files import read_json, write_bytes
 from nar_hw.latency.measure import measure_children
 from nar_hw.latency.table import LatencyTable
+from nar_hw.records import plain
 from nar_hw.steps.search import search_run
 from nar_hw.steps.train import train_child
 from nar_hw.training.child import Child
@@ -173,7 +174,7 @@ def _search(session: Session) -> dict[str, Any]:
                 "search_s": round(seconds, 1),
                 "in one call": not resumed,
                 "epochs_s": round(sum(log["train_s"] + log["strategy_s"] for log in result.history), 1),
-                "config": plan.search.to_json(),
+                "config": plain(plan.search),
                 "targets": {
                     f"<= {SEARCH_MINUTES:g} minutes": {
                         "value": None if resumed else round(seconds / 60, 2),

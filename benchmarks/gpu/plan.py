@@ -1,12 +1,13 @@
 """What a session measures, in full and in miniature."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.runner import NotReadyError
 from nar_hw.files import read_json
 from nar_hw.models.info import ModelInfo
+from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.search.config import SearchConfig
 from nar_hw.space.operators import PAPER_OPERATORS

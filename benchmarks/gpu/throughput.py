@@ -3,7 +3,6 @@
 import random
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,9 @@ from benchmarks.gpu.runner import Piece
 from nar_hw.data import Augmentation, Split, load_data
 from nar_hw.faces.heads import FaceHead
 from nar_hw.models import build_model
+from nar_hw.records import replace
 from nar_hw.search.config import SearchConfig
-from nar_hw.search.loop import optimizer_of
+from nar_hw.search.run import optimizer_of
 from nar_hw.search.supernet import FairPaths, Supernet
 from nar_hw.training.loop import train
 from nar_hw.training.precision import autocast

@@ -25,6 +25,7 @@ from nar_hw._version import versions
 from nar_hw.files import read_json, write_json
 from nar_hw.latency.measure import measure_children
 from nar_hw.latency.profiler import profile
+from nar_hw.records import plain
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.space.spec import Arch
 from nar_hw.tasks import ClassificationTask
@@ -82,7 +83,7 @@ def train_all(seeds: int, repeated: int, jobs: int) -> None:
         {
             "command": f"python benchmarks/nar_bench_digits/make.py --seeds {seeds} --repeated {repeated}",
             "versions": versions("torch"),
-            "recipe": RECIPE.to_json(),
+            "recipe": plain(RECIPE),
             "splits": shared_task().data.splits,
             "order": "itertools.product of the operators, the last slot fastest",
             "images": sizes,

@@ -20,7 +20,6 @@ pictures beside it.
 """
 
 import argparse
-import dataclasses
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -39,14 +38,15 @@ from yardstick import ARCHS, FOLDER, Yardstick, space, task
 from nar_hw._version import versions
 from nar_hw.files import write_json
 from nar_hw.latency.device import fingerprint
+from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.budget import Budget
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.feasible import Feasible
 from nar_hw.search.finals import conclude
-from nar_hw.search.loop import SearchRun
 from nar_hw.search.randomness import seeded
 from nar_hw.search.reward import REWARDS
+from nar_hw.search.run import SearchRun
 from nar_hw.search.strategies import STRATEGIES
 from nar_hw.search.supernet import Supernet, Switch
 from nar_hw.space.spec import Arch
@@ -285,7 +285,7 @@ def rewards_part(seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
         for masked in (True, False):
             feasible = limits(target)
             if not masked:
-                feasible = dataclasses.replace(feasible, target_ms=feasible.bounds_ms[1])
+                feasible = replace(feasible, target_ms=feasible.bounds_ms[1])
             for reward in REWARDS:
                 _, pick = played("reinforce", feasible, target, seed, alone(seed), known().valid[0], reward)
                 ratio = float(known().predicted_ms[INDEX[pick]]) / target

@@ -23,6 +23,7 @@ from nar_hw.bundles.manifest import Bundle, load_bundle
 from nar_hw.errors import MeasurementError, ModelError, RunError, RuntimeUnavailableError
 from nar_hw.latency.device import fingerprint
 from nar_hw.latency.timing import check_samples, interleave, stable, summarize
+from nar_hw.records import plain
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.runtimes.base import Runtime
 
@@ -94,7 +95,7 @@ class BenchRow:
         return RuntimeConfig(**{name: getattr(self, name) for name in _CONFIG})
 
 
-_CONFIG = tuple(item.name for item in fields(RuntimeConfig))
+_CONFIG = RuntimeConfig.__struct_fields__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,7 +306,7 @@ def _row(key: Key, visitor: _Visitor, timed: Floats, session: str, windows: int)
     energy, clock = visitor.gpu.under_load(visitor.runtime) if visitor.gpu else (None, None)
     return BenchRow(
         subject=subject,
-        **asdict(config),
+        **plain(config),
         p50_ms=p50,
         p90_ms=p90 if len(samples) >= FOR_P90 else None,
         p99_ms=p99 if len(samples) >= FOR_P99 else None,
@@ -341,7 +342,7 @@ def _compared(row: BenchRow, other: BenchRow, seed: int) -> Comparison:
     return Comparison(
         subject=row.subject,
         against=other.subject,
-        **asdict(row.config),
+        **plain(row.config),
         ratio=float(np.median(ratios)),
         low=float(low),
         high=float(high),

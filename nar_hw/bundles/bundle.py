@@ -69,8 +69,8 @@ def export_bundle(
         arch: operator names, one per slot; ``codes``: the same as codes.
         model: the name of the network that was searched.
         mean, std: per channel, for pixels in [0, 1].
-        targets: of "onnx" (which is always there), "tensorrt", "tensorrt-rtx", "aoti" and "openvino"; each in those of the precisions that it
-            can have on this machine, and the manifest tells which are left out and why.
+        targets: of "onnx" (which is always there), "tensorrt", "tensorrt-rtx", "aoti" and "openvino"; each in those of the
+            precisions that it can have on this machine, and the manifest tells which are left out and why.
         precisions: of "fp32" (always there in ONNX), "fp16", "bf16" and "int8"; input and output are fp32 in all of them.
         batch: (fewest, most) images at once; AOTInductor packages are for the fewest only.
         dense: write model.dense.onnx too, for images of any size from the training's on: the class map, and its mean.
@@ -113,7 +113,9 @@ def export_bundle(
         variants = {precision: _variant(judge, file, precision, max_accuracy_drop) for precision, file in files.items()}
         if "int8" in variants:
             variants["int8"]["calibration"] = {"method": calibration, "images": len(samples)}
-        source = Source(network=network, onnx=files, input_shape=input_shape, batch=batch, device=device, gpus=gpus, metadata=properties)
+        source = Source(
+            network=network, onnx=files, input_shape=input_shape, batch=batch, device=device, gpus=gpus, metadata=properties
+        )
         larger = _dense(judge, network, folder, input_shape, batch, properties) if dense else None
         made: dict[str, dict[str, Any]] = {}
         for target, precision in compiled:

@@ -1,26 +1,22 @@
 """Children by name: the archs of the NAR paper, to be trained on any data of theirs (export/children/*.json)."""
 
-import json
-from dataclasses import dataclass
 from importlib.resources import as_file, files
+from typing import Any
 
+from nar_hw.data.preprocessing import Preprocessing
 from nar_hw.errors import unknown_name
 from nar_hw.models.info import ModelInfo
+from nar_hw.records import Record, read_record
 
 
-@dataclass(frozen=True, kw_only=True)
-class NamedChild:
+class NamedChild(Record, frozen=True, kw_only=True):
     """A network and the operators in its slots."""
 
     model: ModelInfo
     """With the paper's input and number of outputs; others may be asked for."""
     arch: tuple[str, ...]
     """Operator names, one per slot."""
-    classes: tuple[str, ...]
-    """Numbers from 0; none for embeddings."""
-    mean: tuple[float, ...]
-    """Normalisation per channel, for pixels in [0, 1]."""
-    std: tuple[float, ...]
+    preprocessing: Preprocessing
     about: str
     """Where it comes from."""
 
@@ -36,7 +32,11 @@ def named_child(name: str) -> NamedChild:
     if name not in child_names():
         raise unknown_name("child", name, child_names())
     with as_file(files("nar_hw.children_data") / f"{name}.json") as path:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        model = ModelInfo.from_json(value["model"], path=path)
-    lists = {key: tuple(value[key]) for key in ("arch", "mean", "std")}
-    return NamedChild(model=model, about=value["about"], classes=tuple(map(str, range(value["classes"]))), **lists)
+        return read_record(path, NamedChild, what="named child", schema=1, upgrade=_named)
+
+
+def _named(content: dict[str, Any]) -> dict[str, Any]:
+    """The files say how many classes there are; they are numbered."""
+    classes = list(map(str, range(content.pop("classes"))))
+    rest = {key: value for key, value in content.items() if key not in ("schema", "mean", "std")}
+    return {**rest, "preprocessing": {"mean": content["mean"], "std": content["std"], "classes": classes}}

@@ -1,4 +1,4 @@
-"""Compiled files of a bundle: TensorRT engines (of both libraries), AOTInductor packages and OpenVINO IR, made from its network or ONNX files."""
+"""Compiled files of a bundle, from its network or ONNX files: TensorRT engines, AOTInductor packages and OpenVINO IR."""
 
 import json
 import tempfile

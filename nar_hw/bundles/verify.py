@@ -62,7 +62,7 @@ def verify_bundle(path: Path | str, *, images: Images | None = None, labels: NDA
 
 
 def parsed(files: Mapping[str, Path], dense: Path | None) -> dict[str, str]:
-    """What TensorRT's parser says of a bundle's ONNX files, by precision, and of its dense file; empty where none is installed."""
+    """What TensorRT's parser says of ONNX files, by precision, and of the "dense" one; empty where none is installed."""
     every = {**files, **({} if dense is None else {"dense": dense})}
     return {name: verdict.sentence() for name, verdict in parser_verdicts(every).items()}
 

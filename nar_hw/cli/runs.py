@@ -1,6 +1,5 @@
 """Commands that make and use children: demo, search, train, export, bench, report."""
 
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +24,7 @@ from nar_hw.cli.app import (
     sentence,
 )
 from nar_hw.errors import UserError
+from nar_hw.records import plain, replace
 
 
 @app.command()
@@ -135,7 +135,7 @@ def search(
         "target_ms": result.target_ms,
         "predicted_ms": result.pick.predicted_ms,
         "measured_ms": result.pick.measured_ms,
-        "others": [asdict(item) for item in result.others],
+        "others": plain(result.others),
         "met": result.met,
         "allowed_mismatch": list(result.allowed_mismatch),
     }
@@ -236,7 +236,7 @@ def train(
             tensorboard=tensorboard,
             progress=progress,
         )
-    value: dict[str, Any] = {"out": str(out), **asdict(child)}
+    value: dict[str, Any] = {"out": str(out), **plain(child)}
 
     def show() -> None:
         parts = [f"{split} {accuracies(top1, child.top5.get(split))}" for split, top1 in child.accuracy.items()]

@@ -2,22 +2,19 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from nar_hw.errors import RunError
-from nar_hw.files import misfits, read_json
+from nar_hw.records import Record, read_record
 
 SCHEMA = 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineInfo:
+class EngineInfo(Record, frozen=True, kw_only=True):
     """What an engine was made of, how, and where it runs."""
 
-    schema: int
-    library: str
-    """ "tensorrt" or "tensorrt-rtx"."""
+    library: Literal["tensorrt", "tensorrt-rtx"]
     engine_sha256: str
     onnx_sha256: str
     timing_cache_sha256: str | None
@@ -41,6 +38,19 @@ class EngineInfo:
     metadata: dict[str, str]
     """What the ONNX file says of itself: for files of a bundle the model, its classes and normalisation, as JSON texts."""
 
+    def __post_init__(self) -> None:
+        """Raises RunError for versions without a number, and without a compute capability."""
+        for version in (self.tensorrt, *(self.compute_capabilities or ("",))):
+            if not numbers(version):
+                raise RunError(f"tensorrt and compute_capabilities must be versions, but one is {version!r}")
+
+
+def _upgraded(value: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 knew TensorRT 10 and 11 only, and one GPU."""
+    if value.pop("schema") == 1:
+        value |= {"library": "tensorrt", "compute_capabilities": [value.pop("compute_capability", None)], "datatypes": {}}
+    return value
+
 
 def info_file(engine: Path) -> Path:
     """Where the `EngineInfo` of an engine lies: model.engine.json for model.engine."""
@@ -49,7 +59,9 @@ def info_file(engine: Path) -> Path:
 
 def read_engine(path: Path) -> tuple[bytes, EngineInfo]:
     """An engine whose hash is the noted one. Raises RunError when it or its info is missing or was changed."""
-    info = _read_info(info_file(path))
+    info = read_record(
+        info_file(path), EngineInfo, what="engine info", schema=SCHEMA, fix="build the engine again", upgrade=_upgraded
+    )
     try:
         data = path.read_bytes()
     except OSError as problem:
@@ -82,23 +94,3 @@ def misfit(info: EngineInfo, version: str, gpu: str, capability: str) -> str | N
 def numbers(version: str) -> tuple[int, ...]:
     """(10, 16, 1, 11) for "10.16.1.11"."""
     return tuple(map(int, re.findall(r"\d{1,9}", version)))
-
-
-def _read_info(file: Path) -> EngineInfo:
-    values = read_json(file, what="engine info")
-    if values.get("schema") == 1:  # before TensorRT for RTX
-        values |= {"schema": SCHEMA, "library": "tensorrt", "datatypes": {}}
-        values["compute_capabilities"] = [values.pop("compute_capability", None)]
-    if values.get("schema") != SCHEMA:
-        raise RunError(f"{file} must have schema {SCHEMA}, but has {repr(values.get('schema'))[:60]}: build the engine again")
-    wrong = misfits(EngineInfo, values)
-    if "tensorrt" not in wrong and not numbers(values["tensorrt"]):
-        wrong.append("tensorrt")
-    if "compute_capabilities" not in wrong and not all(map(numbers, values["compute_capabilities"] or [""])):
-        wrong.append("compute_capabilities")
-    if "library" not in wrong and values["library"] not in ("tensorrt", "tensorrt-rtx"):
-        wrong.append("library")
-    if wrong:
-        raise RunError(f"{file} is damaged ({', '.join(map(repr, wrong))[:200]}): build the engine again")
-    tuples = {name: tuple(values[name]) for name in ("batch", "compute_capabilities")}
-    return EngineInfo(**{**values, **tuples})

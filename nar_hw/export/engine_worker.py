@@ -17,8 +17,8 @@ SERIOUS = re.compile(r"\bu?int8\b|quantiz|unsupported|not supported|\bignor", re
 """Warnings that mean other numbers or another engine than asked for."""
 
 
-class Refused(Exception):
-    """TensorRT cannot do it; ``nodes`` says which nodes of the file are to blame, where it is they."""
+class RefusedError(Exception):
+    """TensorRT cannot do it; ``nodes`` says which nodes of the file are to blame, where it names some."""
 
     def __init__(self, text: str, nodes: list[dict[str, str]] | None = None) -> None:
         super().__init__(text)
@@ -66,17 +66,17 @@ def _refused(trt: Any, file: str) -> list[dict[str, str]]:
     log = logger(trt)
     try:
         _network(trt, builder(trt, log), log, file)
-    except Refused as problem:
+    except RefusedError as problem:
         return problem.nodes or [{"node": "", "operator": "", "reason": str(problem)}]
     return []
 
 
 def builder(trt: Any, log: Any) -> Any:
-    """A builder. Raises Refused where the library does not start on this machine."""
+    """A builder. Raises RefusedError where the library does not start on this machine."""
     try:
         return trt.Builder(log)
     except TypeError as problem:  # the bindings got a null pointer: the driver is older than TensorRT's CUDA, for one
-        raise Refused(f"TensorRT does not start on this machine: {log.told()}") from problem
+        raise RefusedError(f"TensorRT does not start on this machine: {log.told()}") from problem
 
 
 def _network(trt: Any, maker: Any, log: Any, file: str) -> Any:
@@ -90,14 +90,14 @@ def _network(trt: Any, maker: Any, log: Any, file: str) -> Any:
         ]
         told = [f"node {item['node'] or '(none)'} ({item['operator']}): {item['reason']}" for item in nodes]
         more = f" (and {len(told) - 3} more)" if len(told) > 3 else ""
-        raise Refused(f"TensorRT {trt.__version__} cannot read {file}: {'; '.join(told[:3]) or log.told()}{more}", nodes)
+        raise RefusedError(f"TensorRT {trt.__version__} cannot read {file}: {'; '.join(told[:3]) or log.told()}{more}", nodes)
     _check_warnings(trt, log, file)
     return network
 
 
 def _check_warnings(trt: Any, log: Any, file: str) -> None:
     if log.warnings:
-        raise Refused(f"TensorRT {trt.__version__} would not do with {file} what it says: {log.warnings[0]}")
+        raise RefusedError(f"TensorRT {trt.__version__} would not do with {file} what it says: {log.warnings[0]}")
 
 
 def build(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
@@ -106,13 +106,13 @@ def build(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
     maker = builder(trt, log)
     network = _network(trt, maker, log, file)
     if (counts := (network.num_inputs, network.num_outputs)) != (1, request["outputs"]):
-        raise Refused(f"{file} must have one input and {request['outputs']} outputs, but has {counts[0]} and {counts[1]}")
+        raise RefusedError(f"{file} must have one input and {request['outputs']} outputs, but has {counts[0]} and {counts[1]}")
     config = _config(trt, maker, request)
     _add_profile(maker, config, network.get_input(0), request)
     cache = _timing_cache(config, request) if request["timing_cache"] else None
     plan = maker.build_serialized_network(network, config)
     if plan is None:
-        raise Refused(f"TensorRT {trt.__version__} cannot build {file}: {log.told()}")
+        raise RefusedError(f"TensorRT {trt.__version__} cannot build {file}: {log.told()}")
     _check_warnings(trt, log, file)
     Path(request["plan"]).write_bytes(plan)
     if cache is not None:
@@ -141,7 +141,7 @@ def _config(trt: Any, maker: Any, request: dict[str, Any]) -> Any:
         config.num_compute_capabilities = len(request["gpus"])
         for index, name in enumerate(request["gpus"]):
             if name.upper() not in members or not config.set_compute_capability(members[name.upper()], index):
-                raise Refused(f"TensorRT {trt.__version__} cannot build for {name}: use another version, or leave it out")
+                raise RefusedError(f"TensorRT {trt.__version__} cannot build for {name}: use another version, or leave it out")
     return config
 
 
@@ -153,7 +153,7 @@ def _add_profile(maker: Any, config: Any, images: Any, request: dict[str, Any]) 
     profile = maker.create_optimization_profile()
     profile.set_shape(images.name, *map(tuple, request["shapes"]))
     if config.add_optimization_profile(profile) < 0:
-        raise Refused(f"TensorRT cannot build {request['onnx']} for images {request['shapes']}: {given}")
+        raise RefusedError(f"TensorRT cannot build {request['onnx']} for images {request['shapes']}: {given}")
 
 
 def _timing_cache(config: Any, request: dict[str, Any]) -> Any:
@@ -161,7 +161,7 @@ def _timing_cache(config: Any, request: dict[str, Any]) -> Any:
     path = Path(request["timing_cache"])
     cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
     if cache is None or not config.set_timing_cache(cache, False):
-        raise Refused(f"timing cache {path} is damaged or of another TensorRT or GPU: delete it, or give another one")
+        raise RefusedError(f"timing cache {path} is damaged or of another TensorRT or GPU: delete it, or give another one")
     return cache
 
 
@@ -171,7 +171,7 @@ def layers_of_engine(trt: Any, log: Any, plan: bytes, request: dict[str, Any]) -
     runtime.engine_host_code_allowed = request["version_compatible"]  # such an engine brings code of its own
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise Refused(f"TensorRT {trt.__version__} cannot read back what it built from {request['onnx']}: {log.told()}")
+        raise RefusedError(f"TensorRT {trt.__version__} cannot read back what it built from {request['onnx']}: {log.told()}")
     return str(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
 
 
@@ -206,7 +206,7 @@ def main() -> None:
     trt = importlib.import_module(request["package"])
     try:
         answer = {"parse": parse, "build": build}[request["task"]](trt, request)
-    except Refused as problem:
+    except RefusedError as problem:
         answer = {"error": str(problem), "nodes": problem.nodes}
     Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")
 

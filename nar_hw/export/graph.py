@@ -148,7 +148,7 @@ def pad_last_windows(graph: "ir.Graph") -> None:
         sizes = list(source.shape or ())[2:]
         if len(sizes) != rank or not all(isinstance(size, int) for size in sizes):
             path = node_path(node.metadata_props) or node.op_type
-            raise ExportError(f"{path} is a pool with ceil_mode whose windows depend on the image size: fix the size, or use floor")
+            raise ExportError(f"{path} has ceil_mode and windows that depend on the image size: use floor, or one size")
         ends = []
         for size, first, last, stride, span in zip(sizes, pads[:rank], pads[rank:], strides, spans, strict=True):
             count = -(-(size + first + last - span) // stride) + 1

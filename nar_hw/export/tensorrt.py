@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from nar_hw.export.engine_layers import datatypes
 from nar_hw.export.engine_worker import one_line
 from nar_hw.export.gpus import capabilities, number
 from nar_hw.export.quantize import PRODUCER, precision_of, to_symmetric
-from nar_hw.files import atomic_path, sha256
+from nar_hw.files import atomic_path, json_text, sha256
+from nar_hw.records import plain
 
 Batch = tuple[int, int, int]
 
@@ -146,7 +147,6 @@ def build_engine(
         plan, layers = made["plan"].read_bytes(), made["layers"].read_bytes()
         timings = None if cache_path is None else made["new_cache"].read_bytes()
     info = EngineInfo(
-        schema=SCHEMA,
         library=library,
         engine_sha256=hashlib.sha256(plan).hexdigest(),
         onnx_sha256=sha256(source),
@@ -165,7 +165,7 @@ def build_engine(
         metadata=metadata,
     )
     files = {
-        info_file(target): f"{json.dumps(asdict(info), indent=1)}\n".encode(),
+        info_file(target): json_text({"schema": SCHEMA, **plain(info)}).encode(),
         target: plan,
         target.with_name(f"{target.name}.layers.json"): layers,
     }
@@ -339,7 +339,9 @@ def _misread(node: Any, model: Any) -> str | None:
     if node.op_type == "QuantizeLinear":
         zeros = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
         unsigned = onnx.TensorProto.UINT8
-        kind = zeros.get(node.input[2]) if len(node.input) > 2 else given["output_dtype"].i if "output_dtype" in given else unsigned
+        kind = (
+            zeros.get(node.input[2]) if len(node.input) > 2 else given["output_dtype"].i if "output_dtype" in given else unsigned
+        )
         if kind == unsigned:
             return "gives uint8, which TensorRT reads as int8, so large values saturate: quantize to int8 with zero points 0"
     if node.op_type == "MaxPool" and "ceil_mode" in given and given["ceil_mode"].i:

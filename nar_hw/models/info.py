@@ -1,16 +1,16 @@
 """Which network, with which slots and operators: what is needed to make a search space again."""
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
-
-from nar_hw.errors import RunError, UserError
-from nar_hw.files import misfits
-from nar_hw.models import build_model
-from nar_hw.space.space import SearchSpace
+from nar_hw.errors import UserError
+from nar_hw.records import Record
 from nar_hw.space.spec import Manner
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from nar_hw.space.space import SearchSpace
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:
@@ -22,27 +22,42 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelInfo:
-    """What is needed to build a network and its search space again."""
+class ModelInfo(Record, frozen=True, kw_only=True):
+    """A network and what of it is searched: enough to build both again."""
+
+    OPTIONS: ClassVar[Mapping[str, str]] = {"name": "model", "input_shape": "input", "num_classes": "classes"}
 
     name: str
     """As given to --model."""
     input_shape: tuple[int, int, int]
+    """(C, H, W) of one image."""
     num_classes: int
+    """Outputs of the network."""
     manner: Manner = "conv"
     operators: tuple[str, ...] | None = None
-    """The operators asked for; None for all that suit."""
+    """Names, ``path/to/file.py:function`` for a user's own; None for all that suit."""
     slots: str | None = None
     """Glob over the convolutions to search; None for all spatial ones behind the stem."""
     limit_params: bool = True
+    """Only operators with no more parameters than the network's own (paper 3.1)."""
 
-    def build(self) -> nn.Module:
+    def __post_init__(self) -> None:
+        """Raises UserError for sizes that are not positive."""
+        if min(self.input_shape) < 1:
+            raise UserError(f"input_shape must be three positive sizes (C, H, W), but got {self.input_shape}")
+        if self.num_classes < 1:
+            raise UserError(f"num_classes must be at least 1, but got {self.num_classes}")
+
+    def build(self) -> "nn.Module":
         """The network with fresh weights."""
+        from nar_hw.models import build_model
+
         return build_model(self.name, input_shape=self.input_shape, num_classes=self.num_classes)
 
-    def space(self, model: nn.Module | None = None) -> SearchSpace:
+    def space(self, model: "nn.Module | None" = None) -> "SearchSpace":
         """The search space of ``model`` (default: a fresh one)."""
+        from nar_hw.space.space import SearchSpace
+
         return SearchSpace.from_model(
             self.build() if model is None else model,
             self.input_shape,
@@ -51,16 +66,3 @@ class ModelInfo:
             slots=self.slots,
             limit_params=self.limit_params,
         )
-
-    @classmethod
-    def from_json(cls, value: Any, *, path: Path) -> "ModelInfo":
-        """The inverse of `dataclasses.asdict`. Raises RunError naming ``path``."""
-        wrong = misfits(cls, value) if isinstance(value, dict) else [value]
-        if wrong or value.get("manner", "conv") not in get_args(Manner):
-            raise RunError(
-                f"{path} must describe its model (name, input_shape as [C, H, W], num_classes, manner as conv or block, "
-                f"operators), but {', '.join(map(repr, wrong))[:200] or repr(value['manner'])[:200]} does not"
-            )
-        operators = value.get("operators")
-        shapes = {"input_shape": tuple(value["input_shape"]), "operators": None if operators is None else tuple(operators)}
-        return cls(**{**value, **shapes})

@@ -33,6 +33,7 @@ from nar_hw.proxy.findings import LEAST_BATCHES, Finding, Quarter, findings, qua
 from nar_hw.proxy.page import write_pictures
 from nar_hw.proxy.sketch import WIDTH, Sketch
 from nar_hw.proxy.subset import fingerprint, subset
+from nar_hw.records import as_record, plain
 from nar_hw.tasks import ClassificationTask
 from nar_hw.training.checkpoints import load_state, save_state
 from nar_hw.training.recipes import Recipe
@@ -119,7 +120,7 @@ def study(
         "data sha256": fingerprint(data),
         "order sha256": hashlib.sha256(order.astype("<i8").tobytes()).hexdigest(),
         "network": hashlib.sha256(str(network).encode()).hexdigest(),
-        "recipe": recipe.to_json(),
+        "recipe": plain(recipe),
         "exact": exact,
         "width": width,
         "seed": seed,
@@ -264,7 +265,10 @@ def _write(out: Path, result: Study, identity: dict[str, Any]) -> None:
         title=f"{identity['data']}, batches of {identity['recipe']['batch']} ordered by {result.metric}",
         distances=result.distances,
         phases=result.phases,
-        rates=[Recipe.from_json(identity["recipe"]).learning_rate(phase.start) for phase in result.phases],
+        rates=[
+            as_record(identity["recipe"], Recipe, where="recipe", error=TrainingError).learning_rate(phase.start)
+            for phase in result.phases
+        ],
         standard_error=result.standard_error,
         quarters=result.quarters,
         findings=result.findings,

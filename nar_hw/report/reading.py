@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from nar_hw.errors import RunError
 from nar_hw.files import read_json
 from nar_hw.latency.table import LatencyTable
+from nar_hw.records import plain
 from nar_hw.report.commands import Commands
 from nar_hw.report.fields import Fields
 from nar_hw.report.run import Bench, Comparison, Network, Run, Scored, SlotCost, Validation
@@ -268,7 +269,7 @@ def _commands(folder: Path, run: Fields, child: Fields, table: LatencyTable | No
         conditions=() if table is None else _told(table.fingerprint, CONDITIONS),
         target_ms=run.number("target_ms"),
         search_options=_told({**run.value, **config.value}, SEARCH_OPTIONS),
-        recipe=next((name for name, known in RECIPES.items() if known.to_json() == recipe), None),
+        recipe=next((name for name, known in RECIPES.items() if plain(known) == recipe), None),
         init=child.text("init"),
         train_seed=_whole(child.number("seed")),
         demo_seed=_whole(demo.number("seed")),

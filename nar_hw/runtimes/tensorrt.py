@@ -90,7 +90,7 @@ class TensorRT(Runtime):
             build_engine(file, path, library=self.library, batch=(config.batch,) * 3, **self._build_settings())
         engine, info = load_engine(path)
         if info.library != self.library:
-            raise ModelError(f"{path} is an engine of {info.library}, but {self.library} is asked for: use runtime {info.library}")
+            raise ModelError(f"{path} is for {info.library}, but {self.library} is asked for: use runtime {info.library}")
         if info.precision != config.precision or not info.batch[0] <= config.batch <= info.batch[2]:
             raise ModelError(
                 f"{path} is for {info.precision} and batch {info.batch[0]} to {info.batch[2]}, but {config.precision} and batch "

@@ -2,20 +2,17 @@
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nar_hw.distributed import Measure, by_the_first
 from nar_hw.errors import MeasurementError, TargetError
+from nar_hw.records import replace
 from nar_hw.search.budget import Budget
 from nar_hw.search.feasible import Feasible
 from nar_hw.search.result import Scored, SearchResult, Standing, choose, front
+from nar_hw.search.run import SearchRun
 from nar_hw.space.spec import Arch
-
-if TYPE_CHECKING:
-    from nar_hw.search.loop import SearchRun
 
 RECENT = 0.25
 """Share of the epochs whose scores count when archs are chosen for the final scoring: older weights scored otherwise."""
@@ -25,7 +22,7 @@ OTHERS = 4
 """Random archs drawn for each that is wanted, of which some come twice."""
 
 
-def conclude(run: "SearchRun", measure: Measure | None) -> SearchResult:
+def conclude(run: SearchRun, measure: Measure | None) -> SearchResult:
     """Score the best archs on the whole validation split, measure the best of these, and choose.
 
     Where the device is slower than the table says and all of them miss the target, others that should meet it are tried.
@@ -63,7 +60,7 @@ def conclude(run: "SearchRun", measure: Measure | None) -> SearchResult:
 
 
 def _finalists(
-    run: "SearchRun", limits: Feasible, measure: Measure | None, known: Collection[Arch]
+    run: SearchRun, limits: Feasible, measure: Measure | None, known: Collection[Arch]
 ) -> tuple[list[Scored], list[Scored]]:
     """The best archs within ``limits`` that are not ``known``, measured; and all that were scored to find them."""
     hopefuls = _hopefuls(run, limits, known)
@@ -73,7 +70,7 @@ def _finalists(
     return (finalists if measure is None or not finalists else _measured(run.budget, finalists, measure)), rescored
 
 
-def _hopefuls(run: "SearchRun", limits: Feasible, known: Collection[Arch]) -> list[Arch]:
+def _hopefuls(run: SearchRun, limits: Feasible, known: Collection[Arch]) -> list[Arch]:
     """Distinct archs within ``limits``: the strategy's own choice, those with the best recent rewards, then others."""
     wanted = run.config.rescored
     recent = run.epochs - max(1, RECENT * run.config.epochs)

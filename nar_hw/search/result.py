@@ -1,15 +1,14 @@
 """What a search comes to."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from nar_hw.records import Record
 from nar_hw.search.feasible import ROUNDING
 from nar_hw.search.pareto import pareto_front
 from nar_hw.space.spec import Arch
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scored:
+class Scored(Record, frozen=True, kw_only=True):
     """An arch with what is known of it."""
 
     arch: Arch
@@ -33,8 +32,7 @@ class Scored:
         return self.load <= 1 + ROUNDING
 
 
-@dataclass(frozen=True, kw_only=True)
-class Standing:
+class Standing(Record, frozen=True, kw_only=True):
     """What an arch costs in one respect, and what was asked."""
 
     name: str
@@ -43,8 +41,7 @@ class Standing:
     target: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchResult:
+class SearchResult(Record, frozen=True, kw_only=True):
     """The outcome of `nar_hw.search`."""
 
     pick: Scored

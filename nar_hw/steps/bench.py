@@ -1,7 +1,6 @@
 """What `nar-hw bench` does, from Python."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from rich.progress import Progress
 from nar_hw.bench.benchmark import bench, compare, to_json, unusable
 from nar_hw.bundles.manifest import load_bundle
 from nar_hw.errors import RunError, RuntimeUnavailableError
+from nar_hw.records import plain
 from nar_hw.runtimes import RuntimeConfig
 
 
@@ -28,7 +28,7 @@ def bench_bundles(
     if len(set(shapes.values())) > 1:
         raise RunError(f"bundles must have the same input shape to be compared, but have {shapes}")
     reasons = {config: [unusable(bundle, config) for bundle in opened.values()] for config in configs}
-    left_out = [{**asdict(config), "reason": next(filter(None, why))} for config, why in reasons.items() if any(why)]
+    left_out = [{**plain(config), "reason": next(filter(None, why))} for config, why in reasons.items() if any(why)]
     possible = [config for config, why in reasons.items() if not any(why)]
     if left_out and not possible:
         raise RuntimeUnavailableError(left_out[0]["reason"])

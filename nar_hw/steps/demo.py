@@ -1,6 +1,5 @@
 """The whole path on data that comes with scikit-learn: table, baseline, search, child, bundles, benchmark, report."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from functools import partial
@@ -15,10 +14,11 @@ from nar_hw.files import read_json, write_json
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
 from nar_hw.models.info import ModelInfo
+from nar_hw.records import plain, replace
 from nar_hw.report import write_report
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.config import SearchConfig
-from nar_hw.search.run import read_arch
+from nar_hw.search.record import load_run
 from nar_hw.steps.bench import bench_bundles
 from nar_hw.steps.export import export_child
 from nar_hw.steps.search import search_run
@@ -37,7 +37,7 @@ def run_demo(out: Path, *, seed: int = 0, progress: Progress | None = None) -> d
 
     Raises RunError when ``out`` holds a demo with another seed.
     """
-    settings = {"seed": seed, "target": TARGET, "search": SEARCH.to_json(), "recipe": RECIPES["demo"].to_json()}
+    settings = {"seed": seed, "target": TARGET, "search": plain(SEARCH), "recipe": plain(RECIPES["demo"])}
     _same_settings(out / "demo.json", settings)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = RuntimeConfig(runtime="onnxruntime", device=device)
@@ -65,17 +65,17 @@ def run_demo(out: Path, *, seed: int = 0, progress: Progress | None = None) -> d
             table,
             target_ms=target_ms,
             out=out,
-            config=dataclasses.replace(SEARCH, seed=seed),
+            config=replace(SEARCH, seed=seed),
             device=device,
             resume=True,
             progress=progress,
         ),
     )
-    info, arch, _ = read_arch(out)
+    found = load_run(out)
     stage(
         "child",
         out / "child" / "child.json",
-        lambda: train_child(info, arch, "digits", out=out / "child", target_ms=target_ms, **common),
+        lambda: train_child(found.network, found.arch, "digits", out=out / "child", target_ms=target_ms, **common),
     )
     for name, bundle in (("baseline", "baseline_bundle"), ("child", "bundle")):
         stage(f"export {name}", out / bundle / "manifest.json", partial(export_child, out / name, out / bundle))

@@ -1,6 +1,5 @@
 """Data sets as tasks, for every step that reads images."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from nar_hw.errors import UserError
 from nar_hw.faces.data import load_faces
 from nar_hw.faces.task import FacesTask
 from nar_hw.models.info import ModelInfo
+from nar_hw.records import replace
 from nar_hw.tasks import ClassificationTask, Task
 
 

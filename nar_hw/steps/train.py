@@ -1,7 +1,7 @@
 """The steps between files: what `nar-hw search` and `train` do, from Python."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,13 +11,15 @@ from torch import nn
 from nar_hw._version import versions
 from nar_hw.bundles.children import child_names, named_child
 from nar_hw.data import SplitName
+from nar_hw.data.preprocessing import Preprocessing
 from nar_hw.distributed import rank
 from nar_hw.errors import RunError, UserError
 from nar_hw.latency.table import LatencyTable
-from nar_hw.models import load_fitting
 from nar_hw.models.info import ModelInfo
+from nar_hw.models.weights import load_fitting
+from nar_hw.records import replace
 from nar_hw.search.folder import TABLE
-from nar_hw.search.run import read_arch
+from nar_hw.search.record import load_run
 from nar_hw.space.flops import SpaceCounts
 from nar_hw.space.operators import INCUMBENT
 from nar_hw.space.spec import Manner
@@ -112,7 +114,7 @@ def train_child(
         model=info,
         arch=space.names(codes),
         data=data,
-        recipe=recipe.to_json(),
+        recipe=recipe,
         seed=seed,
         init="scratch" if baseline is None or not inherit else "inherited",
         accuracy={split: task.evaluate(child, split) for split in HELD_OUT},
@@ -123,9 +125,7 @@ def train_child(
         predicted_ms=None if table is None else table.predict(codes),
         table_hash=None if table is None else table.hash,
         fingerprint=None if table is None else table.fingerprint,
-        mean=task.data.mean,
-        std=task.data.std,
-        classes=task.data.classes,
+        preprocessing=Preprocessing(mean=task.data.mean, std=task.data.std, classes=tuple(task.data.classes)),
         versions=versions("torch"),
         record=task.record,
         top5={split: task.evaluate(child, split, k=5) for split in HELD_OUT}
@@ -134,8 +134,7 @@ def train_child(
     )
     if rank() == 0:
         if ensemble and isinstance(task, ClassificationTask):
-            scored = score_ensemble(child, task, "test", out=out, epochs=result.snapshots)
-            found = replace(found, ensemble=asdict(scored))
+            found = replace(found, ensemble=asdict(score_ensemble(child, task, "test", out=out, epochs=result.snapshots)))
         found.save(out, child)
     return found
 
@@ -185,10 +184,11 @@ def find_arch(
     Raises UserError when the network is not told, RunError for a folder without a finished search.
     """
     if Path(text).is_dir():
-        info, arch, found = read_arch(Path(text))
+        found = load_run(Path(text))
+        info = found.network
         if model not in (None, info.name):
             raise UserError(f"--model must be the searched network {info.name} or left out, but got {model}")
-        return Wanted(info=info, arch=arch, table=LatencyTable.load(Path(text) / TABLE), target_ms=found.get("target_ms"))
+        return Wanted(info=info, arch=found.arch, table=LatencyTable.load(Path(text) / TABLE), target_ms=found.target_ms)
     if text in child_names():
         named = named_child(text)
         if model not in (None, named.model.name):

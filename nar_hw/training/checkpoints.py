@@ -1,13 +1,13 @@
 """Weights and training states on disk: safetensors for networks, a tensors-only file for what a training needs to go on."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nar_hw.errors import RunError
+from nar_hw.errors import RunError, TrainingError
 from nar_hw.files import atomic_path
+from nar_hw.records import as_record, plain, replace
 from nar_hw.training.recipes import Recipe
 
 SCHEMA = 1
@@ -45,7 +45,7 @@ def check_resumable(state: dict[str, Any], out: Path, *, recipe: Recipe, seed: i
         raise RunError(
             f"{out} must have a training state of schema {SCHEMA}: it was written by another version of nar_hw, train anew"
         )
-    old, done = Recipe.from_json(state.get("recipe")), len(state["history"])
+    old, done = as_record(state.get("recipe"), Recipe, where="recipe", error=TrainingError), len(state["history"])
     if recipe.epochs < done:
         raise RunError(f"{out} has trained for {done} epochs already, but {recipe.epochs} were asked for: ask for {done} or more")
     if recipe.epochs != old.epochs and recipe.one_cycle and old.one_cycle:
@@ -53,8 +53,8 @@ def check_resumable(state: dict[str, Any], out: Path, *, recipe: Recipe, seed: i
             "a training whose learning rate falls once (one-cycle, two phases) cannot change its number of epochs, but "
             f"{out} was started for {old.epochs} and {recipe.epochs} were asked for: ask for the same, or train anew"
         )
-    there = {"training seed": state["seed"], **_flat(state["task"]), **replace(old, epochs=recipe.epochs).to_json()}
-    for key, asked in {"training seed": seed, **_flat(task), **recipe.to_json()}.items():
+    there = {"training seed": state["seed"], **_flat(state["task"]), **plain(replace(old, epochs=recipe.epochs))}
+    for key, asked in {"training seed": seed, **_flat(task), **plain(recipe)}.items():
         if there.get(key) != asked:
             raise RunError(
                 f"{out} can be resumed with the same {key} only, but was trained with {there.get(key)} and "

@@ -1,30 +1,30 @@
-"""Run folders: which network a result belongs to, and trained children on disk."""
+"""A trained child on disk: child.json and weights.safetensors."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from nar_hw.errors import RunError
-from nar_hw.files import misfits, read_json, write_json
+from nar_hw.data.preprocessing import Preprocessing
 from nar_hw.models.info import ModelInfo
 from nar_hw.models.weights import load_weights, save_weights
+from nar_hw.records import Record, read_record, write_record
 from nar_hw.space.space import SearchSpace
+from nar_hw.training.recipes import Recipe
 
-SCHEMA = 1
+CHILD, WEIGHTS = "child.json", "weights.safetensors"
+SCHEMA = 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Child:
+class Child(Record, frozen=True, kw_only=True):
     """A trained child on disk: child.json and weights.safetensors."""
 
     model: ModelInfo
     arch: tuple[str, ...]
     """Operator names, one per slot."""
     data: str
-    recipe: Mapping[str, Any]
+    recipe: Recipe
     seed: int
     init: str
     accuracy: Mapping[str, float]
@@ -39,34 +39,24 @@ class Child:
     """By the latency table whose hash and fingerprint follow."""
     table_hash: str | None
     fingerprint: Mapping[str, Any] | None
-    mean: Sequence[float]
-    """Normalisation per channel, for pixels in [0, 1]."""
-    std: Sequence[float]
-    classes: Sequence[str]
-    versions: Mapping[str, str] = field(default_factory=dict)
-    top5: Mapping[str, float] = field(default_factory=dict)
+    preprocessing: Preprocessing
+    versions: Mapping[str, str] = {}
+    top5: Mapping[str, float] = {}
     """Split -> top-5 accuracy in [0, 1]; empty where there are five classes or fewer."""
-    record: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] = {}
     """Of the data: seed, size and hash of each split, augmentation; see `nar_hw.tasks.Task.record`."""
     ensemble: Mapping[str, Any] | None = None
     """Test accuracies of the training's snapshots, see `nar_hw.training.snapshots.Ensemble`; None without them."""
 
     def save(self, folder: Path, network: nn.Module) -> None:
         """Write the child; the weights first, so that a child.json never stands alone."""
-        save_weights(folder / "weights.safetensors", network)
-        write_json(folder / "child.json", {"schema": SCHEMA, **asdict(self)})
+        save_weights(folder / WEIGHTS, network)
+        write_record(folder / CHILD, self, schema=SCHEMA)
 
     @classmethod
     def load(cls, folder: Path) -> "Child":
         """Read child.json. Raises RunError in one line."""
-        path = folder / "child.json"
-        value = read_json(path, what="trained child")
-        if value.pop("schema", None) != SCHEMA:
-            raise RunError(f"{path} must have schema {SCHEMA}: it was written by another version of nar_hw")
-        value["model"] = ModelInfo.from_json(value.get("model"), path=path)
-        if wrong := misfits(cls, value):
-            raise RunError(f"{path} is not a trained child ({', '.join(map(repr, wrong))[:200]}): train it again")
-        return cls(**value)
+        return read_record(folder / CHILD, cls, what="trained child", schema=SCHEMA, fix="train it again", upgrade=_upgraded)
 
     def space(self) -> SearchSpace:
         """The search space that the child was taken from, with fresh weights."""
@@ -77,5 +67,12 @@ class Child:
         space = space or self.space()
         arch = space.parse(list(self.arch))
         network = space.build(arch)
-        load_weights(network, folder / "weights.safetensors")
+        load_weights(network, folder / WEIGHTS)
         return network.eval()
+
+
+def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 had the fields of the preprocessing beside the others."""
+    if content.pop("schema") > 1 or not {"mean", "std", "classes"} <= content.keys():
+        return content
+    return {**content, "preprocessing": {name: content.pop(name) for name in ("mean", "std", "classes")}}

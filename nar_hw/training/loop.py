@@ -18,6 +18,7 @@ from nar_hw.distributed import as_the_first, average_buffers, average_gradients,
 from nar_hw.errors import RunError, TrainingError
 from nar_hw.files import write_json
 from nar_hw.models.weights import save_weights
+from nar_hw.records import plain
 from nar_hw.tasks import Task
 from nar_hw.training.checkpoints import SCHEMA, check_resumable, load_state, save_state
 from nar_hw.training.precision import autocast
@@ -297,7 +298,7 @@ class _Run:
             {
                 "schema": SCHEMA,
                 "seed": self.seed,
-                "recipe": self.recipe.to_json(),
+                "recipe": plain(self.recipe),
                 "task": self.task.record,
                 "network": str(self.model),
                 "history": [asdict(log) for log in self.history],

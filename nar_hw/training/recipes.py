@@ -1,12 +1,12 @@
 """How a network is trained, as data: recipes by name and the learning rate at every moment."""
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from nar_hw.errors import TrainingError, unknown_name
-from nar_hw.files import misfits, read_json
+from nar_hw.files import read_json
+from nar_hw.records import Record, as_record, replace
 
 Schedule = Literal["sgdr", "one-cycle", "step"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -14,8 +14,7 @@ SCHEDULES: tuple[Schedule, ...] = ("sgdr", "one-cycle", "step")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Record, frozen=True, kw_only=True):
     """One way to train with SGD. Epochs may be fractions wherever a learning rate depends on them."""
 
     epochs: int
@@ -80,29 +79,6 @@ class Recipe:
         _require(self, "clip_norm > 0", self.clip_norm is None or self.clip_norm > 0, "clip_norm")
         _require(self, "0 < ema_decay < 1", self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay")
 
-    def to_json(self) -> dict[str, Any]:
-        """All fields, for JSON."""
-        return {**asdict(self), "milestones": list(self.milestones)}
-
-    @classmethod
-    def from_json(cls, value: Any) -> "Recipe":
-        """The recipe that :meth:`to_json` wrote.
-
-        Raises:
-            UnknownNameError: a field that does not exist.
-            TrainingError: a value that is not valid.
-        """
-        if not isinstance(value, dict):
-            raise TrainingError(f"a recipe must be an object with the fields of Recipe, but is {repr(value)[:60]}")
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(value.keys() - known):
-            raise unknown_name("recipe field", unknown[0], known)
-        if "epochs" not in value:
-            raise TrainingError("a recipe must say its epochs, but has no field 'epochs': add it")
-        if wrong := [f"{name}={value[name]!r}"[:60] for name in misfits(cls, value)]:
-            raise TrainingError(f"every recipe field must have its type, but {', '.join(wrong)} has not")
-        return cls(**{**value, "milestones": tuple(value.get("milestones", ()))})
-
     def learning_rate(self, epoch: float) -> float:
         """The learning rate after ``epoch`` epochs, in [0, epochs); the loop asks for it before every step."""
         if self.schedule == "step":
@@ -164,7 +140,13 @@ RECIPES: dict[str, Recipe] = {
 def recipe_named(name: str) -> Recipe:
     """The recipe called ``name``, or the one in a .json file. Raises UnknownNameError, RunError for a file that is none."""
     if name.endswith(".json"):
-        return Recipe.from_json(read_json(Path(name), what="recipe"))
+        return as_record(
+            read_json(Path(name), what="recipe"),
+            Recipe,
+            where=f"recipe {name}",
+            error=TrainingError,
+            fix="see nar_hw.training.recipes",
+        )
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
     return RECIPES[name]

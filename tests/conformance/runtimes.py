@@ -3,7 +3,6 @@
 import copy
 import json
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from nar_hw.errors import ModelError, RuntimeUnavailableError, UnknownNameError
+from nar_hw.records import replace
 from nar_hw.runtimes import RUNTIMES, RuntimeConfig, runtime_class
 from nar_hw.runtimes.base import Runtime
 

@@ -1,0 +1,95 @@
+"""The result of a search on disk: run.json, its archs as names of operators."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nar_hw.errors import RunError
+from nar_hw.models.info import ModelInfo
+from nar_hw.records import Record, read_record, write_record
+from nar_hw.search.config import SearchConfig
+from nar_hw.search.result import Standing
+from nar_hw.space.spec import Manner
+
+RESULT = "run.json"
+SCHEMA = 1
+
+
+class ScoredNames(Record, frozen=True, kw_only=True):
+    """An arch with what is known of it; see `nar_hw.search.result.Scored`."""
+
+    arch: tuple[str, ...]
+    accuracy: float
+    predicted_ms: float
+    measured_ms: float | None = None
+    load: float
+
+
+class Identity(Record, frozen=True, kw_only=True):
+    """What must be equal for a search to be resumed."""
+
+    model: ModelInfo | None
+    manner: Manner
+    slots: tuple[tuple[str, tuple[str, ...]], ...]
+    """Slot and the names of its candidates."""
+    data: Mapping[str, Any]
+    """The task's record."""
+    target_ms: float
+    table_hash: str
+    more_targets_ms: tuple[float, ...] = ()
+    """Of the other tables."""
+    more_tables: tuple[str, ...] = ()
+    """Their hashes."""
+    config: SearchConfig
+
+
+class RunFile(Record, frozen=True, kw_only=True):
+    """What run.json says: the outcome of a search, and what it was asked for."""
+
+    model: ModelInfo | None
+    manner: Manner
+    operators: tuple[str, ...]
+    """All candidates."""
+    data: str | None
+    target_ms: float
+    reward: str
+    strategy: str
+    seed: int
+    table: str
+    """Where the first table lies."""
+    tables: tuple[str, ...] = ()
+    """The files of all tables, in the folder."""
+    table_hash: str
+    allowed_mismatch: tuple[str, ...] = ()
+    versions: Mapping[str, str]
+    arch: tuple[str, ...]
+    """The pick, which is to be trained."""
+    predicted_ms: float
+    measured_ms: float | None
+    accuracy: float
+    load: float
+    others: tuple[Standing, ...] = ()
+    met: bool
+    note: str
+    pick: ScoredNames
+    finalists: tuple[ScoredNames, ...]
+    pareto: tuple[ScoredNames, ...]
+    history: tuple[Mapping[str, float], ...]
+    scored: tuple[ScoredNames, ...]
+    identity: Identity
+
+    @property
+    def network(self) -> ModelInfo:
+        """The network that was searched. Raises RunError where the search did not keep how to build it."""
+        if self.model is None:
+            raise RunError("the search did not keep how to build its network: pass model= to nar_hw.search")
+        return self.model
+
+    def save(self, folder: Path) -> None:
+        """Write run.json, atomically."""
+        write_record(folder / RESULT, self, schema=SCHEMA)
+
+
+def load_run(folder: Path) -> RunFile:
+    """Read run.json. Raises RunError in one line, also for a search that is not finished."""
+    return read_record(folder / RESULT, RunFile, what="search result", schema=SCHEMA, fix="search again or choose another folder")
