@@ -78,7 +78,7 @@ def misfit(info: EngineInfo, version: str, gpu: str, capability: str) -> str | N
     """Why an engine does not run in this version of TensorRT on this GPU; None when it does."""
     built, here = numbers(info.tensorrt), numbers(version)
     if not (built == here or (info.version_compatible and built[0] == here[0] and built <= here)):
-        return f"was built by TensorRT {info.tensorrt}, but this is {version}"
+        return f"was built by {info.library} {info.tensorrt}, but this is {version}"
     same = capability in info.compute_capabilities
     fits = {
         None: same and info.gpu in (gpu, None),

@@ -36,7 +36,7 @@ class RuntimeConformance:
 
     def test_is_registered_under_its_name(self, runtime: type[Runtime]) -> None:
         assert runtime_class(runtime.name) is runtime
-        assert RUNTIMES[runtime.name].startswith(f"nar_hw.runtimes.{runtime.name}:")
+        assert RUNTIMES[runtime.name].startswith(f"nar_hw.runtimes.{runtime.name.replace('-', '_')}:")
 
     def test_versions_start_with_its_own(self, runtime: type[Runtime], config: RuntimeConfig) -> None:
         versions = runtime.versions()
