@@ -162,7 +162,7 @@ def test_the_fake_offers_nothing_that_the_package_does_not_have(version: str) ->
         assert {key for key in own if not key.startswith("_")} <= set(members), name
         for member in (key for key in own if isinstance(members.get(key), list)):
             given = [(item.name, item.annotation) for item in inspect.signature(own[member]).parameters.values()][1:]
-            overloads = [re.findall(r", (\w+): ([\w.]+)( =)?", signature) for signature in members[member]]
+            overloads = [re.findall(r", (\w+): (?:nvinfer1::)?([\w.]+)( =)?", signature) for signature in members[member]]
             fits = [
                 given == [(key, types.get(kind)) for key, kind, _ in wanted[: len(given)]]
                 and all(default for _, _, default in wanted[len(given) :])

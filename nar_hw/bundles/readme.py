@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nar_hw.export.gpus import CARDS
+from nar_hw.export.gpus import CARDS, number
 
 _TEXT = """# {name}: {what} in one folder
 
@@ -16,7 +16,7 @@ It {does} {channels}x{height}x{width} (channels, height, width).
 | weights.safetensors | the trained weights, for PyTorch |
 | arch.json | the operators of the network, slot by slot |
 | manifest.json | everything about this bundle for programs: hashes, preprocessing, classes, accuracy, latency, versions |
-
+{gpus}
 {latency_sentence}
 
 Preprocessing: convert to {mode}, scale the image until it covers {width}x{height} (bilinear, antialiased) and cut out its centre,
@@ -87,6 +87,7 @@ def readme(manifest: Mapping[str, Any]) -> str:
         batch=f"{fewest}" if fewest == most else f"{fewest} to {most}",
         operators_sentence=_operators(model),
         files="\n".join(_file_rows(manifest)),
+        gpus=_gpus(manifest),
         latency_sentence=_latency(latency),
         mode={1: "L", 3: "RGB"}.get(channels, f"{channels} channels"),
         mean=_numbers(manifest["preprocessing"]["mean"]),
@@ -133,14 +134,21 @@ _TARGETS = {
 }
 
 
+def _gpus(manifest: Mapping[str, Any]) -> str:
+    """Which GPUs the engines of TensorRT for RTX are for; nothing where there are none."""
+    engines = manifest["compiled"].get("tensorrt-rtx", {}).values()
+    needed = {number for item in engines for number in item["requires"]["compute_capability"].split(", ")}
+    rows = "".join(f"| {number(key)} | {cards} |\n" for key, cards in CARDS.items() if number(key) in needed)
+    return f"\n| compute capability | GPUs |\n|---|---|\n{rows}" if rows else ""
+
+
 def _machine(item: Mapping[str, Any]) -> str:
     requires = item["requires"]
     if "tensorrt-rtx" in requires:
-        numbers = requires["compute_capability"].split(", ")
-        cards = "; ".join(f"{number} ({CARDS[key]})" for number in numbers if (key := f"sm{number.replace('.', '')}") in CARDS)
         computes = f", computing {item['computes']}" if "computes" in item else ""
         untried = ", not run where it was made" if item["max_abs_error"] is None else ""
-        return f"compute capabilities {cards} with TensorRT for RTX {requires['tensorrt-rtx']}{computes}{untried}"
+        where = f"GPUs of compute capability {requires['compute_capability']}"
+        return f"{where} with TensorRT for RTX {requires['tensorrt-rtx']}{computes}{untried}"
     if "gpu" in requires:
         return f"{requires['gpu']} with TensorRT {requires['tensorrt']}"
     where = "an NVIDIA GPU" if item["device"] == "cuda" else f"a CPU with {requires.get('AOTI_CPU_ISA') or 'any features'}"

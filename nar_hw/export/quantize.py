@@ -186,6 +186,9 @@ def _keep_pairs_of_products(graph: "onnx.GraphProto") -> None:
     if result in same:
         same = {name: result if old == same[result] else old for name, old in same.items()} | {same[result]: result}
     rename_values(graph, same)
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(tensor)
 
 
 def _reader(images: Images, source: Any) -> Any:
