@@ -45,6 +45,7 @@ from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.record import load_run
 from nar_hw.steps.search import search_run
+from nar_hw.steps.task import load_task
 from nar_hw.steps.train import train_child
 from nar_hw.training.child import Child
 from nar_hw.training.loop import train
@@ -103,7 +104,9 @@ def on_lfw(lfw: Path, work: Path) -> dict[str, Any]:
     arch = found.arch
     for name, operators in (("baseline", None), ("child", arch)):
         if not (out / name / "child.json").exists():
-            train_child(info, operators, data, out=out / name, recipe=RECIPE, table=table, target_ms=target, resume=True)
+            train_child(
+                info, operators, load_task(data), out=out / name, recipe=RECIPE, table=table, target_ms=target, resume=True
+            )
 
     def of(network: nn.Module) -> Verified:
         return verify(network, pairs, images=images, size=SIZE)

@@ -62,7 +62,7 @@ def beyond_training(name: str) -> dict[str, Any]:
         table = profile(space, config=RuntimeConfig(runtime="fake"), model_name=name, validate=0)
     whole = SearchConfig()
     config = replace(whole, warmup_epochs=0, epochs=1, lr=1e-3, rescored=whole.rescored // QUARTER)
-    run = SearchRun(space, ClassificationTask(data), Budget.of(space, [table], [sum(table.bounds()) / 2], config), config)
+    run = SearchRun(space, ClassificationTask(data), [Budget.of(space, [table], [sum(table.bounds()) / 2], config)], config)
     while run.epoch < run.epochs:
         run.advance()
     start = time.perf_counter()

@@ -33,7 +33,8 @@ from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.feasible import Feasible
 from nar_hw.search.reward import REWARDS
-from nar_hw.search.strategies import STRATEGIES, Strategy
+from nar_hw.search.strategies import strategy_class
+from nar_hw.search.strategies.base import Strategy
 from nar_hw.space.spec import Arch
 
 SLOTS, CODES = 24, 6
@@ -194,7 +195,7 @@ def main() -> None:
         runs = []
         for seed in track(seeds, description=label):
             task = Planted(seed)
-            runs.append(searched(task, STRATEGIES[name](task.limits, seed=seed, **options), SearchConfig().reward))
+            runs.append(searched(task, strategy_class(name)(task.limits, seed=seed, **options), SearchConfig().reward))
         strategies[label] = summary(runs)
     for reward, (name, everything) in itertools.product(
         REWARDS, (("surrogate", False), ("reinforce", False), ("reinforce", True))
@@ -206,7 +207,7 @@ def main() -> None:
         for seed in track(seeds, description=label):
             task = Planted(seed)
             limits = unlimited(task) if everything else task.limits
-            runs.append(searched(task, STRATEGIES[name](limits, seed=seed), reward, (1000,)))
+            runs.append(searched(task, strategy_class(name)(limits, seed=seed), reward, (1000,)))
         rewards[label] = summary(runs)[0]
     write_json(
         arguments.out,

@@ -54,19 +54,19 @@ def share(items: Items) -> Items:
     return items[rank() :: ranks()]
 
 
-def total(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """``values``, now the sums over all processes."""
     if ranks() > 1:
         dist.all_reduce(values)
     return values
 
 
-def wait() -> None:
-    """Let no process go on before all have come here."""
-    total(torch.zeros(1))
+def barrier() -> None:
+    """Wait until every process has come here."""
+    all_reduce_sum(torch.zeros(1))
 
 
-def as_the_first(model: nn.Module) -> None:
+def broadcast(model: nn.Module) -> None:
     """Let every process have the weights of the first."""
     if ranks() > 1:
         for value in model.state_dict().values():
@@ -78,7 +78,7 @@ def average_gradients(model: nn.Module) -> None:
     if ranks() == 1:
         return
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    means = total(torch.cat([gradient.flatten() for gradient in gradients])) / ranks()
+    means = all_reduce_sum(torch.cat([gradient.flatten() for gradient in gradients])) / ranks()
     for gradient, mean in zip(gradients, torch.split(means, [gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
 
@@ -89,10 +89,10 @@ def average_buffers(model: nn.Module) -> None:
         return
     for buffer in model.buffers():
         if buffer.is_floating_point():
-            total(buffer).div_(ranks())
+            all_reduce_sum(buffer).div_(ranks())
 
 
-def by_the_first(measure: Measure) -> Measure:
+def on_rank_zero(measure: Measure) -> Measure:
     """``measure`` in the first process, with its times in all."""
 
     def measured(archs: list[Arch]) -> Sequence[float]:

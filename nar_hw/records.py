@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar, Union, cast, get_args, get_origin
@@ -32,32 +32,75 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of all records."""
 
     OPTIONS: ClassVar[Mapping[str, str]] = {}
-    """Field -> option of the command line, where it is not the field's name; "" where a field has none."""
+    """Field -> option of the command line, where it is not the field's name; "" for a field that is given by --set."""
 
     def __post_init__(self) -> None:
         """Raises UserError for values that do not go together."""
 
     def options(self, *, but: Iterable[str] = ()) -> list[str]:
-        """The words of a command line that say what differs from the defaults, without the fields in ``but``."""
+        """The words of a command line that say what differs from the defaults, without the fields in ``but``.
+
+        A shape has an x between its sizes, operators a comma; numbers are options of their own.
+        """
         words = []
-        for field in structs.fields(self):
-            option = self.OPTIONS.get(field.name, field.name.replace("_", "-"))
-            value, default = getattr(self, field.name), _default(field)
-            if not option or field.name in but or value is None or value == default:
+        for name, value in changes(self).items():
+            option = self.OPTIONS.get(name, name.replace("_", "-"))
+            if name in but:
                 continue
-            if isinstance(value, bool):
+            if not option:
+                words += ["--set", _setting(name, value)]
+            elif isinstance(value, bool):
                 words.append(f"--{option}" if value else f"--no-{option}")
+            elif option == "input":
+                words += [f"--{option}", "x".join(map(str, value))]
+            elif isinstance(value, tuple) and all(isinstance(item, str) for item in value):
+                words += [f"--{option}", ",".join(value)]
             else:
-                words += [f"--{option}", _word(value, "x" if option == "input" else ",")]
+                words += [
+                    word for item in (value if isinstance(value, tuple) else (value,)) for word in (f"--{option}", str(item))
+                ]
         return words
 
 
-def _default(field: structs.FieldInfo) -> Any:
-    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+def settings(record: Record, base: Record | None = None, *, but: Iterable[str] = ()) -> list[str]:
+    """The --set options that make ``record`` of ``base`` (by default of the defaults), without the fields in ``but``."""
+    return [word for name, value in changes(record, base).items() if name not in but for word in ("--set", _setting(name, value))]
 
 
-def _word(value: Any, between: str) -> str:
-    return between.join(map(str, value)) if isinstance(value, tuple) else str(value)
+def changes(record: Record, base: Record | None = None) -> dict[str, Any]:
+    """The fields that differ from those of ``base``, by default from the defaults."""
+
+    def before(field: structs.FieldInfo) -> Any:
+        if base is not None:
+            return getattr(base, field.name)
+        return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+
+    return {field.name: value for field in structs.fields(record) if (value := getattr(record, field.name)) != before(field)}
+
+
+def _setting(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return f"{name}={value}"
+    return f"{name}={','.join(map(str, value))}" if isinstance(value, tuple) else f"{name}={msgspec.json.encode(value).decode()}"
+
+
+def with_settings(record: RecordKind, settings: Iterable[str], *, error: type[UserError] = UserError) -> RecordKind:
+    """``record`` with what ``name=value`` texts say; lists have commas. Raises ``error`` and what the record raises."""
+    changed = {}
+    for item in settings:
+        name, equals, text = item.partition("=")
+        if name not in record.__struct_fields__ or not equals:
+            problem = unknown_name("setting", name, record.__struct_fields__)
+            raise error(f"--set takes name=value, but got {item!r}: {problem}")
+        kind = next(field.type for field in structs.fields(record) if field.name == name)
+        value: Any = [part for part in text.split(",") if part] if get_origin(kind) is tuple else text
+        try:
+            if text.startswith("{"):
+                value = msgspec.json.decode(text)
+            changed[name] = msgspec.convert(value, kind, strict=False)
+        except msgspec.DecodeError as problem:
+            raise error(f"--set {name}: {_broken(str(problem), name, text, kind)}") from None
+    return replace(record, **changed)
 
 
 def command(*words: str) -> str:
@@ -66,8 +109,36 @@ def command(*words: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A record, or a collection of records, as JSON values."""
-    return msgspec.to_builtins(value)
+    """A record, or a collection of records, as JSON values; arrays as lists."""
+    return msgspec.to_builtins(value, enc_hook=lambda item: str(item) if isinstance(item, str) else item.tolist())
+
+
+def check_same(
+    found: Any,
+    asked: Any,
+    *,
+    where: str,
+    fix: str = "use the same settings, or choose another folder",
+    error: type[UserError] = RunError,
+) -> None:
+    """Whether what was begun can go on: ``found`` (on disk) and ``asked``, records or JSON values, must be equal.
+
+    Raises ``error`` naming the first field that differs, with both values.
+    """
+    there, here = (dict(_leaves(plain(value))) for value in (found, asked))
+    for name in [*here, *(name for name in there if name not in here)]:
+        before, now = (repr(side[name]) if name in side else "absent" for side in (there, here))
+        if before != now:
+            raise error(f"{where} can be resumed with the same settings only, but {name} is {before} there and {now} here: {fix}")
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of everything in nested objects that is no object; tuples as lists."""
+    if isinstance(value, dict) and (value or not name):
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, list(value) if isinstance(value, tuple) else value
 
 
 def as_record(
@@ -79,10 +150,10 @@ def as_record(
     broken. ``where`` begins the line and ``fix`` ends it.
     """
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(value, kind, dec_hook=_array)
     except msgspec.ValidationError as problem:
         rule, _, path = str(problem).partition(" - at `$")
-        steps = _steps(value, kind, path.rstrip("`"))
+        steps = _steps(value, kind, path.rstrip("`"), str(problem))
         field = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
         if isinstance(problem.__cause__, UserError):
             raise type(problem.__cause__)(f"{where}: {field + ': ' if field else ''}{problem.__cause__}") from None
@@ -91,6 +162,13 @@ def as_record(
             known = get_args(_type_at(kind, steps))
             raise UnknownNameError(f"{where}: {unknown_name(str(steps[-1]), str(found), known)}") from None
         raise error(f"{where}: {_broken(rule, field, found, _type_at(kind, steps))}: {fix}") from None
+
+
+def _array(kind: Any, value: Any) -> Any:
+    """A list of numbers as the NumPy array that a field wants."""
+    import numpy as np
+
+    return np.array(msgspec.convert(value, list[float]))
 
 
 def _broken(rule: str, field: str, found: Any, kind: Any) -> str:
@@ -119,12 +197,12 @@ def _type_at(kind: Any, steps: list[str | int]) -> Any:
     return kind
 
 
-def _steps(value: Any, kind: Any, path: str) -> list[str | int]:
+def _steps(value: Any, kind: Any, path: str, problem: str) -> list[str | int]:
     """The way to the field at fault; where msgspec only says "of some key", the first key that is at fault alone."""
     steps: list[str | int] = []
     for name, index in re.findall(r"\.([^.\[]+)|\[([^\]]+)\]", path):
         if index == "...":
-            steps.append(next((key for key in _at(value, steps) if _fails(value, kind, steps, key)), "..."))
+            steps.append(next((key for key in _at(value, steps) if _fails(value, kind, steps, key, problem)), "..."))
         else:
             steps.append(name or int(index))
     return steps
@@ -139,8 +217,8 @@ def _at(value: Any, steps: list[str | int]) -> Any:
     return value
 
 
-def _fails(value: Any, kind: Any, steps: list[str | int], key: Any) -> bool:
-    """Whether ``value`` is at fault at ``steps`` even if the object there has ``key`` alone."""
+def _fails(value: Any, kind: Any, steps: list[str | int], key: Any, problem: str) -> bool:
+    """Whether ``value`` has the same ``problem`` if the object at ``steps`` has ``key`` alone."""
 
     def alone(part: Any, left: list[str | int]) -> Any:
         if not left:
@@ -150,9 +228,9 @@ def _fails(value: Any, kind: Any, steps: list[str | int], key: Any) -> bool:
         return copy
 
     try:
-        msgspec.convert(alone(value, steps), kind)
-    except msgspec.ValidationError:
-        return True
+        msgspec.convert(alone(value, steps), kind, dec_hook=_array)
+    except msgspec.ValidationError as found:
+        return str(found) == problem
     return False
 
 

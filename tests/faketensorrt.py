@@ -78,6 +78,8 @@ def fake_engine(trt: Any, source: Path, path: Path, batch: tuple[int, int, int] 
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
     write_json(info_file(path), {"schema": SCHEMA, **plain(info)})
+    for end in (".layers.json", *([] if trt.__version__ == RTX else [".cache"])):
+        path.with_name(f"{path.name}{end}").write_text("{}")
     return info
 
 

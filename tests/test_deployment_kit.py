@@ -16,16 +16,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from nar_hw.bundles.bundle import export_bundle
 from nar_hw.data import load_data
 from nar_hw.export.onnx import run_torch
 from nar_hw.files import sha256
+from tests.bundles import CLASSES, MEAN, STD, exported
 from tests.conftest import Shell
 from tests.networks import TinyResNet
 
 SCRIPT = Path(__file__).parent.parent / "export" / "run.py"
-CLASSES = ("ant", "bee", "cat", "dog", "eel")
-MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 SIDE = 8
 
 
@@ -39,8 +37,7 @@ def network() -> nn.Module:
 
 
 def export(network: nn.Module, out: Path, **options: Any) -> Path:
-    about = {"arch": ("conv3x3",) * 4, "codes": (0,) * 4, "model": "tiny", "mean": MEAN, "std": STD}
-    return export_bundle(network, out, input_shape=(3, SIDE, SIDE), **about, **options)
+    return exported(network, out, shape=(3, SIDE, SIDE), **options)
 
 
 @pytest.fixture(scope="module")

@@ -366,7 +366,7 @@ class TestTraining:
     def test_distillation_is_for_classifiers(self, folder: Path, tmp_path: Path) -> None:
         info = ModelInfo(name="resnet_digits", input_shape=(3, 16, 16), num_classes=10)
         with pytest.raises(UserError, match="ensembles and distillation are of classifiers, but 'faces:"):
-            train_child(info, None, f"faces:{folder},size=16,embedding=10", out=tmp_path, recipe=RECIPE, ensemble=2)
+            train_child(info, None, self.task(folder), out=tmp_path, recipe=RECIPE, ensemble=2)
 
 
 def state_tensors(state: object) -> list[torch.Tensor]:

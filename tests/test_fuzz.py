@@ -22,7 +22,6 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
-from nar_hw.bundles.bundle import export_bundle
 from nar_hw.bundles.manifest import load_bundle
 from nar_hw.data.preprocessing import Preprocessing
 from nar_hw.errors import ExportError, ModelError, UserError
@@ -43,6 +42,7 @@ from nar_hw.space.space import SearchSpace
 from nar_hw.training.checkpoints import check_resumable, load_state, save_state
 from nar_hw.training.child import Child
 from nar_hw.training.recipes import Recipe, recipe_named
+from tests.bundles import exported
 from tests.networks import TinyResNet
 
 SHAPE = (3, 8, 8)
@@ -64,8 +64,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("good")
     torch.manual_seed(0)
     network = TinyResNet(width=4).eval()
-    about: dict[str, Any] = {"classes": "abcde", "arch": ["conv3x3"] * 4, "codes": [0] * 4, "model": "tiny"}
-    export_bundle(network, folder / "bundle", input_shape=SHAPE, mean=[0.5] * 3, std=[0.2] * 3, **about)
+    exported(network, folder / "bundle")
     Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save(folder / "image.png")
     save_weights(folder / "weights.safetensors", network)
     recipe = Recipe(epochs=2)

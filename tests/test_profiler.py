@@ -17,6 +17,7 @@ from nar_hw.latency.in_context import Join
 from nar_hw.latency.journal import ChildTimes
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
+from nar_hw.models.info import ModelInfo
 from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
@@ -90,7 +91,7 @@ def test_the_slowdown_by_profiling_is_taken_out(space: SearchSpace) -> None:
     device = FakeDevice(noise=0.005, interaction=0.0, profiling_ms=0.008)
     table = profiled(space, device)
     assert largest_error(space, table, device) < 0.02
-    assert table.method["overhead_ms"] == pytest.approx(0.008, rel=0.5)
+    assert table.method.overhead_ms == pytest.approx(0.008, rel=0.5)
 
 
 def test_an_interaction_is_averaged_over_its_contexts(space: SearchSpace) -> None:
@@ -133,11 +134,11 @@ def test_entries_with_one_spec_are_pooled_over_slots(space: SearchSpace) -> None
 
 def test_the_table_says_how_it_was_measured_and_for_what(space: SearchSpace) -> None:
     table = profiled(space, FakeDevice(), seed=7)
-    assert table.method["name"] == "in-context"
-    assert table.method["rounds"] == 4
-    assert table.method["seed"] == 7
-    assert table.method["children"] <= 7 * 3 + 1
-    assert (table.model, table.input_shape, table.num_classes, table.manner) == ("own", SHAPE, 5, "conv")
+    assert table.method.name == "in-context"
+    assert table.method.rounds == 4
+    assert table.method.seed == 7
+    assert table.method.children <= 7 * 3 + 1
+    assert table.network == ModelInfo.of(space, "own")
     assert table.fingerprint["runtime"] == "fake"
     assert table.check(space, table.fingerprint) == []
     assert table.validation is None
@@ -163,8 +164,8 @@ def test_progress_ends_full(space: SearchSpace) -> None:
 def test_a_budget_cuts_rounds_and_children_but_leaves_two_rounds(space: SearchSpace) -> None:
     progress = Progress(disable=True)
     table = profiled(space, FakeDevice(), budget_s=0.0, rounds=50, progress=progress)
-    assert table.method["rounds"] == 2
-    assert table.method["replicates"] == 4
+    assert table.method.rounds == 2
+    assert table.method.replicates == 4
     assert progress.tasks[0].finished
 
 
@@ -185,9 +186,9 @@ def test_other_methods_recover_additive_truth(space: SearchSpace, method: str) -
 def test_other_methods_need_no_layer_times(space: SearchSpace, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeRuntime, "layers", False)
     table = profiled(space, FakeDevice(), method=method, validate=5)
-    assert table.method["name"] == method
+    assert table.method.name == method
     assert table.validation is not None
-    assert table.validation["mape"] < 2
+    assert table.validation.mape < 2
 
 
 def test_regression_tells_operators_apart_that_differ_and_ties_those_that_do_not() -> None:
@@ -202,15 +203,15 @@ def test_regression_tells_operators_apart_that_differ_and_ties_those_that_do_not
 def test_regression_children_are_the_network_and_an_orthogonal_array(space: SearchSpace) -> None:
     table = profiled(space, FakeDevice(), method="regression")
     assert set(profiled_children(space, table.method)) == {space.incumbent, *orthogonal(space, seed=0)}
-    assert table.method["children"] == len(set(profiled_children(space, table.method)))
+    assert table.method.children == len(set(profiled_children(space, table.method)))
 
 
 def test_isolated_operators_are_calibrated_on_at_least_eight_children(space: SearchSpace) -> None:
     """On the fake device an operator alone pays the fixed part of a run each time: the plain sum would be far off."""
     device = FakeDevice(noise=0.0, interaction=0.0, fixed_ms=0.5)
     table = profiled(space, device, method="isolated")
-    assert table.method["children"] >= 8
-    assert table.method["overhead_ms"] > 0.3
+    assert table.method.children >= 8
+    assert table.method.overhead_ms > 0.3
     assert largest_error(space, table, device) < 2e-3
 
 
@@ -404,5 +405,5 @@ def test_a_real_runtime_is_profiled_into_a_table_that_predicts_the_network(space
     table = profile(space, config=RuntimeConfig(runtime=runtime), model_name="own", rounds=3, validate=4)
     assert table.predict(space.incumbent) == pytest.approx(table.incumbent_ms, rel=0.25)
     assert table.validation is not None
-    assert table.validation["children"] == 4
-    assert table.method["clock"] == "thread"
+    assert table.validation.children == 4
+    assert table.method.clock == "thread"

@@ -32,7 +32,7 @@ from tests.networks import TinyResNet
 TEMPLATES = Path(words.__file__).parent
 KEPT = ["conv3x3", "conv3x3", "conv3x3", "conv3x3"]
 ARCH = ["conv3x3", "dwsep3x3", "max3x3", "conv3x3"]
-MODEL = {"name": "tiny", "input_shape": [3, 8, 8], "num_classes": 3, "manner": "conv", "operators": None}
+MODEL = ModelInfo(name="tiny", input_shape=(3, 8, 8), num_classes=3)
 
 
 @pytest.fixture(scope="module")
@@ -46,43 +46,48 @@ def table() -> Iterator[LatencyTable]:
 
 
 def scored(arch: list[str], accuracy: float, predicted: float, measured: float | None = None) -> dict[str, Any]:
-    return {"arch": arch, "accuracy": accuracy, "predicted_ms": predicted, "measured_ms": measured}
+    load = (measured or predicted) / 0.1
+    return {"arch": arch, "accuracy": accuracy, "predicted_ms": predicted, "measured_ms": measured, "load": load}
 
 
 def network(arch: list[str], test: float, params: int, init: str) -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "model": MODEL,
-        "arch": arch,
-        "data": "digits",
-        "recipe": {"epochs": 3, "lr": 0.1},
-        "seed": 7,
-        "init": init,
-        "accuracy": {"valid": test - 0.01, "test": test},
-        "params": params,
-        "flops": 40 * params,
-        "pool_ops": 12_345,
-        "predicted_ms": None,
-        "target_ms": 0.1,
-        "mean": [0.5],
-        "std": [0.2],
-        "classes": ["cat", "dog", "<script>alert(1)</script>"],
-        "versions": {"nar_hw": "0.1.0"},
-    }
+    child = Child(
+        model=MODEL,
+        arch=tuple(arch),
+        data="digits",
+        recipe=Recipe(epochs=3, lr=0.1),
+        seed=7,
+        init=init,
+        accuracy={"valid": test - 0.01, "test": test},
+        params=params,
+        flops=40 * params,
+        pool_ops=12_345,
+        target_ms=0.1,
+        predicted_ms=None,
+        table_hash=None,
+        fingerprint=None,
+        preprocessing=Preprocessing(mean=(0.5,), std=(0.2,), classes=("cat", "dog", "<script>alert(1)</script>")),
+        versions={"nar_hw": "0.1.0"},
+    )
+    return {"schema": 2, **to_plain(child)}
 
 
 def bench_row(subject: str, ms: float) -> dict[str, Any]:
-    setting = {"runtime": "fake", "precision": "fp32", "batch": 1, "threads": 1, "device": "cpu", "memory_format": "contiguous"}
-    times = {
-        "p50_ms": ms,
-        "p90_ms": 1.1 * ms,
-        "p99_ms": None,
-        "n": 90,
-        "images_per_s": 1000 / ms,
-        "rel": 0.01,
-        "gpu_memory_mib": None,
-    }
-    return {"subject": subject, **setting, **times, "fingerprint": {"device": "fake device"}}
+    row = BenchRow(
+        **to_plain(RuntimeConfig(runtime="fake")),
+        subject=subject,
+        p50_ms=ms,
+        p90_ms=1.1 * ms,
+        p99_ms=None,
+        n=90,
+        images_per_s=1000 / ms,
+        rel=0.01,
+        noise_floor=None,
+        round_ms=(ms, ms),
+        session="s",
+        fingerprint={"device": "fake device"},
+    )
+    return dict(to_plain(row))
 
 
 def files(table: LatencyTable) -> dict[str, dict[str, Any]]:
@@ -90,45 +95,46 @@ def files(table: LatencyTable) -> dict[str, dict[str, Any]]:
     pick = scored(ARCH, 0.91, 0.0951, 0.0962)
     others = [scored(KEPT, 0.95, 0.14), scored(["max3x3"] * 4, 0.71, 0.07), scored(["avg3x3"] * 4, 0.6, 0.08)]
     epochs = [
-        {"epoch": epoch, "loss": 2 / epoch, "valid_accuracy": 1 - 1 / (epoch + 1), "lr": 0.1, "phase": 1} for epoch in range(1, 4)
+        {"epoch": epoch, "loss": 2 / epoch, "train_accuracy": 0.5, "valid_accuracy": 1 - 1 / (epoch + 1), "lr": 0.1}
+        | {"images_per_s": 9.0, "pieces": 1, "phase": 1}
+        for epoch in range(1, 4)
     ]
     history = [
         {"epoch": 1, "warmup": 1, "loss": 2.0},
         {"epoch": 2, "warmup": 0, "loss": 1.5, "reward": 0.6, "accuracy": 0.62, "latency_ms": 0.12, "entropy": 5.5},
         {"epoch": 3, "warmup": 0, "loss": 1.2, "reward": 0.7, "accuracy": 0.7, "latency_ms": 0.11, "entropy": 5.1},
     ]
+    config = SearchConfig(epochs=2, warmup_epochs=1, strategy="reinforce", seed=3, updates=6)
+    common = {"model": to_plain(MODEL), "manner": "conv", "target_ms": 0.1, "table_hash": table.hash}
     run = {
         "schema": 1,
-        "model": MODEL,
-        "manner": "conv",
+        **common,
+        "operators": sorted({name for item in (pick, *others) for name in item["arch"]}),
         "data": "digits",
-        "target_ms": 0.1,
-        "reward": "absolute",
-        "strategy": "reinforce",
-        "seed": 3,
+        "reward": config.reward,
+        "strategy": config.strategy,
+        "seed": config.seed,
         "table": "table.json",
-        "table_hash": table.hash,
+        "tables": ["table.json"],
         "versions": {"nar_hw": "0.1.0", "torch": "2.15.0"},
         **pick,
+        "met": True,
+        "note": "the pick takes 0.0962 ms",
+        "pick": pick,
         "finalists": [pick, others[1]],
         "pareto": [others[1], pick, others[0]],
         "scored": [pick, *others],
         "history": history,
-        "identity": {"config": {"epochs": 2, "warmup_epochs": 1}},
+        "identity": {**common, "slots": [], "data": {}, "config": to_plain(config)},
     }
-    setting = {key: bench_row("", 1)[key] for key in ("runtime", "precision", "batch", "threads")}
+    setting = to_plain(RuntimeConfig(runtime="fake"))
     comparison = {"subject": "child", "against": "baseline", **setting, "ratio": 0.7, "low": 0.68, "high": 0.72, "rounds": 30}
     return {
         "run.json": run,
-        "table.json": table.to_json(),
         "child/child.json": network(ARCH, 0.97, 6_873_221, "inherited"),
         "child/history.json": {"schema": 1, "epochs": epochs},
         "baseline/child.json": network(KEPT, 0.975, 11_173_962, "scratch"),
         "baseline/history.json": {"schema": 1, "epochs": epochs},
-        "bundle/manifest.json": {
-            "files": {"model.onnx": "ab" * 32},
-            "variants": {"fp32": {"file": "model.onnx", "accuracy": 0.96}},
-        },
         "bench.json": {"schema": 1, "rows": [bench_row("baseline", 0.2), bench_row("child", 0.14)], "comparisons": [comparison]},
     }
 
@@ -139,10 +145,12 @@ def content(table: LatencyTable) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, content: dict[str, dict[str, Any]]) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, content: dict[str, dict[str, Any]], table: LatencyTable) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "x"
     for name, value in content.items():
         write_json(folder / name, value)
+    table.save(folder / "table.json")
+    export_bundle_here(folder / "bundle")
     return folder
 
 

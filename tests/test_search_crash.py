@@ -55,7 +55,7 @@ def work(out: Path, watch: Callable[..., None] | None = None) -> None:
     conclude = loop.conclude
 
     def kept(run: loop.SearchRun, *args: Any) -> Any:
-        save_state(out.with_suffix(".strategy"), run.strategy.state_dict())
+        save_state(out.with_suffix(".strategy"), run.players[0].strategy.state_dict())
         return conclude(run, *args)
 
     loop.conclude = kept

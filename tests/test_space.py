@@ -1,4 +1,3 @@
-import dataclasses
 import random
 from pathlib import Path
 
@@ -233,7 +232,7 @@ def test_a_users_operator_from_a_file_makes_the_space_again(tmp_path: Path) -> N
         model, (3, 8, 8), operators=["max3x3", f"{file}:relu1x1"], slots="layer1.*", limit_params=False
     )
     assert space.names((6, 2)) == ("relu1x1", "max3x3")
-    again = SearchSpace.from_model(model, (3, 8, 8), **dataclasses.asdict(space.choices))
+    again = SearchSpace.from_model(model, (3, 8, 8), **space.asked)
     assert again.slots == space.slots
     with pytest.raises(SpaceError, match=r"operator '.*' must name a function, but 'number' is a int"):
         SearchSpace.from_model(model, (3, 8, 8), operators=[f"{file}:number"])

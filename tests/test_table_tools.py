@@ -12,7 +12,7 @@ from nar_hw.errors import MissingEntryError, TableError, TableMismatchError
 from nar_hw.latency.diff import diff
 from nar_hw.latency.fill import fill
 from nar_hw.latency.profiler import profile
-from nar_hw.latency.schema import Entry
+from nar_hw.latency.record import Entry
 from nar_hw.latency.table import LatencyTable
 from nar_hw.records import replace
 from nar_hw.report.scatter import validation_png
@@ -59,7 +59,7 @@ def test_a_filled_table_predicts_like_one_that_was_measured_whole(method: str) -
     exact = np.array([FakeRuntime.truth(every.build(arch), SHAPE, device=QUIET) for arch in map(tuple, archs)])
     assert filled.predict(archs) == pytest.approx(exact, rel=0.02)
     assert filled.predict((0, 2, 2, 0)) == pytest.approx(old.predict((0, 2, 2, 0)))
-    assert filled.method["filled"][0]["operators"] == ["avg3x3", "dwsep3x3"]
+    assert filled.method.filled[0].operators == ("avg3x3", "dwsep3x3")
     assert filled.validation is None
     assert LatencyTable.__eq__(fill(filled, every), filled)
 
@@ -75,7 +75,7 @@ def test_a_users_operator_can_be_filled_in_and_is_validated(tmp_path: Path) -> N
         filled = fill(old, every, validate=8)
     assert filled.operators == every.operators
     assert filled.validation is not None
-    assert filled.validation["mape"] < 3
+    assert filled.validation.mape < 3
     filled.save(tmp_path / "t.json")
     assert LatencyTable.load(tmp_path / "t.json") == filled
 
@@ -138,7 +138,7 @@ def test_an_entry_of_one_context_tells_no_noise() -> None:
 def test_tables_of_two_networks_are_not_compared() -> None:
     table = measured(space("conv3x3", "max3x3"))
     with pytest.raises(TableMismatchError, match="these differ in model: measure both with the same --model"):
-        diff(table, replace(table, model="another"))
+        diff(table, replace(table, network=replace(table.network, name="another")))
     with pytest.raises(TableMismatchError, match="differ in slots"):
         diff(table, replace(table, slots=table.slots[:2]))
 

@@ -28,6 +28,9 @@ import nar_hw.export.engine_worker
 import nar_hw.export.tensorrt
 import nar_hw.runtimes.tensorrt
 import nar_hw.runtimes.tensorrt_rtx
+from nar_hw.bundles.manifest import load_bundle
+from nar_hw.bundles.triton import triton_model
+from nar_hw.bundles.verify import verify_bundle
 from nar_hw.errors import ExportError, ModelError, RunError, RuntimeUnavailableError, UserError
 from nar_hw.export.engine import EngineInfo, info_file, misfit, read_engine
 from nar_hw.export.engine_layers import node_names, producers
@@ -41,6 +44,7 @@ from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.tensorrt import TensorRT
 from nar_hw.runtimes.tensorrt_rtx import TensorRTRtx
 from nar_hw.space.space import SearchSpace
+from tests.bundles import exported
 from tests.conformance.runtimes import SHAPE, RuntimeConformance
 from tests.conftest import Shell
 from tests.faketensorrt import COMPILED, FAULTS, GOLDEN, GPU, RTX, VERSIONS, FakeDriver, fake_engine, fake_tensorrt
@@ -143,6 +147,26 @@ def one_line(error: type[UserError], start: str, act: Callable[[], object]) -> s
     assert text.startswith(start), text
     assert "\n" not in text
     return text
+
+
+def bundled(module: nn.Module, out: Path, target: str, *precisions: str) -> Path:
+    """A bundle with engines in these precisions."""
+    images = np.random.default_rng(0).standard_normal((16, *SHAPE), dtype=np.float32)
+    with torch.inference_mode():
+        labels = module(torch.from_numpy(images)).numpy().argmax(1)
+    return exported(
+        module,
+        out,
+        shape=SHAPE,
+        targets=("onnx", target),
+        gpus=("sm89",) if target == "tensorrt-rtx" else (),
+        precisions=precisions,
+        batch=(1, 16),
+        images=images,
+        labels=labels,
+        calibration_images=images,
+        max_accuracy_drop=0.2,
+    )
 
 
 # What the stand-in offers, and what nar_hw uses, is what the packages have
@@ -451,6 +475,39 @@ def test_an_engine_file_is_taken_as_it_is(
         f"{engine} is for {runtime.name}, but {foreign.name} is asked for: use runtime {runtime.name}",
         lambda: foreign(engine, SHAPE, replace(config, runtime=foreign.name)),
     )
+
+
+def test_engines_are_files_of_a_bundle_and_checked_with_it(
+    trt: Any, runtime: type[TensorRT], module: nn.Module, tmp_path: Path
+) -> None:
+    name = runtime.name
+    out = bundled(module, tmp_path / "bundle", name, "fp32", "fp16", "bf16", "int8")
+    bundle = load_bundle(out)
+    found = bundle.manifest.compiled[name]
+    suffix, ends = (".engine", ("", ".json", ".layers.json", ".cache"))
+    if runtime is TensorRTRtx:
+        suffix, ends = ".rtx.engine", ends[:3]
+    assert {precision: item.files for precision, item in found.items()} == {
+        precision: tuple(f"model{middle}{suffix}{end}" for end in ends)
+        for precision, middle in {"fp32": "", "fp16": ".fp16", "bf16": ".bf16", "int8": ".int8"}.items()
+    }
+    assert set(bundle.manifest.variants) == {"fp32", "fp16", "int8"}  # ONNX Runtime could not check bf16
+    assert found["bf16"].batch == (1, 16)
+    where = {"compute_capabilities": GPU[1]} if runtime is TensorRTRtx else {"gpu": GPU[0], "compute_capability": GPU[1]}
+    assert found["fp32"].requires == {name: trt.__version__, **where}
+    assert found["fp32"].max_abs_error is not None
+    assert read_engine(out / f"model{suffix}")[1].batch == (1, 2, 16)
+    assert bundle.file(name, "fp16", 8) == out / f"model.fp16{suffix}"
+    assert bundle.file(name, "fp16", 17) == out / "model.fp16.onnx"
+    assert set(verify_bundle(out)) == {*bundle.manifest.variants, *(f"{name} {precision}" for precision in found)}
+    assert f"{runtime.described('fp16', found['fp16'].exported)}, " in (out / "README.md").read_text()
+    if runtime is TensorRT:
+        served = triton_model(out, tmp_path / "models", target="tensorrt", precision="fp16")
+        assert (served / "1/model.plan").read_bytes() == (out / "model.fp16.engine").read_bytes()
+        assert 'backend: "tensorrt"\nmax_batch_size: 16\n' in (served / "config.pbtxt").read_text()
+    trt.__version__ = f"{trt.__version__}.9"
+    skipped = verify_bundle(out)[f"{name} fp32"]["skipped"]
+    assert f"was built by {name}" in skipped
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -16,7 +16,6 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import nar_hw.export.tensorrt
-from nar_hw.bundles.bundle import export_bundle
 from nar_hw.bundles.manifest import load_bundle
 from nar_hw.bundles.verify import verify_bundle
 from nar_hw.errors import ExportError, RuntimeUnavailableError, UnknownNameError, UserError
@@ -30,6 +29,7 @@ from nar_hw.export.tensorrt import LIBRARIES, build_engine, parser_verdicts, ten
 from nar_hw.files import sha256
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.tensorrt_rtx import TensorRTRtx
+from tests.bundles import exported
 from tests.networks import TinyResNet
 
 SHAPE = (3, 16, 16)
@@ -365,43 +365,34 @@ def test_a_bundle_for_many_gpus(module: nn.Module, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     def bundled(*precisions: str, gpus: tuple[str, ...], targets: tuple[str, ...] = ("onnx", "tensorrt-rtx")) -> Path:
-        return export_bundle(
-            module,
-            tmp_path / "bundle",
-            input_shape=SHAPE,
-            classes=CLASSES,
-            arch=(),
-            codes=(),
-            model="tiny",
-            mean=(0.5,) * 3,
-            std=(0.2,) * 3,
-            targets=targets,
-            precisions=precisions,
-            gpus=gpus,
-            batch=(1, 16),
+        return exported(
+            module, tmp_path / "bundle", shape=SHAPE, targets=targets, precisions=precisions, gpus=gpus, batch=(1, 16)
         )
 
     out = bundled("fp32", "fp16", gpus=("all",))
     bundle = load_bundle(out)
-    engine = bundle.compiled["tensorrt-rtx"]["fp32"]
+    engine = bundle.manifest.compiled["tensorrt-rtx"]["fp32"]
     assert engine.files == ("model.rtx.engine", "model.rtx.engine.json", "model.rtx.engine.layers.json")
     assert (engine.max_abs_error, engine.accuracy, engine.device, engine.batch) == (None, None, "cuda", (1, 16))
-    assert engine.requires == {"tensorrt-rtx": version(), "compute_capability": "8.0, 8.6, 8.9, 12.0, 12.1"}
-    assert bundle.compiled["tensorrt-rtx"]["fp16"].requires["compute_capability"].startswith("7.5, 8.0")
-    assert bundle.tensorrt_parser == dict.fromkeys(("fp32", "fp16"), f"accepted (TensorRT for RTX {version()})")
+    assert engine.requires == {
+        "tensorrt-rtx": version(),
+        "compute_capabilities": "8.0, 8.6, 8.9, 12.0, 12.1",
+        "products": "7 in Float",
+    }
+    assert bundle.manifest.compiled["tensorrt-rtx"]["fp16"].requires["compute_capabilities"].startswith("7.5, 8.0")
+    assert bundle.manifest.tensorrt_parser == dict.fromkeys(("fp32", "fp16"), f"accepted (TensorRT for RTX {version()})")
     assert bundle.file("tensorrt-rtx", "fp32", 16) == out / "model.rtx.engine"
-    manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["left_out"] == {"tensorrt-rtx fp32 sm75": "sm75 has fp16 only in TensorRT for RTX"}
+    assert bundle.manifest.left_out == {"tensorrt-rtx fp32 sm75": "TensorRT for RTX has fp16 only there"}
     text = (out / "README.md").read_text()
     assert f"TensorRT parser on fp16: accepted (TensorRT for RTX {version()})" in text
     assert "| 8.9 | RTX 4050, RTX 4060, RTX 4070, RTX 4080, RTX 4090," in text
+    assert "fp32, GPUs of compute capability 8.0, 8.6, 8.9, 12.0, 12.1 with TensorRT for RTX" in text
+    assert "7 in Float, not run where it was made |" in text
     checked = verify_bundle(out)
     assert checked["fp32"]["tensorrt_parser"] == f"accepted (TensorRT for RTX {version()})"
     assert checked["tensorrt-rtx fp32"]["skipped"].startswith("tensorrt-rtx builds engines here, but runs none")
     before = {file.name: file.read_bytes() for file in out.iterdir()}
     one_line(UnknownNameError, "unknown GPU 'sm88': use one of", lambda: bundled("fp32", gpus=("sm88",)))
-    one_line(ExportError, "use --to tensorrt-rtx with --gpus sm89", lambda: bundled("fp32", gpus=()))
-    one_line(ExportError, "use --to tensorrt-rtx with --gpus", lambda: bundled("fp32", gpus=("sm89",), targets=("onnx",)))
+    one_line(UserError, "use --to tensorrt-rtx with --gpus sm89", lambda: bundled("fp32", gpus=()))
+    one_line(UserError, "use --to tensorrt-rtx with --gpus", lambda: bundled("fp32", gpus=("sm89",), targets=("onnx",)))
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
-    monkeypatch.setattr(nar_hw.export.tensorrt, "LIBRARIES", {})
-    assert load_bundle(out).tensorrt_parser == bundle.tensorrt_parser

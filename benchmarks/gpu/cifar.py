@@ -17,6 +17,7 @@ from nar_hw.latency.measure import measure_children
 from nar_hw.latency.table import LatencyTable
 from nar_hw.records import plain
 from nar_hw.steps.search import search_run
+from nar_hw.steps.task import load_task
 from nar_hw.steps.train import train_child
 from nar_hw.training.child import Child
 from nar_hw.training.recipes import Recipe
@@ -100,13 +101,11 @@ def _trained(
     child = train_child(
         plan.network,
         arch,
-        plan.data,
+        load_task(plan.data, root=session.data_root, device=plan.device),
         out=out,
         recipe=recipe,
         seed=seed,
         baseline=baseline,
-        data_root=session.data_root,
-        device=plan.device,
         resume=True,
     )
     rates = [epoch["images_per_s"] for epoch in read_json(out / "history.json")["epochs"]]

@@ -47,7 +47,7 @@ from nar_hw.search.finals import conclude
 from nar_hw.search.randomness import seeded
 from nar_hw.search.reward import REWARDS
 from nar_hw.search.run import SearchRun
-from nar_hw.search.strategies import STRATEGIES
+from nar_hw.search.strategies import STRATEGIES, strategy_class
 from nar_hw.search.supernet import Supernet, Switch
 from nar_hw.space.spec import Arch
 from nar_hw.tasks import ClassificationTask, evaluating
@@ -115,7 +115,7 @@ def played(
     reward: str = "accuracy",
 ) -> tuple[dict[int, float], Arch]:
     """Regret at each mark, and the last pick: of the 32 most promising archs, the best on the whole validation split."""
-    player = STRATEGIES[strategy](feasible, seed=seed)
+    player = strategy_class(strategy)(feasible, seed=seed)
     seen: dict[Arch, float] = {}
     regrets: dict[int, float] = {}
     pick: Arch = ()
@@ -167,7 +167,7 @@ def trained(seed: int, *, fair: bool, own_norms: bool, epochs: int = EPOCHS) -> 
     config = SearchConfig(
         seed=seed, warmup_epochs=epochs, epochs=1, warmup_paths="fair" if fair else "uniform", t_0=epochs, strategy="random"
     )
-    run = SearchRun(space(seed), shared_task(), Budget.of(space(), [known().table], [target_ms()], config), config)
+    run = SearchRun(space(seed), shared_task(), [Budget.of(space(), [known().table], [target_ms()], config)], config)
     if not own_norms:
         for module in run.supernet.modules():
             if isinstance(module, Switch) and isinstance(module.current(), _BatchNorm):
@@ -260,7 +260,7 @@ def search_part(seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
             budget = Budget.of(space(), [known().table], [target_ms()], config)
             regrets = {}
             with seeded(seed):
-                run = SearchRun(space(seed), shared_task(), budget, config)
+                run = SearchRun(space(seed), shared_task(), [budget], config)
                 while run.epoch < run.epochs:
                     run.advance()
                     evaluations = (run.epoch - warmup) * samples

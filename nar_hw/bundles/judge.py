@@ -4,14 +4,13 @@ Shape legend: images (N, C, H, W), outputs (N, D): D scores, one per class, or t
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from nar_hw.bundles.manifest import accuracy, check_images, cosine
 from nar_hw.errors import DataError, ExportError
 from nar_hw.export.onnx import Images, compare, run_torch
 
@@ -23,39 +22,62 @@ LEAST_COSINE = 0.98
 """Of int8 embeddings with torch's, on the average."""
 
 
+class BundleImages(NamedTuple):
+    """Images of the task (N, C, H, W), normalised, by which a bundle's files are judged and made."""
+
+    validation: Images | None = None
+    """Every file is compared with torch on them, and its accuracy is noted."""
+    labels: NDArray[np.int64] | None = None
+    """Their classes (N,)."""
+    calibration: Images | None = None
+    """Of the training; needed for int8."""
+
+
+def check_images(input_shape: tuple[int, int, int], count: int = 2) -> Images:
+    """The random images (count, C, H, W) whose outputs every bundle keeps, the same on every machine."""
+    size = count * math.prod(input_shape)
+    noise = np.random.RandomState(0).random_sample(size)  # its stream is frozen, unlike default_rng's
+    return (4 * noise - 2).astype(np.float32).reshape(count, *input_shape)
+
+
+def accuracy(outputs: Images, labels: NDArray[np.int64]) -> float:
+    """The share of outputs (N, classes) whose largest entry is the label (N,)."""
+    return float((outputs.argmax(axis=1) == labels).mean())
+
+
+def cosine(outputs: Images, reference: Images) -> float:
+    """The mean cosine similarity of embeddings (N, D)."""
+    lengths = np.linalg.norm(outputs, axis=1) * np.linalg.norm(reference, axis=1)
+    return float(np.mean((outputs * reference).sum(axis=1) / np.maximum(lengths, 1e-12)))
+
+
 class Judge:
     """Compares files with torch: on `check_images` and, where there are some, on the validation images."""
 
-    def __init__(
-        self,
-        network: nn.Module,
-        input_shape: tuple[int, int, int],
-        classes: Sequence[str],
-        images: Images | None,
-        labels: NDArray[np.int64] | None,
-    ) -> None:
-        _check_images(input_shape, classes, images, labels)
+    def __init__(self, network: nn.Module, input_shape: tuple[int, int, int], classes: int, given: BundleImages) -> None:
+        """``classes``: how many; 0 for a network that gives embeddings."""
+        _check_given(input_shape, classes, given)
         checks = check_images(input_shape)
         reference = run_torch(network, checks)
-        if reference.ndim != 2 or (classes and reference.shape[1] != len(classes)):
+        if reference.ndim != 2 or (classes and reference.shape[1] != classes):
             raise DataError(
-                f"a classifier must give one output per class, ({len(classes)},), but gives {reference.shape[1:]}"
+                f"a classifier must give one output per class, ({classes},), but gives {reference.shape[1:]}"
                 if classes
                 else f"a network without classes must give one vector per image, but gives {reference.shape[1:]}"
             )
         self.outputs = int(reference.shape[1])
-        self.check_outputs = reference.astype(float).tolist()
+        self.check_outputs = tuple(map(tuple, reference.astype(float).tolist()))
         self._embeds = not classes
-        self._images = [checks] if images is None else [checks, images]
-        self._labels = labels
-        self._reference = reference if images is None else np.concatenate([reference, run_torch(network, images)])
+        self._images = [checks] if given.validation is None else [checks, given.validation]
+        self._labels = given.labels
+        self._reference = np.concatenate([reference, *(run_torch(network, images) for images in self._images[1:])])
         self.accuracy = self._accuracy(self._reference)
 
     def _accuracy(self, outputs: Images) -> float | None:
         return None if self._labels is None else accuracy(outputs[-len(self._labels) :], self._labels)
 
     def not_run(self, tolerance: float | None) -> dict[str, Any]:
-        """The same numbers for a file that cannot be run here: unknown, but for what they are judged by."""
+        """The same for a file that cannot be run here: unknown, but for what it is to be judged by."""
         scale = float(np.abs(self._reference).max())
         unknown = dict.fromkeys(("accuracy", "accuracy_delta", "cosine", "max_abs_error"))
         return {**unknown, "reference_scale": scale, "tolerance": None if tolerance is None else tolerance * scale}
@@ -94,9 +116,8 @@ class Judge:
         return {"accuracy": reached, "accuracy_delta": delta, "cosine": alike, **judged}
 
 
-def _check_images(
-    input_shape: tuple[int, int, int], classes: Sequence[str], images: Images | None, labels: NDArray[np.int64] | None
-) -> None:
+def _check_given(input_shape: tuple[int, int, int], classes: int, given: BundleImages) -> None:
+    images, labels = given.validation, given.labels
     if classes and (images is None) != (labels is None):
         raise DataError("validation images and labels must be given together")
     if not classes and labels is not None:
@@ -105,5 +126,5 @@ def _check_images(
         return
     if images.ndim != 4 or images.shape[1:] != input_shape or images.dtype != np.float32 or len(images) == 0:
         raise DataError(f"validation images must be float32 (N, {input_shape}), N > 0, but are {images.dtype} {images.shape}")
-    if labels is not None and (labels.shape != (len(images),) or labels.min() < 0 or labels.max() >= len(classes)):
-        raise DataError(f"labels must be {len(images)} numbers from 0 to {len(classes) - 1}, but have shape {labels.shape}")
+    if labels is not None and (labels.shape != (len(images),) or labels.min() < 0 or labels.max() >= classes):
+        raise DataError(f"labels must be {len(images)} numbers from 0 to {classes - 1}, but have shape {labels.shape}")

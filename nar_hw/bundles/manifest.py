@@ -6,27 +6,89 @@ arch.json, manifest.json and README.md.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Literal
 
 from nar_hw.errors import RunError
-from nar_hw.export.onnx import Images
-from nar_hw.files import read_json, sha256
+from nar_hw.files import sha256
+from nar_hw.records import Record, read_record
+from nar_hw.runtimes import runtime_class
+from nar_hw.runtimes.exporting import Deployed, Exported
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
 _MOST_VALUES = 2**28
 """Of one input: more is no image, but a number that somebody changed."""
+_FIX = "copy the whole bundle or export it again"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """One precision of the network: one file."""
+class Network(Record, frozen=True, kw_only=True):
+    """Which network a bundle holds."""
+
+    name: str
+    """As given to --model."""
+    operators: tuple[str, ...] = ()
+    """Names, one per slot."""
+    codes: tuple[int, ...] = ()
+    """The same as codes."""
+    parameters: int | None = None
+    """Counted when it is exported."""
+
+    def __post_init__(self) -> None:
+        """Raises RunError when names and codes do not go together."""
+        if len(self.operators) != len(self.codes):
+            raise RunError(f"operators and codes must go together, but there are {len(self.operators)} and {len(self.codes)}")
+
+
+class Arch(Network, frozen=True, kw_only=True):
+    """arch.json: the network and the size of its images."""
+
+    input_shape: tuple[int, int, int]
+    """(C, H, W) of one image."""
+
+
+class Input(Record, frozen=True, kw_only=True):
+    """What the ONNX files take."""
+
+    name: str = "input"
+    shape: tuple[int, int, int]
+    """(C, H, W) of one image."""
+    batch: tuple[int, int]
+    """Fewest and most images at once."""
+    type: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Raises RunError for sizes that no image and no batch has."""
+        if not all(0 < size < 2**16 for size in self.shape):
+            raise RunError(f"shape must be [C, H, W], but is {list(self.shape)}")
+        _check_batch(self.batch)
+
+
+class Output(Record, frozen=True, kw_only=True):
+    """What they give."""
+
+    name: str = "output"
+    shape: tuple[int]
+    """Numbers per image: scores of the classes, or an embedding."""
+    type: str = "float32"
+
+
+class Preparation(Record, frozen=True, kw_only=True):
+    """How an image becomes an input."""
+
+    channels: str | None
+    """Pillow's mode; None for images that Pillow does not know."""
+    resize: str = "scaled until it covers the size (bilinear, antialiased), then its centre cut out"
+    divide_by: int = 255
+    mean: tuple[float, ...]
+    """Per channel, for pixels in [0, 1]."""
+    std: tuple[float, ...]
+
+
+class Checked(Record, frozen=True, kw_only=True):
+    """A file that was compared with torch."""
 
     file: str
     accuracy: float | None
@@ -36,16 +98,39 @@ class Variant:
     cosine: float | None
     """Mean cosine similarity of embeddings with torch's; None for classifiers."""
     max_abs_error: float | None
-    """Against torch in fp32, over all images it was checked on; None for an engine that was built where it cannot run."""
+    """Against torch in fp32, over all images it was checked on; None for an engine that could not run where it was built."""
     reference_scale: float
     """The largest absolute output of torch on these images."""
     tolerance: float | None
     """What the error had to stay below; None for int8, which is judged by its accuracy."""
 
+    def __post_init__(self) -> None:
+        """Raises RunError for a scale of nothing."""
+        if not self.reference_scale > 0:
+            raise RunError(f"reference_scale must be positive, but is {self.reference_scale:g}")
 
-@dataclass(frozen=True, kw_only=True)
-class Compiled(Variant):
-    """One precision of the network compiled for one runtime."""
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All files that belong to it."""
+        return (self.file,)
+
+
+class Calibrated(Record, frozen=True, kw_only=True):
+    """How int8 found its ranges."""
+
+    method: str
+    images: int
+
+
+class Variant(Checked, frozen=True, kw_only=True, omit_defaults=True):
+    """The network as ONNX in one precision."""
+
+    calibration: Calibrated | None = None
+    """Of int8."""
+
+
+class Compiled(Checked, frozen=True, kw_only=True):
+    """The network compiled for one runtime in one precision."""
 
     files: tuple[str, ...]
     """``file`` and what belongs to it."""
@@ -56,9 +141,25 @@ class Compiled(Variant):
     requires: Mapping[str, str]
     """What it was compiled for: CPU or GPU, versions."""
 
+    def __post_init__(self) -> None:
+        """Raises RunError when the file is not one of its files, or no batch fits."""
+        super().__post_init__()
+        if self.file not in self.files:
+            raise RunError(f"files must name {self.file!r}, but are {list(self.files)}")
+        _check_batch(self.batch)
 
-@dataclass(frozen=True, kw_only=True)
-class DenseFile(Variant):
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All files that belong to it."""
+        return self.files
+
+    @property
+    def exported(self) -> Exported:
+        """As its runtime knows it."""
+        return Exported(self.files, self.batch, self.device, self.requires)
+
+
+class Dense(Checked, frozen=True, kw_only=True):
     """The network for larger images, as ONNX: inputs of any size from ``smallest`` on, outputs "map" and "output" (its mean)."""
 
     smallest: tuple[int, int]
@@ -66,74 +167,126 @@ class DenseFile(Variant):
     stride: tuple[int, int]
     """Pixels from one place of the map to the next, down and to the right."""
 
+    def __post_init__(self) -> None:
+        """Raises RunError for sizes that are not positive."""
+        super().__post_init__()
+        if min(*self.smallest, *self.stride) < 1:
+            raise RunError(f"smallest and stride must be positive, but are {list(self.smallest)} and {list(self.stride)}")
 
-@dataclass(frozen=True, kw_only=True)
+
+class Validation(Record, frozen=True, kw_only=True):
+    """On what the files were compared, beside the check images."""
+
+    images: int
+    torch_accuracy: float | None
+
+
+class Latency(Record, frozen=True, kw_only=True):
+    """What is known of the network's latency."""
+
+    predicted_ms: float | None = None
+    """By the latency table with this hash."""
+    measured: Mapping[str, float] = {}
+    """Percentile ("p50_ms", ...) -> milliseconds; empty when it was not measured."""
+    fingerprint: Mapping[str, Any] = {}
+    """Of the device on which it was measured, or for which it was predicted."""
+    table_hash: str | None = None
+
+
+class Check(Record, frozen=True, kw_only=True):
+    """What torch gave for `nar_hw.bundles.judge.check_images`."""
+
+    outputs: tuple[tuple[float, ...], ...]
+
+
+class Manifest(Record, frozen=True, kw_only=True):
+    """manifest.json: everything about a bundle."""
+
+    task: Literal["classification", "embedding"]
+    model: Network
+    input: Input
+    output: Output
+    preprocessing: Preparation
+    classes: tuple[str, ...]
+    """In the order of the outputs; none for a network that gives embeddings."""
+    variants: Mapping[str, Variant]
+    """The ONNX files by precision."""
+    compiled: Mapping[str, Mapping[str, Compiled]]
+    """By runtime and precision."""
+    left_out: Mapping[str, str]
+    """"<target> <precision>" that was asked for -> why it is not there."""
+    tensorrt_parser: Mapping[str, str] = {}
+    """What TensorRT's parser says of each ONNX file, by precision or "dense"; empty where none was installed."""
+    dense: Dense | None
+    validation: Validation
+    latency: Latency
+    check: Check
+    versions: Mapping[str, str]
+    files: Mapping[str, str]
+    """Name -> SHA-256."""
+
+    def __post_init__(self) -> None:
+        """Raises RunError for values that do not go together."""
+        channels, outputs = self.input.shape[0], self.output.shape[0]
+        smallest = max([self.input.batch[0], *(item.batch[0] for items in self.compiled.values() for item in items.values())])
+        if smallest * math.prod(self.input.shape) > _MOST_VALUES:
+            raise RunError(f"{smallest} images of {self.input.shape} must be at most {_MOST_VALUES:,} numbers: export it again")
+        if outputs < 1 or len(self.classes) not in (0, outputs):
+            raise RunError(f"classes must be one for each of the {outputs} outputs, or none, but there are {len(self.classes)}")
+        mean, std = self.preprocessing.mean, self.preprocessing.std
+        if not len(mean) == len(std) == channels or not all(value > 0 for value in std):
+            raise RunError(f"mean and std must have {channels} values, std positive, but are {list(mean)} and {list(std)}")
+        if "fp32" not in self.variants:
+            raise RunError(f"variants must have fp32, but has {', '.join(self.variants) or 'none'}")
+        if not self.check.outputs or any(len(row) != outputs for row in self.check.outputs):
+            raise RunError(f"check must hold {outputs} outputs for each image")
+        for target, precision, item in self.entries():
+            if missing := set(item.names) - self.files.keys():
+                raise RunError(f"file {min(missing)!r} of {target} {precision} must be one of {', '.join(self.files)}")
+
+    def entries(self) -> Iterator[tuple[str, str, Checked]]:
+        """(target, precision, file) of every network: "onnx", "dense", and runtimes."""
+        yield from (("onnx", precision, item) for precision, item in self.variants.items())
+        if self.dense is not None:
+            yield "dense", "fp32", self.dense
+        for target, items in self.compiled.items():
+            yield from ((target, precision, item) for precision, item in items.items())
+
+    def deployed(self, runtime: str) -> Deployed:
+        """What the README says of ``runtime`` stands on this."""
+        exported = tuple(item.exported for item in self.compiled.get(runtime, {}).values())
+        return Deployed(self.input.shape, self.input.batch, bool(self.classes), exported)
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A bundle that is complete: every file exists and has the hash that the manifest says."""
 
     path: Path
-    model: str
-    """The network it was made from, as given to --model."""
-    input_shape: tuple[int, int, int]
-    """(C, H, W)."""
-    batch: tuple[int, int]
-    """Fewest and most images at once."""
-    arch: tuple[str, ...]
-    """Operator names, one per slot."""
-    codes: tuple[int, ...]
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    """Per channel, for pixels in [0, 1]."""
-    std: tuple[float, ...]
-    outputs: int
-    """Numbers per image: scores of the classes, or an embedding."""
-    variants: Mapping[str, Variant]
-    """The ONNX files by precision."""
-    compiled: Mapping[str, Mapping[str, Compiled]]
-    """By target (aoti, openvino, tensorrt) and precision."""
-    dense: DenseFile | None
-    tensorrt_parser: Mapping[str, str]
-    """What TensorRT's parser says of each ONNX file, by precision or "dense"; empty where none was installed."""
-    predicted_ms: float | None
-    measured_ms: Mapping[str, float]
-    """Percentile ("p50_ms", ...) -> milliseconds; empty when it was not measured."""
-    fingerprint: Mapping[str, Any]
-    """Of the device on which it was measured, or for which it was predicted."""
-    table_hash: str | None
-    versions: Mapping[str, str]
-    files: Mapping[str, str]
-    """Name -> SHA-256."""
-    check_outputs: tuple[tuple[float, ...], ...]
-    """What torch gave for `check_images`."""
+    manifest: Manifest
 
     def onnx(self, precision: str = "fp32") -> Path:
         """The file of a precision. Raises RunError when the bundle does not have it."""
-        if precision not in self.variants:
-            raise RunError(f"bundle {self.path} has {', '.join(self.variants)}, but {precision} is asked for: export it again")
-        return self.path / self.variants[precision].file
+        variants = self.manifest.variants
+        if precision not in variants:
+            raise RunError(f"bundle {self.path} has {', '.join(variants)}, but {precision} is asked for: export it again")
+        return self.path / variants[precision].file
 
     def file(self, runtime: str, precision: str, batch: int) -> Path:
         """What ``runtime`` loads: its compiled file if there is one for this precision and batch, else the ONNX file.
 
         Raises RunError when there is neither.
         """
-        found = self.compiled.get(runtime, {}).get(precision)
+        found = self.manifest.compiled.get(runtime, {}).get(precision)
         if found and found.batch[0] <= batch <= found.batch[1]:
             return self.path / found.file
-        if runtime == "aoti":
+        if runtime_class(runtime).consumes == "module":
             raise RunError(
-                f"bundle {self.path} has no aoti package in {precision} for batch {batch}: export it with --to onnx,aoti "
+                f"bundle {self.path} has no {runtime} file in {precision} for batch {batch}: export it with --to onnx,{runtime} "
                 f"--precision {precision} --batch {batch}"
             )
         # Runtimes make fp16 and bf16 of an fp32 file themselves; int8 needs a file of its own.
-        return self.onnx(precision if precision in self.variants or precision == "int8" else "fp32")
-
-
-def check_images(input_shape: tuple[int, int, int], count: int = 2) -> Images:
-    """The random images (count, C, H, W) whose outputs every bundle keeps, the same on every machine."""
-    size = count * math.prod(input_shape)
-    noise = np.random.RandomState(0).random_sample(size)  # its stream is frozen, unlike default_rng's
-    return (4 * noise - 2).astype(np.float32).reshape(count, *input_shape)
+        return self.onnx(precision if precision in self.manifest.variants or precision == "int8" else "fp32")
 
 
 def load_bundle(path: Path | str) -> Bundle:
@@ -144,210 +297,28 @@ def load_bundle(path: Path | str) -> Bundle:
     """
     folder = Path(path)
     file = folder / MANIFEST
-    root = _Value(read_json(file, what="bundle manifest"), str(file))
-    if root.value.get("schema") != SCHEMA:
-        raise RunError(f"{file} must have schema {SCHEMA}, but has {_short(root.value.get('schema'))}: export it again")
-    files = {name: root["files"].text(name) for name in root["files"].value}
-    variants = {precision: _variant(root["variants"][precision], files) for precision in root["variants"].value}
-    source, latency = root["input"], root["latency"]
-    bundle = Bundle(
-        path=folder,
-        model=root["model"].text("name"),
-        input_shape=_shape(source),
-        batch=_batch(source),
-        arch=tuple(root["model"].items("operators", str)),
-        codes=tuple(root["model"].items("codes", int)),
-        classes=tuple(root.items("classes", str)),
-        mean=tuple(map(float, root["preprocessing"].items("mean", float))),
-        std=tuple(map(float, root["preprocessing"].items("std", float))),
-        outputs=root["output"].items("shape", int)[0] if root["output"].items("shape", int) else 0,
-        variants=variants,
-        compiled={target: _compiled(root["compiled"][target], files) for target in root["compiled"].value},
-        dense=None if root._get("dense") is None else _dense(root["dense"], files),
-        tensorrt_parser={name: root["tensorrt_parser"].text(name) for name in root.value.get("tensorrt_parser") or {}},
-        predicted_ms=latency.optional_number("predicted_ms"),
-        measured_ms={name: latency["measured"].number(name) for name in latency["measured"].value},
-        fingerprint=latency["fingerprint"].value,
-        table_hash=latency.optional_text("table_hash"),
-        versions={name: root["versions"].text(name) for name in root["versions"].value},
-        files=files,
-        check_outputs=tuple(tuple(map(float, _Value({"row": row}, str(file)).items("row", float))) for row in _rows(root)),
-    )
-    _check_sizes(bundle, file)
-    for name, digest in files.items():
-        _check_file(folder, name, digest)
-    return bundle
 
+    def current(content: dict[str, Any]) -> dict[str, Any]:
+        if (found := content.pop("schema")) != SCHEMA:
+            raise RunError(f"bundle manifest {file} must have schema {SCHEMA}, but has {found}: export it again")
+        return content
 
-def accuracy(outputs: Images, labels: NDArray[np.int64]) -> float:
-    """The share of outputs (N, classes) whose largest entry is the label (N,)."""
-    return float((outputs.argmax(axis=1) == labels).mean())
-
-
-def cosine(outputs: Images, reference: Images) -> float:
-    """The mean cosine similarity of embeddings (N, D)."""
-    lengths = np.linalg.norm(outputs, axis=1) * np.linalg.norm(reference, axis=1)
-    return float(np.mean((outputs * reference).sum(axis=1) / np.maximum(lengths, 1e-12)))
-
-
-class _Value:
-    """One JSON object whose values are checked when they are taken; every error names the file and the field."""
-
-    def __init__(self, value: Any, where: str) -> None:
-        if not isinstance(value, dict):
-            raise RunError(f"{where} must be a JSON object, but is {_short(value)}: the bundle was edited by hand")
-        self.value: dict[str, Any] = value
-        self.where = where
-
-    def __getitem__(self, name: str) -> "_Value":
-        return _Value(self._get(name), f"{self.where}: {name}")
-
-    def _get(self, name: str) -> Any:
-        if name not in self.value:
-            raise RunError(f"{self.where} must have {name!r}, but does not: the bundle is damaged, export it again")
-        return self.value[name]
-
-    def _wrong(self, name: str, what: str) -> RunError:
-        return RunError(f"{self.where}: {name} must be {what}, but is {_short(self.value[name])}")
-
-    def text(self, name: str) -> str:
-        value = self._get(name)
-        if not isinstance(value, str):
-            raise self._wrong(name, "a text")
-        return value
-
-    def optional_text(self, name: str) -> str | None:
-        return None if self._get(name) is None else self.text(name)
-
-    def number(self, name: str) -> float:
-        value = self._get(name)
-        if not _is_number(value):
-            raise self._wrong(name, "a finite number")
-        return float(value)
-
-    def optional_number(self, name: str) -> float | None:
-        return None if self._get(name) is None else self.number(name)
-
-    def items(self, name: str, kind: type) -> list[Any]:
-        value = self._get(name)
-        fits = _is_number if kind is float else lambda item: type(item) is kind
-        if not isinstance(value, list) or not all(map(fits, value)):
-            raise self._wrong(name, f"a list of {'numbers' if kind is float else kind.__name__}")
-        return value
-
-
-def _is_number(value: Any) -> bool:
-    if type(value) not in (int, float):
-        return False
-    try:
-        return math.isfinite(float(value))
-    except OverflowError:
-        return False
-
-
-def _short(value: Any) -> str:
-    return repr(value)[:60]
-
-
-def _rows(root: _Value) -> list[Any]:
-    rows = root["check"].value.get("outputs")
-    if not isinstance(rows, list):
-        raise RunError(
-            f"{root.where}: check must hold the outputs of {len(check_images((1, 1, 1)))} images, but holds {_short(rows)}"
-        )
-    return rows
-
-
-def _variant(value: _Value, files: Mapping[str, str]) -> Variant:
-    return Variant(**_judged(value, files))
-
-
-def _judged(value: _Value, files: Mapping[str, str]) -> dict[str, Any]:
-    """The fields of a `Variant`."""
-    optional = ("accuracy", "accuracy_delta", "cosine", "tolerance", *(["max_abs_error"] if "requires" in value.value else []))
-    required = {"max_abs_error", "reference_scale"} - set(optional)
-    numbers = {name: value.number(name) for name in sorted(required)}
-    fields = {"file": value.text("file"), **numbers, **{name: value.optional_number(name) for name in optional}}
-    if fields["file"] not in files:
-        raise RunError(f"{value.where}: file must be one of {', '.join(files)}, but is {_short(fields['file'])}")
-    if not numbers["reference_scale"] > 0:
-        raise RunError(f"{value.where}: reference_scale must be positive, but is {numbers['reference_scale']:g}")
-    return fields
-
-
-def _compiled(value: _Value, files: Mapping[str, str]) -> dict[str, Compiled]:
-    """The files of one target by precision."""
-    found = {}
-    for precision in value.value:
-        item = value[precision]
-        own, requires = tuple(item.items("files", str)), item["requires"]
-        if item.text("file") not in own or not set(own) <= files.keys():
+    manifest = read_record(file, Manifest, what="bundle manifest", schema=SCHEMA, fix=_FIX, upgrade=current)
+    for name, digest in manifest.files.items():
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or (folder / name).is_symlink():
+            raise RunError(f"{file}: files must lie in the bundle itself, but {name[:60]!r} does not")
+        try:
+            actual = sha256(folder / name)
+        except OSError:
+            raise RunError(f"bundle {folder} must hold {name}, but does not: {_FIX}") from None
+        if actual != digest:
             raise RunError(
-                f"{item.where}: files must be of the bundle and name {_short(item.text('file'))}, but are {_short(own)}"
+                f"bundle {folder}: {name} was changed after the export (SHA-256 {actual[:12]}..., not {digest[:12]!r})"
             )
-        found[precision] = Compiled(
-            **_judged(item, files),
-            files=own,
-            batch=_batch(item),
-            device=item.text("device"),
-            requires={name: requires.text(name) for name in requires.value},
-        )
-    return found
+    return Bundle(folder, manifest)
 
 
-def _dense(value: _Value, files: Mapping[str, str]) -> DenseFile:
-    return DenseFile(**_judged(value, files), smallest=_pair(value, "smallest"), stride=_pair(value, "stride"))
-
-
-def _shape(source: _Value) -> tuple[int, int, int]:
-    sizes = source.items("shape", int)
-    if len(sizes) != 3 or not all(0 < size < 2**16 for size in sizes):
-        raise RunError(f"{source.where}: shape must be [C, H, W], but is {_short(sizes)}")
-    channels, height, width = sizes
-    return channels, height, width
-
-
-def _batch(source: _Value) -> tuple[int, int]:
-    fewest, most = _pair(source, "batch")
-    if fewest > most:
-        raise RunError(f"{source.where}: batch must be [fewest, most] with 1 <= fewest <= most, but is [{fewest}, {most}]")
-    return fewest, most
-
-
-def _pair(source: _Value, name: str) -> tuple[int, int]:
-    sizes = source.items(name, int)
-    if len(sizes) != 2 or not all(0 < size < 2**31 for size in sizes):
-        raise RunError(f"{source.where}: {name} must be two positive whole numbers, but is {_short(sizes)}")
-    return sizes[0], sizes[1]
-
-
-def _check_sizes(bundle: Bundle, file: Path) -> None:
-    channels, classes = bundle.input_shape[0], len(bundle.classes)
-    smallest = max([bundle.batch[0], *(item.batch[0] for items in bundle.compiled.values() for item in items.values())])
-    if smallest * math.prod(bundle.input_shape) > _MOST_VALUES:
-        raise RunError(
-            f"{file}: {smallest} images of {bundle.input_shape} are more than {_MOST_VALUES:,} numbers: export it again"
-        )
-    if bundle.outputs < 1 or classes not in (0, bundle.outputs):
-        raise RunError(
-            f"{file}: there must be a class for each of the {bundle.outputs} outputs, or none, but there are {classes}"
-        )
-    if not len(bundle.mean) == len(bundle.std) == channels or not all(value > 0 for value in bundle.std):
-        raise RunError(f"{file}: mean and std must have {channels} values, std positive, but are {bundle.mean} and {bundle.std}")
-    if len(bundle.arch) != len(bundle.codes):
-        raise RunError(f"{file}: operators and codes must go together, but there are {len(bundle.arch)} and {len(bundle.codes)}")
-    if "fp32" not in bundle.variants:
-        raise RunError(f"{file}: variants must have fp32, but has {', '.join(bundle.variants) or 'none'}")
-    if not bundle.check_outputs or any(len(row) != bundle.outputs for row in bundle.check_outputs):
-        raise RunError(f"{file}: check must hold {bundle.outputs} outputs for each image")
-
-
-def _check_file(folder: Path, name: str, digest: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or (folder / name).is_symlink():
-        raise RunError(f"{folder / MANIFEST}: files must lie in the bundle itself, but {_short(name)} does not")
-    try:
-        actual = sha256(folder / name)
-    except OSError:
-        raise RunError(f"bundle {folder} must hold {name}, but does not: copy the whole folder or export it again") from None
-    if actual != digest:
-        raise RunError(f"bundle {folder}: {name} was changed after the export (SHA-256 {actual[:12]}..., not {digest[:12]!r})")
+def _check_batch(batch: tuple[int, int]) -> None:
+    fewest, most = batch
+    if not 1 <= fewest <= most < 2**31:
+        raise RunError(f"batch must be [fewest, most] with 1 <= fewest <= most, but is [{fewest}, {most}]")

@@ -7,10 +7,16 @@ import tempfile
 from pathlib import Path
 
 from nar_hw.bundles.manifest import Bundle, load_bundle
+from nar_hw.bundles.targets import ONNX, targets
 from nar_hw.errors import ExportError, unknown_name
+from nar_hw.runtimes import runtime_class
+from nar_hw.runtimes.exporting import Triton
 
-BACKENDS = {"onnx": ("onnxruntime", "model.onnx"), "tensorrt": ("tensorrt", "model.plan")}
-"""Target -> Triton's backend and the file that it looks for."""
+
+def backends() -> dict[str, Triton]:
+    """Target -> Triton's backend and the file that it looks for."""
+    runtimes = {ONNX: runtime_class("onnxruntime"), **targets()}
+    return {target: runtime.triton for target, runtime in runtimes.items() if runtime.triton is not None}
 
 
 def triton_model(
@@ -30,11 +36,12 @@ def triton_model(
         RunError: the bundle is not whole or lacks the file.
         ExportError: the repository has a model of this name, or Triton could not serve it.
     """
-    if target not in BACKENDS:
-        raise unknown_name("Triton target", target, BACKENDS)
+    known = backends()
+    if target not in known:
+        raise unknown_name("Triton target", target, known)
     found = load_bundle(bundle)
     source, batch = _source(found, target, precision)
-    called = re.sub(r"[^A-Za-z0-9_.-]+", "_", found.model) if name is None else name
+    called = re.sub(r"[^A-Za-z0-9_.-]+", "_", found.manifest.model.name) if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", called):
         raise ExportError(f"a Triton model's name may have letters, digits, '_', '.' and '-' only, but is {called!r}: use --name")
     out = Path(repository) / called
@@ -49,11 +56,11 @@ def triton_model(
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{called}.") as scratch:
             new = Path(scratch) / called
             (new / "1").mkdir(parents=True)
-            shutil.copyfile(source, new / "1" / BACKENDS[target][1])
-            if found.classes:
-                labels = (" ".join(label.split()) for label in found.classes)
+            shutil.copyfile(source, new / "1" / known[target].file)
+            if found.manifest.classes:
+                labels = (" ".join(label.split()) for label in found.manifest.classes)
                 (new / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
-            (new / "config.pbtxt").write_text(_config(found, called, BACKENDS[target][0], batch), encoding="utf-8")
+            (new / "config.pbtxt").write_text(_config(found, called, known[target].backend, batch), encoding="utf-8")
             new.rename(out)
     except OSError as problem:
         raise ExportError(f"{out} cannot be written: {problem}") from problem
@@ -61,22 +68,21 @@ def triton_model(
 
 
 def _source(bundle: Bundle, target: str, precision: str) -> tuple[Path, tuple[int, int]]:
-    if target == "onnx":
-        return bundle.onnx(precision), bundle.batch
-    engines = bundle.compiled.get(target, {})
-    if precision not in engines:
-        have = ", ".join(engines) or "none"
-        raise ExportError(
-            f"bundle {bundle.path} must have an engine in {precision}, but has {have}: export it with --to tensorrt"
-        )
-    return bundle.path / engines[precision].file, engines[precision].batch
+    if target == ONNX:
+        return bundle.onnx(precision), bundle.manifest.input.batch
+    files = bundle.manifest.compiled.get(target, {})
+    if precision not in files:
+        have = ", ".join(files) or "none"
+        raise ExportError(f"bundle {bundle.path} must have {target} in {precision}, but has {have}: export it with --to {target}")
+    return bundle.path / files[precision].file, files[precision].batch
 
 
 def _config(bundle: Bundle, name: str, backend: str, batch: tuple[int, int]) -> str:
+    manifest, preparation = bundle.manifest, bundle.manifest.preprocessing
     fixed = batch[0] == batch[1] > 1  # a dimension like the others: Triton neither splits nor collects such requests
     sizes = [batch[0]] if fixed else []
-    labels = ['    label_filename: "labels.txt"'] if bundle.classes else []
-    normalisation = json.dumps({"divide_by": 255, "mean": list(bundle.mean), "std": list(bundle.std)})
+    labels = ['    label_filename: "labels.txt"'] if manifest.classes else []
+    normalisation = json.dumps({name: getattr(preparation, name) for name in ("divide_by", "mean", "std")})
     lines = [
         f'name: "{name}"',
         f'backend: "{backend}"',
@@ -85,14 +91,14 @@ def _config(bundle: Bundle, name: str, backend: str, batch: tuple[int, int]) -> 
         "  {",
         '    name: "input"',
         "    data_type: TYPE_FP32",
-        f"    dims: {[*sizes, *bundle.input_shape]}",
+        f"    dims: {[*sizes, *manifest.input.shape]}",
         "  }",
         "]",
         "output [",
         "  {",
         '    name: "output"',
         "    data_type: TYPE_FP32",
-        f"    dims: {[*sizes, bundle.outputs]}",
+        f"    dims: {[*sizes, manifest.output.shape[0]]}",
         *labels,
         "  }",
         "]",

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nar_hw.bundles.manifest import Bundle, Variant, accuracy, check_images, load_bundle
+from nar_hw.bundles.judge import accuracy, check_images
+from nar_hw.bundles.manifest import Bundle, Checked, load_bundle
 from nar_hw.bundles.targets import config_for
 from nar_hw.errors import ExportError, RuntimeUnavailableError
 from nar_hw.export.dense import run_dense
@@ -34,27 +35,24 @@ def verify_bundle(path: Path | str, *, images: Images | None = None, labels: NDA
         ExportError: an output differs from torch's by more than the precision's tolerance.
     """
     bundle = load_bundle(path)
+    manifest = bundle.manifest
     found: dict[str, Any] = {}
-    for precision, variant in bundle.variants.items():
+    for precision, variant in manifest.variants.items():
         session = open_session(bundle.onnx(precision), threads=0)
-        source = session.get_inputs()[0]
-        if tuple(source.shape[1:]) != bundle.input_shape:
-            raise ExportError(
-                f"{variant.file} must take images of shape {bundle.input_shape}, but takes {tuple(source.shape[1:])}"
-            )
+        if (shape := tuple(session.get_inputs()[0].shape[1:])) != manifest.input.shape:
+            raise ExportError(f"{variant.file} must take images of shape {manifest.input.shape}, but takes {shape}")
         found[precision] = _checked(bundle, variant, partial(run_session, session), images, labels)
-    if bundle.dense is not None:
-        found["dense"] = _checked(bundle, bundle.dense, partial(run_dense, bundle.path / bundle.dense.file), images, labels)
-    for name, sentence in parsed(
-        {name: bundle.onnx(name) for name in bundle.variants}, None if bundle.dense is None else bundle.path / bundle.dense.file
-    ).items():
+    if (dense := manifest.dense) is not None:
+        found["dense"] = _checked(bundle, dense, partial(run_dense, bundle.path / dense.file), images, labels)
+    onnx = {name: bundle.onnx(name) for name in manifest.variants}
+    for name, sentence in parsed(onnx, None if dense is None else bundle.path / dense.file).items():
         found[name]["tensorrt_parser"] = sentence
-    for target, files in bundle.compiled.items():
+    for target, files in manifest.compiled.items():
         for precision, compiled in files.items():
             config = config_for(target, precision, compiled.device, compiled.batch[0])
             name, file = f"{target} {precision}", bundle.path / compiled.file
             try:
-                with runtime_class(target)(file, bundle.input_shape, config) as runtime:
+                with runtime_class(target)(file, manifest.input.shape, config) as runtime:
                     found[name] = _checked(bundle, compiled, runtime.predict, images, labels)
             except RuntimeUnavailableError as problem:
                 found[name] = {"file": compiled.file, "skipped": str(problem)}
@@ -67,17 +65,18 @@ def parsed(files: Mapping[str, Path], dense: Path | None) -> dict[str, str]:
     return {name: verdict.sentence() for name, verdict in parser_verdicts(every).items()}
 
 
-def _checked(
-    bundle: Bundle, variant: Variant, run: Any, images: Images | None, labels: NDArray[np.int64] | None
-) -> dict[str, Any]:
-    reference = np.asarray(bundle.check_outputs, np.float32)
+def _checked(bundle: Bundle, entry: Checked, run: Any, images: Images | None, labels: NDArray[np.int64] | None) -> dict[str, Any]:
+    reference = np.asarray(bundle.manifest.check.outputs, np.float32)
     # int8 kernels of other CPUs round and saturate differently
-    known = bundle.variants["int8"].max_abs_error if variant.max_abs_error is None else variant.max_abs_error
-    allowed = 2 * known if variant.tolerance is None else variant.tolerance
+    error = entry.max_abs_error if entry.max_abs_error is not None else bundle.manifest.variants["int8"].max_abs_error
+    assert error is not None, "ONNX files are always run"
+    allowed = 2 * error if entry.tolerance is None else entry.tolerance
     share = allowed / max(float(np.abs(reference).max()), 1e-30)
     try:
-        error = compare(run(check_images(bundle.input_shape, len(reference))), reference, tolerance=share)["max_abs_error"]
+        error = compare(run(check_images(bundle.manifest.input.shape, len(reference))), reference, tolerance=share)[
+            "max_abs_error"
+        ]
     except ExportError as problem:
-        raise ExportError(f"{bundle.path / variant.file}: {problem}") from problem
-    found = {"file": variant.file, "max_abs_error": error}
+        raise ExportError(f"{bundle.path / entry.file}: {problem}") from problem
+    found = {"file": entry.file, "max_abs_error": error}
     return found if images is None or labels is None else {**found, "accuracy": accuracy(run(images), labels)}

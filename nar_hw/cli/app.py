@@ -105,6 +105,9 @@ Precision = Annotated[str, typer.Option(help="fp32, fp16, bf16 or int8.")]
 Batch = Annotated[int, typer.Option(help="Images per inference.")]
 Threads = Annotated[int, typer.Option(help="CPU threads of one inference.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<index>.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Another setting, as name=value; once for each. Lists have commas.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from what was kept.")]
 
 

@@ -1,6 +1,5 @@
 """Commands about proxy data: proxy study, select."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,6 +47,7 @@ def study(
     """
     from nar_hw.distributed import launched
     from nar_hw.proxy.steps import run_study
+    from nar_hw.records import plain
 
     with launched(device) as device, progress_bar() as progress:
         scorer = _scorer(model, data, data_root, score_epochs, backbone, backbone_weights, device, seed, progress)
@@ -57,8 +57,8 @@ def study(
         "epochs": found.distances.shape[0],
         "batches": found.distances.shape[1],
         "standard_error": found.standard_error,
-        "quarters": [asdict(item) for item in found.quarters],
-        "findings": [asdict(item) for item in found.findings],
+        "quarters": plain(found.quarters),
+        "findings": plain(found.findings),
     }
 
     def show() -> None:

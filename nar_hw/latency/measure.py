@@ -1,19 +1,16 @@
 """Children measured under a table's conditions, in the table's own milliseconds."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from rich.progress import Progress
 
-from nar_hw.errors import MeasurementError, RuntimeUnavailableError
+from nar_hw.errors import MeasurementError
 from nar_hw.latency.children import Steps, child_loader, children_at_once, measure
-from nar_hw.latency.device import fingerprint, same_device
+from nar_hw.latency.device import differing, here
 from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.timing import summarize
-from nar_hw.latency.validate import config_of
-from nar_hw.models.info import ModelInfo
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import Arch
@@ -24,11 +21,11 @@ class ChildrenMs:
     """What children of a space take, and the network itself in the same rounds."""
 
     ms: tuple[float, ...]
-    """Of each arch as given; the drift of the machine within the measurement is divided out."""
+    """Milliseconds of each arch as given; the drift of the machine within the measurement is divided out."""
     rel: tuple[float | None, ...]
     """Half-width of the 95 % confidence interval of each, relative to it."""
     incumbent_ms: float
-    """Of the network itself: divide by it what is to be compared with another measurement."""
+    """Milliseconds of the network itself: divide by it what is to be compared with another measurement."""
     rounds: int
 
 
@@ -62,25 +59,6 @@ def measure_children(
     )
 
 
-def table_info(table: LatencyTable) -> ModelInfo:
-    """The network and the choices that a table was measured on."""
-    return ModelInfo(
-        name=table.model,
-        input_shape=table.input_shape,
-        num_classes=table.num_classes,
-        manner=table.manner,
-        **asdict(table.choices),
-    )
-
-
-def device_here(table: LatencyTable) -> dict[str, Any] | None:
-    """This device's fingerprint under the table's conditions; None where its runtime is not installed."""
-    try:
-        return fingerprint(config_of(table))
-    except RuntimeUnavailableError:
-        return None
-
-
 def device_meter(
     space: SearchSpace, table: LatencyTable, progress: Progress | None = None
 ) -> Callable[[Sequence[Arch]], list[float]] | None:
@@ -89,8 +67,8 @@ def device_meter(
     The network itself is measured in the same rounds: dividing by its time and multiplying by the table's removes what the
     machine has become slower or faster since.
     """
-    config, here = config_of(table), device_here(table)
-    if here is None or same_device(table.fingerprint, here):
+    config = table.config
+    if differing(table.fingerprint, here(config)):
         return None
 
     def measure(archs: Sequence[Arch]) -> list[float]:

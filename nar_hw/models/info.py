@@ -48,6 +48,12 @@ class ModelInfo(Record, frozen=True, kw_only=True):
         if self.num_classes < 1:
             raise UserError(f"num_classes must be at least 1, but got {self.num_classes}")
 
+    @classmethod
+    def of(cls, space: "SearchSpace", name: str) -> "ModelInfo":
+        """What makes ``space`` again, of the network called ``name``."""
+        shape, classes = space.input_shape, space.num_classes
+        return cls(name=name, input_shape=shape, num_classes=classes, manner=space.manner, **space.asked)
+
     def build(self) -> "nn.Module":
         """The network with fresh weights."""
         from nar_hw.models import build_model

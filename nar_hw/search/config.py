@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from nar_hw.errors import UserError, unknown_name
 from nar_hw.records import Record
 from nar_hw.search.reward import REWARDS
-from nar_hw.search.strategies import STRATEGIES
+from nar_hw.search.strategies import STRATEGIES, strategy_class
 from nar_hw.training.recipes import Precision, Recipe
 
 Paths = Literal["strategy", "fair", "uniform"]
@@ -19,7 +19,11 @@ COMBINE: tuple[Combine, ...] = ("worst", "mean")
 class SearchConfig(Record, frozen=True, kw_only=True):
     """Settings of `nar_hw.search`; the defaults are the paper's recipe where it prints one (method: 150 epochs, SGDR 10, x2)."""
 
-    OPTIONS: ClassVar[Mapping[str, str]] = {"weights": "weight", "strategy_options": "", "reward_options": ""}
+    OPTIONS: ClassVar[Mapping[str, str]] = {
+        "weights": "weight",
+        **dict.fromkeys(("strategy_options", "reward_options", "lr", "lr_min", "t_0", "t_mult", "momentum", "weight_decay"), ""),
+        **dict.fromkeys(("updates", "samples", "valid_batch", "recalibration_batches", "rescored", "finalists"), ""),
+    }
 
     strategy: str = "surrogate"
     """Name in STRATEGIES."""
@@ -82,8 +86,10 @@ class SearchConfig(Record, frozen=True, kw_only=True):
             raise unknown_name("strategy", self.strategy, STRATEGIES)
         if self.reward not in REWARDS:
             raise unknown_name("reward", self.reward, REWARDS)
-        strategy, reward = STRATEGIES[self.strategy], REWARDS[self.reward]
-        _known_options(f"option of strategy {self.strategy}", self.strategy_options, strategy, but=("feasible", "seed"))
+        if self.strategy_options:
+            made = strategy_class(self.strategy)
+            _known_options(f"option of strategy {self.strategy}", self.strategy_options, made, but=("feasible", "seed"))
+        reward = REWARDS[self.reward]
         _known_options(f"option of reward {self.reward}", self.reward_options, reward, but=("q", "latency_ms", "target_ms"))
         for paths in (self.warmup_paths, self.paths):
             if paths not in PATHS:

@@ -1,6 +1,6 @@
 """A search on disk: run.json once it is finished, and until then a checkpoint after every epoch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,10 @@ from nar_hw.distributed import rank
 from nar_hw.errors import RunError, SpaceError
 from nar_hw.models.info import ModelInfo
 from nar_hw.models.weights import save_weights
-from nar_hw.records import plain
+from nar_hw.records import check_same, plain
 from nar_hw.search.config import SearchConfig
-from nar_hw.search.record import RESULT, Identity, RunFile, ScoredNames, load_run
-from nar_hw.search.result import Scored, SearchResult
+from nar_hw.search.record import RESULT, Identity, OutcomeNames, RunFile, ScoredNames, load_run
+from nar_hw.search.result import Outcome, Scored, SearchResult
 from nar_hw.search.supernet import Supernet
 from nar_hw.space.space import SearchSpace
 from nar_hw.tasks import Task
@@ -82,12 +82,17 @@ class SearchFolder:
         if not path.exists():
             return None
         found = load_run(self.path)
-        self._same(plain(found.identity), path)
+        check_same(found.identity, self.identity, where=str(path))
         return SearchResult(
-            pick=self._scored(found.pick),
-            target_ms=found.target_ms,
-            others=found.others,
-            finalists=tuple(map(self._scored, found.finalists)),
+            outcomes=tuple(
+                Outcome(
+                    target_ms=item.target_ms,
+                    pick=self._scored(item.pick),
+                    others=item.others,
+                    finalists=tuple(map(self._scored, item.finalists)),
+                )
+                for item in found.outcomes
+            ),
             pareto=tuple(map(self._scored, found.pareto)),
             scored=tuple(map(self._scored, found.scored)),
             history=found.history,
@@ -100,7 +105,7 @@ class SearchFolder:
         if not path.exists():
             return None
         state = load_state(path)
-        self._same(state.get("identity"), path)
+        check_same(state.get("identity"), self.identity, where=str(path))
         return state
 
     def restore(self, load: Callable[[dict[str, Any]], None], state: dict[str, Any]) -> None:
@@ -154,6 +159,17 @@ class SearchFolder:
             note=result.note,
             pick=self._named(pick),
             finalists=tuple(map(self._named, result.finalists)),
+            more=tuple(
+                OutcomeNames(
+                    target_ms=item.target_ms,
+                    met=item.met,
+                    note=item.note,
+                    pick=self._named(item.pick),
+                    others=item.others,
+                    finalists=tuple(map(self._named, item.finalists)),
+                )
+                for item in result.outcomes[1:]
+            ),
             pareto=tuple(map(self._named, result.pareto)),
             history=result.history,
             scored=tuple(map(self._named, result.scored)),
@@ -168,22 +184,3 @@ class SearchFolder:
             return Scored(**{**structs.asdict(item), "arch": self.space.parse(list(item.arch))})
         except SpaceError as problem:
             raise RunError(f"{self.path / RESULT} must be of this search, but {problem}: choose another folder") from None
-
-    def _same(self, identity: object, path: Path) -> None:
-        """Raises RunError naming the first setting in which a search on disk differs from this one."""
-        mine, theirs = dict(_leaves(plain(self.identity))), dict(_leaves(identity))
-        for name in dict.fromkeys([*mine, *theirs]):
-            if mine.get(name) != theirs.get(name):
-                raise RunError(
-                    f"{path} must be of the same search to be resumed, but {name} is {theirs.get(name)!r} there and "
-                    f"{mine.get(name)!r} now: use the same settings, or choose another folder"
-                )
-
-
-def _leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
-    """(dotted name, value) of everything in nested dicts that is no dict."""
-    if not isinstance(value, dict):
-        yield name, value
-        return
-    for key, item in value.items():
-        yield from _leaves(item, f"{name}.{key}" if name else str(key))

@@ -53,7 +53,8 @@ def search(
         space: its network's weights are where the incumbent operators start.
         task: batches, loss and score, on the device to search on.
         table: latencies of the device to deploy on, or of several; a search needs no such device.
-        target_ms: the latency not to be exceeded; of several tables one for all, or one for each.
+        target_ms: the latency not to be exceeded; with one table, several find an arch each; with several tables one for all, or
+            one for each.
         config: all other settings, among them the limits of FLOPs and parameters.
         model: how to build the space again, for run.json.
         out: folder for run.json and, after every epoch, a checkpoint; None: nothing is written.
@@ -77,7 +78,9 @@ def search(
     targets_ms = target_ms if isinstance(target_ms, Sequence) else [target_ms]
     for item in tables:
         item.check(space)
-    budget = Budget.of(space, tables, targets_ms, config)
+    several = len(tables) == 1 < len(targets_ms)
+    asked = [[target] for target in targets_ms] if several else [targets_ms]
+    budgets = [Budget.of(space, tables, targets, config) for targets in asked]
     folder = None if out is None else SearchFolder(out, space, task, tables, targets_ms=targets_ms, config=config, model=model)
     if folder is not None:
         if not resume:
@@ -86,12 +89,13 @@ def search(
         if (result := folder.finished()) is not None:
             return result
     if progress is not None and rank() == 0:
-        progress.console.print(budget.reach, highlight=False, soft_wrap=True)
+        for budget in budgets:
+            progress.console.print(budget.reach, highlight=False, soft_wrap=True)
     with seeded(config.seed):
-        run = SearchRun(space, task, budget, config)
+        run = SearchRun(space, task, budgets, config)
         if folder is not None and (state := folder.checkpoint()) is not None:
             folder.restore(run.load_state_dict, state)
-        bar = Bar(progress if rank() == 0 else None, budget.costs, epochs=run.epochs, done=run.epoch)
+        bar = Bar(progress if rank() == 0 else None, budgets[0].costs, epochs=run.epochs, done=run.epoch)
         while run.epoch < run.epochs:
             run.advance()
             bar(run.history[-1])

@@ -1,5 +1,6 @@
 """The result of a search on disk: run.json, its archs as names of operators."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,17 @@ class ScoredNames(Record, frozen=True, kw_only=True):
     load: float
 
 
+class OutcomeNames(Record, frozen=True, kw_only=True):
+    """What was found for one target; see `nar_hw.search.result.Outcome`."""
+
+    target_ms: float
+    met: bool
+    note: str
+    pick: ScoredNames
+    others: tuple[Standing, ...] = ()
+    finalists: tuple[ScoredNames, ...]
+
+
 class Identity(Record, frozen=True, kw_only=True):
     """What must be equal for a search to be resumed."""
 
@@ -37,7 +49,7 @@ class Identity(Record, frozen=True, kw_only=True):
     target_ms: float
     table_hash: str
     more_targets_ms: tuple[float, ...] = ()
-    """Of the other tables."""
+    """Of the other tables, or further targets of the only one."""
     more_tables: tuple[str, ...] = ()
     """Their hashes."""
     config: SearchConfig
@@ -74,9 +86,28 @@ class RunFile(Record, frozen=True, kw_only=True):
     pick: ScoredNames
     finalists: tuple[ScoredNames, ...]
     pareto: tuple[ScoredNames, ...]
+    more: tuple[OutcomeNames, ...] = ()
+    """What was found for further targets."""
     history: tuple[Mapping[str, float], ...]
     scored: tuple[ScoredNames, ...]
     identity: Identity
+
+    @property
+    def outcomes(self) -> tuple[OutcomeNames, ...]:
+        """What was found for each target, in the order asked."""
+        first = OutcomeNames(
+            target_ms=self.target_ms, met=self.met, note=self.note, pick=self.pick, others=self.others, finalists=self.finalists
+        )
+        return (first, *self.more)
+
+    def outcome(self, target_ms: float | None = None) -> OutcomeNames:
+        """What was found for a target, by default the first. Raises RunError for a target that was not asked for."""
+        found = self.outcomes[0] if target_ms is None else None
+        found = found or next((item for item in self.outcomes if math.isclose(item.target_ms, target_ms or 0.0)), None)
+        if found is None:
+            asked = ", ".join(f"{item.target_ms:g}" for item in self.outcomes)
+            raise RunError(f"the target must be one that the search was asked for ({asked} ms), but got {target_ms:g}")
+        return found
 
     @property
     def network(self) -> ModelInfo:

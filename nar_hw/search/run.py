@@ -3,39 +3,49 @@
 import math
 import random
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from nar_hw.distributed import average_gradients, ranks, share, total
+from nar_hw.distributed import all_reduce_sum, average_gradients, ranks, share
 from nar_hw.errors import TrainingError
 from nar_hw.search.budget import Budget
 from nar_hw.search.config import SearchConfig
+from nar_hw.search.feasible import Floats
 from nar_hw.search.randomness import generator_states, restore_generators
 from nar_hw.search.reward import REWARDS
 from nar_hw.search.scoring import Scorer
-from nar_hw.search.strategies import STRATEGIES
+from nar_hw.search.strategies import strategy_class
+from nar_hw.search.strategies.base import Strategy
 from nar_hw.search.supernet import FairPaths, Supernet
 from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import Arch
 from nar_hw.tasks import Task
 from nar_hw.training.precision import autocast
 
-if TYPE_CHECKING:
-    pass
-
 TRIES = 20
 """How often a strategy is asked again for archs within the budget."""
 
 
-class SearchRun:
-    """Everything that changes in a search. Usually made by `search`."""
+class Player(NamedTuple):
+    """What was asked for one target, and the strategy that looks for it."""
 
-    def __init__(self, space: SearchSpace, task: Task, budget: Budget, config: SearchConfig) -> None:
-        self.space, self.task, self.budget, self.config = space, task, budget, config
+    budget: Budget
+    strategy: Strategy
+
+
+class SearchRun:
+    """Everything that changes in a search. Usually made by `search`.
+
+    With several targets, the strategies take turns at the same shared weights. A score is of an arch and no target, so that
+    strategies that can learn from any arch learn from all.
+    """
+
+    def __init__(self, space: SearchSpace, task: Task, budgets: Sequence[Budget], config: SearchConfig) -> None:
+        self.space, self.task, self.config = space, task, config
         self.epochs = config.recipe.epochs
         self.steps = task.train_size // config.batch
         if self.steps == 0:
@@ -50,13 +60,14 @@ class SearchRun:
             self.supernet = self.supernet.to(memory_format=torch.channels_last)
         self.optimizer = optimizer_of(self.supernet, config)
         self.scaler = torch.amp.GradScaler(task.device.type, enabled=config.precision == "fp16")
-        self.strategy = STRATEGIES[config.strategy](budget.feasible, seed=config.seed, **config.strategy_options)
+        make = strategy_class(config.strategy)
+        self.players = [Player(budget, make(budget.feasible, seed=config.seed, **config.strategy_options)) for budget in budgets]
         self.generator = torch.Generator().manual_seed(config.seed)
         self.rng = random.Random(config.seed)
         self.fair = FairPaths(space)
         self.scorer = Scorer(self.supernet, task, config, self.generator)
-        self.scores: dict[Arch, tuple[float, float, int]] = {}
-        """Arch -> its last reward and accuracy, and the epoch."""
+        self.scores: dict[Arch, tuple[float, int]] = {}
+        """Arch -> its last accuracy, and the epoch."""
         self.history: list[dict[str, float]] = []
 
     @property
@@ -94,7 +105,7 @@ class SearchRun:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             losses += loss.detach()
-        mean = float(total(losses)) / (ranks() * self.steps)
+        mean = float(all_reduce_sum(losses)) / (ranks() * self.steps)
         if not math.isfinite(mean):
             raise TrainingError(
                 f"the loss of the shared weights must be finite, but was {mean} in epoch {self.epoch + 1}: "
@@ -110,45 +121,60 @@ class SearchRun:
             return [self.fair.draw(self.rng) for _ in range(self.steps)]
         if kind == "uniform":
             return [self.space.sample(self.rng) for _ in range(self.steps)]
-        return self._within(self.strategy.paths, self.steps)
+        each = [len(range(turn, self.steps, len(self.players))) for turn in range(len(self.players))]
+        drawn = [self._within(player, player.strategy.paths, n) for player, n in zip(self.players, each, strict=True)]
+        return [drawn[step % len(drawn)][step // len(drawn)] for step in range(self.steps)]
 
-    def _within(self, propose: Callable[[int], list[Arch]], n: int) -> list[Arch]:
-        """``n`` proposals within the budget: of several limits, a strategy may know a relaxation only."""
+    def _within(self, player: Player, propose: Callable[[int], list[Arch]], n: int) -> list[Arch]:
+        """``n`` proposals within a budget: of several limits, a strategy may know a relaxation only."""
+        feasible = player.budget.feasible
         archs: list[Arch] = []
         for _ in range(TRIES):
             proposed = propose(n)
-            archs += [arch for arch, meets in zip(proposed, self.budget.feasible.meets(proposed), strict=True) if meets]
+            archs += [arch for arch, meets in zip(proposed, feasible.meets(proposed), strict=True) if meets]
             if len(archs) >= n:
                 return archs[:n]
-        return archs + self.budget.feasible.sample(n - len(archs), np.random.default_rng(self.rng.getrandbits(32)))
+        return archs + feasible.sample(n - len(archs), np.random.default_rng(self.rng.getrandbits(32)))
+
+    def rewards(self, budget: Budget, archs: Sequence[Arch], accuracies: Sequence[float] | Floats) -> Floats:
+        """(N,) rewards of archs with these accuracies under a budget."""
+        if not len(archs):
+            return np.empty(0)
+        reward = REWARDS[self.config.reward]
+        return np.asarray(reward(np.asarray(accuracies), budget.loads(archs), 1.0, **self.config.reward_options))
 
     def _train_strategy(self) -> dict[str, float]:
-        """Updates of the strategy at fixed weights; returns means over the archs of the epoch."""
+        """Updates of the strategies at fixed weights, in turn; returns means over the archs of the epoch."""
         config = self.config
         rewards, accuracies, latencies, loads = (np.empty((config.updates, config.samples)) for _ in range(4))
         self.scorer.renew()
         for update in range(config.updates):
-            archs = self._within(self.strategy.ask, config.samples)
+            turn = update % len(self.players)
+            player = self.players[turn]
+            archs = self._within(player, player.strategy.ask, config.samples)
             slopes = None
-            if self.strategy.wants_slopes:
+            if player.strategy.wants_slopes:
                 accuracies[update], slopes = self.scorer.with_slopes(archs)
             else:
                 accuracies[update] = self.scorer.on_minibatch(archs)
-            latencies[update], loads[update] = self.budget.latency_ms(archs), self.budget.loads(archs)
-            rewards[update] = REWARDS[config.reward](accuracies[update], loads[update], 1.0, **config.reward_options)
-            self.strategy.tell(archs, rewards[update].tolist(), slopes)
+            latencies[update], loads[update] = player.budget.latency_ms(archs), player.budget.loads(archs)
+            rewards[update] = self.rewards(player.budget, archs, accuracies[update])
+            for other in self.players if player.strategy.off_policy else [player]:
+                own = rewards[update] if other is player else self.rewards(other.budget, archs, accuracies[update])
+                other.strategy.tell(archs, own.tolist(), slopes)
             for arch, reward, accuracy in zip(archs, rewards[update].tolist(), accuracies[update].tolist(), strict=True):
                 if math.isfinite(reward):
-                    self.scores[arch] = (reward, accuracy, self.epoch + 1)
-        told = np.isfinite(rewards)  # at least one is in each update, else the strategy has raised
+                    self.scores[arch] = (accuracy, self.epoch + 1)
+        finite = np.isfinite(rewards)  # at least one is in each update, else the strategy has raised
+        scalars = [player.strategy.scalars() for player in self.players]
         return {
-            "reward": float(rewards[told].mean()),
-            "accuracy": float(accuracies[told].mean()),
+            "reward": float(rewards[finite].mean()),
+            "accuracy": float(accuracies[finite].mean()),
             "latency_ms": float(latencies.mean()),
             "load": float(loads.mean()),
-            "best_reward": float(rewards[told].max()),
-            "dropped": int((~told).sum()),
-            **self.strategy.scalars(),
+            "best_reward": float(rewards[finite].max()),
+            "dropped": int((~finite).sum()),
+            **{name: float(np.mean([item[name] for item in scalars])) for name in scalars[0]},
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -158,14 +184,14 @@ class SearchRun:
             "supernet": self.supernet.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "strategy": self.strategy.state_dict(),
+            "strategies": [player.strategy.state_dict() for player in self.players],
             "generator": self.generator.get_state(),
             "rng": self.rng.getstate(),
             "fair": self.fair.state_dict(),
             "global": generator_states(),
             "archs": torch.tensor(archs, dtype=torch.int16).reshape(len(archs), len(self.space.slots)),
-            "scores": torch.tensor([score[:2] for score in self.scores.values()], dtype=torch.float64).reshape(-1, 2),
-            "epochs": torch.tensor([score[2] for score in self.scores.values()], dtype=torch.int64),
+            "scores": torch.tensor([accuracy for accuracy, _ in self.scores.values()], dtype=torch.float64),
+            "epochs": torch.tensor([epoch for _, epoch in self.scores.values()], dtype=torch.int64),
             "history": list(self.history),
         }
 
@@ -174,7 +200,8 @@ class SearchRun:
         self.supernet.load_state_dict(state["supernet"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.strategy.load_state_dict(state["strategy"])
+        for player, known in zip(self.players, state["strategies"], strict=True):
+            player.strategy.load_state_dict(known)
         self.generator.set_state(state["generator"])
         version, numbers, gauss = state["rng"]
         self.rng.setstate((version, tuple(numbers), gauss))
@@ -182,7 +209,7 @@ class SearchRun:
         restore_generators(state["global"])
         archs = map(tuple, state["archs"].tolist())
         scores = zip(state["scores"].tolist(), state["epochs"].tolist(), strict=True)
-        self.scores = {arch: (reward, accuracy, epoch) for arch, ((reward, accuracy), epoch) in zip(archs, scores, strict=True)}
+        self.scores = dict(zip(archs, scores, strict=True))
         self.history = list(state["history"])
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nar_hw.data.loader import Batch
-from nar_hw.distributed import share, total
+from nar_hw.distributed import all_reduce_sum, share
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.supernet import Supernet
 from nar_hw.space.spec import Arch
@@ -81,5 +81,5 @@ class Scorer:
             with autocast(self._task.device, precision or self._config.precision):
                 self._supernet.recalibrate(self._calibration)
                 scores[index] = score()
-        known = dict(zip(different, total(scores).tolist(), strict=True))  # one wait for the device
+        known = dict(zip(different, all_reduce_sum(scores).tolist(), strict=True))  # one wait for the device
         return [known[arch] for arch in archs]

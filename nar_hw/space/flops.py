@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nar_hw.errors import ModelError, SpaceError
-from nar_hw.space.operators import INCUMBENT, build_operator
+from nar_hw.space.operators import build_operator
 from nar_hw.space.space import SearchSpace, Site, Slot
-from nar_hw.space.spec import OpSpec, Pair
+from nar_hw.space.spec import INCUMBENT, OpSpec, Pair
 
 Integers = NDArray[np.int64]
 ArchBatch = Integers | Sequence[Sequence[int]]
@@ -279,7 +279,7 @@ class SpaceCounts:
         if key in self._known:
             return self._known[key]
         counts = count_module(self.space.module_for(site, code), (spec.c_in, spec.h, spec.w))
-        if spec.module is None:  # of a convolution of a class of its own, the spec does not tell the cost
+        if spec.module is None:  # else the spec does not say the cost: the convolution is of a class of its own
             self._known[key] = counts
         return counts
 

@@ -4,13 +4,13 @@ An operator maps (B, c_in, h, w) to (B, c_out, h_out, w_out) with the stride of 
 function and one line in OPERATORS (plus its name in the families it serves), or a builder handed to `SearchSpace.from_model`.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 from torch import nn
 
 from nar_hw.errors import unknown_name
-from nar_hw.space.spec import OpSpec, Pair, two
+from nar_hw.records import replace
+from nar_hw.space.spec import INCUMBENT, OpSpec, Pair, two
 
 Builder = Callable[[OpSpec], nn.Module]
 
@@ -55,8 +55,6 @@ def _projected(pool: Builder) -> Builder:
 
     return build
 
-
-INCUMBENT = "incumbent"
 
 OPERATORS: dict[str, Builder] = {
     # dense slots: the paper's operators; their position is the paper's code
@@ -143,4 +141,4 @@ def describe(conv: nn.Conv2d, size: Pair) -> OpSpec:
     if name is not None:
         return spec
     module = None if zero_padded else f"{type(conv).__name__}/{conv.padding_mode}"
-    return dataclasses.replace(spec, kernel=kernel, padding=padding, dilation=dilation, module=module)
+    return replace(spec, kernel=kernel, padding=padding, dilation=dilation, module=module)

@@ -4,19 +4,20 @@ Shape legend: an arch holds one operator code per slot; a batch of archs is (N, 
 """
 
 import copy
-import dataclasses
 import fnmatch
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from nar_hw.errors import SpaceError, unknown_name
-from nar_hw.space.operators import FAMILIES, INCUMBENT, OPERATORS, Builder, build_operator, describe, family
-from nar_hw.space.spec import Arch, Choices, Manner, OpSpec, Pair
+from nar_hw.records import replace
+from nar_hw.space.operators import FAMILIES, OPERATORS, Builder, build_operator, describe, family
+from nar_hw.space.spec import INCUMBENT, Arch, Manner, OpSpec, Pair
 from nar_hw.space.trace import Trace, TracedConv, trace
 from nar_hw.userfile import is_file_name, load_function
 
@@ -69,7 +70,7 @@ class SearchSpace:
         slots: tuple[Slot, ...],
         operators: tuple[str, ...],
         builders: dict[str, Builder],
-        choices: Choices,
+        asked: dict[str, Any],
     ) -> None:
         self.model = model
         self.input_shape = input_shape
@@ -80,7 +81,8 @@ class SearchSpace:
         self.operators = operators
         """Code -> name: the paper's six, the user's own, the other families, "incumbent"."""
         self._builders = builders
-        self.choices = choices
+        self.asked = asked
+        """operators, slots and limit_params as in `ModelInfo`: what was asked beside the network and the manner."""
 
     @classmethod
     def from_model(
@@ -123,20 +125,20 @@ class SearchSpace:
                 if name in own or name in ours:
                     raise SpaceError(f"an operator of yours must have a name of its own, but {name!r} is taken: rename it")
                 own[name] = builder
-        asked = None if operators is None else {name for name, _ in named}
-        if asked is not None and (unknown := sorted(asked - OPERATORS.keys() - own.keys())):
+        admitted = None if operators is None else {name for name, _ in named}
+        if admitted is not None and (unknown := sorted(admitted - OPERATORS.keys() - own.keys())):
             raise unknown_name("operator", unknown[0], OPERATORS)
         vocabulary = (*FAMILIES["dense"], *own, *FAMILIES["depthwise"], *FAMILIES["grouped"], INCUMBENT)
         model = copy.deepcopy(model)
         traced = trace(model, input_shape)
-        choices = Choices(
-            operators=None
+        asked: dict[str, Any] = {
+            "operators": None
             if operators is None
             else tuple(item if isinstance(item, str) else item.__name__ for item in operators),
-            slots=slots if isinstance(slots, str) else None,
-            limit_params=limit_params,
-        )
-        space = cls(model, input_shape, traced.num_classes, manner, (), vocabulary, own, choices)
+            "slots": slots if isinstance(slots, str) else None,
+            "limit_params": limit_params,
+        }
+        space = cls(model, input_shape, traced.num_classes, manner, (), vocabulary, own, asked)
         convs = _choose(traced, slots)
         groups: dict[str, list[Site]] = {}
         for conv in convs:
@@ -152,17 +154,17 @@ class SearchSpace:
                     calls=conv.calls,
                 )
             )
-        space.slots = tuple(space._slot(name, tuple(sites), asked, limit_params) for name, sites in groups.items())
+        space.slots = tuple(space._slot(name, tuple(sites), admitted, limit_params) for name, sites in groups.items())
         return space
 
-    def _slot(self, name: str, sites: tuple[Site, ...], asked: set[str] | None, limit_params: bool) -> Slot:
+    def _slot(self, name: str, sites: tuple[Site, ...], admitted: set[str] | None, limit_params: bool) -> Slot:
         incumbents = {site.incumbent.operator for site in sites}
         incumbent = self.operators.index(incumbents.pop() if len(incumbents) == 1 else INCUMBENT)
         candidates = [incumbent]
         limit = sum(self._parameters(site, incumbent) for site in sites)
         for code, operator in enumerate(self.operators):
             suits = all(operator in FAMILIES[_family(site)] or operator in self._builders for site in sites)
-            if code == incumbent or operator == INCUMBENT or not suits or (asked is not None and operator not in asked):
+            if code == incumbent or operator == INCUMBENT or not suits or (admitted is not None and operator not in admitted):
                 continue
             if not all(self._keeps_shape(site, code) for site in sites):
                 continue
@@ -206,9 +208,14 @@ class SearchSpace:
         """The same space with other candidates: slot name -> codes that may stand there; its own operator always may."""
         space = copy.copy(self)
         space.slots = tuple(
-            dataclasses.replace(slot, candidates=tuple(sorted({slot.incumbent, *candidates[slot.name]}))) for slot in self.slots
+            replace(slot, candidates=tuple(sorted({slot.incumbent, *candidates[slot.name]}))) for slot in self.slots
         )
         return space
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.input_shape))
+        sizes = f"{len(self.slots)} slots ({self.manner}), {self.size:.4g} archs"
+        return f"<SearchSpace of {type(self.model).__name__} {shape}: {sizes}>"
 
     @property
     def incumbent(self) -> Arch:
@@ -235,7 +242,12 @@ class SearchSpace:
         return tuple(int(code) for code in arch)
 
     def parse(self, text: str | Sequence[str | int]) -> Arch:
-        """An arch from codes, names or both: "0,0,2" or "conv3x3,max3x3,...". Raises SpaceError."""
+        """An arch from codes, names or both: "0,0,2" or "conv3x3,max3x3,..."; "incumbent" is the network itself.
+
+        Raises SpaceError, UnknownNameError.
+        """
+        if text == INCUMBENT:
+            return self.incumbent
         items = text.replace("[", "").replace("]", "").split(",") if isinstance(text, str) else text
         codes = []
         for item in (str(item).strip() for item in items):
@@ -255,7 +267,7 @@ class SearchSpace:
         """The specs that operator ``code`` has at ``site``, one per call in one forward pass."""
         own = site.incumbent
         if self._keeps(site, code):
-            return tuple(dataclasses.replace(own, h=size[0], w=size[1]) for size, _ in site.calls)
+            return tuple(replace(own, h=size[0], w=size[1]) for size, _ in site.calls)
         return tuple(
             OpSpec(
                 operator=self.operators[code],

@@ -1,4 +1,4 @@
-"""One run of a network that tells its spatial structure: convolutions, the norms they own, residual blocks.
+"""One run of a network that finds its spatial structure: convolutions, the norms they own, residual blocks.
 
 Module hooks and a dispatch mode see what is executed, so nothing needs to be traceable or rewritten.
 """

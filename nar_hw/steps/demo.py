@@ -1,6 +1,5 @@
 """The whole path on data that comes with scikit-learn: table, baseline, search, child, bundles, benchmark, report."""
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,12 +8,11 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from nar_hw.errors import RunError
 from nar_hw.files import read_json, write_json
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
 from nar_hw.models.info import ModelInfo
-from nar_hw.records import plain, replace
+from nar_hw.records import check_same, plain, replace
 from nar_hw.report import write_report
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.config import SearchConfig
@@ -22,6 +20,7 @@ from nar_hw.search.record import load_run
 from nar_hw.steps.bench import bench_bundles
 from nar_hw.steps.export import export_child
 from nar_hw.steps.search import search_run
+from nar_hw.steps.task import load_task
 from nar_hw.steps.train import train_child
 from nar_hw.training.child import Child
 from nar_hw.training.recipes import RECIPES
@@ -50,12 +49,12 @@ def run_demo(out: Path, *, seed: int = 0, progress: Progress | None = None) -> d
     common: dict[str, Any] = {
         "recipe": recipe,
         "seed": seed,
-        "device": device,
         "table": table,
         "progress": progress,
         "resume": True,
     }
-    stage("baseline", out / "baseline" / "child.json", lambda: train_child(MODEL, None, "digits", out=out / "baseline", **common))
+    task = partial(load_task, "digits", device=device)
+    stage("baseline", out / "baseline" / "child.json", lambda: train_child(MODEL, None, task(), out=out / "baseline", **common))
     stage(
         "search",
         out / "run.json",
@@ -75,7 +74,7 @@ def run_demo(out: Path, *, seed: int = 0, progress: Progress | None = None) -> d
     stage(
         "child",
         out / "child" / "child.json",
-        lambda: train_child(found.network, found.arch, "digits", out=out / "child", target_ms=target_ms, **common),
+        lambda: train_child(found.network, found.arch, task(), out=out / "child", target_ms=target_ms, **common),
     )
     for name, bundle in (("baseline", "baseline_bundle"), ("child", "bundle")):
         stage(f"export {name}", out / bundle / "manifest.json", partial(export_child, out / name, out / bundle))
@@ -110,8 +109,9 @@ class _Stages:
 def _same_settings(path: Path, settings: dict[str, Any]) -> None:
     if not path.exists():
         write_json(path, settings)
-    elif read_json(path, what="demo") != json.loads(json.dumps(settings)):
-        raise RunError(f"{path.parent} holds a demo with other settings: choose another folder with --out, or delete it")
+    else:
+        fix = "use the same settings, choose another folder with --out, or delete this one"
+        check_same(read_json(path, what="demo"), settings, where=str(path.parent), fix=fix)
 
 
 def _profile(out: Path, config: RuntimeConfig, seed: int, progress: Progress | None) -> None:
@@ -121,4 +121,4 @@ def _profile(out: Path, config: RuntimeConfig, seed: int, progress: Progress | N
 
 def _bench(out: Path, config: RuntimeConfig, progress: Progress | None) -> None:
     subjects = {"child": out / "bundle", "baseline": out / "baseline_bundle"}
-    write_json(out / "bench.json", bench_bundles(subjects, [config], progress=progress))
+    bench_bundles(subjects, [config], progress=progress).save(out / "bench.json")

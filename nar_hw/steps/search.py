@@ -6,9 +6,11 @@ from pathlib import Path
 from rich.progress import Progress
 
 from nar_hw.errors import UserError
-from nar_hw.latency.measure import device_here, device_meter, table_info
+from nar_hw.latency.device import here
+from nar_hw.latency.measure import device_meter
 from nar_hw.latency.table import LatencyTable
 from nar_hw.proxy.subset import ProxyIndex
+from nar_hw.records import replace
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.loop import search
 from nar_hw.search.result import SearchResult
@@ -34,14 +36,16 @@ def search_run(
     tensorboard: bool = False,
     progress: Progress | None = None,
 ) -> SearchResult:
-    """Search the space of ``table`` (of several, the first; finalists are measured on its device) and write ``out``/run.json.
+    """Search the slots and operators of ``table`` in ``model`` and write ``out``/run.json.
+
+    With several tables, slots and operators are the first's, and finalists are measured on its device.
 
     With ``tensorboard``, the scalars of each epoch are written to ``out``/tensorboard.
 
     With ``proxy``, an index file of `nar-hw proxy select`, the training images are those that it lists.
 
-    Raises TargetError, TableMismatchError (another model, or another device unless allowed), UserError (no TensorBoard),
-    DataError (the proxy is of another data set) and what `nar_hw.search` raises.
+    Raises TargetError, TableMismatchError (a table of another network, or of another device unless allowed),
+    UserError (no TensorBoard), DataError (the proxy is of another data set) and what `nar_hw.search` raises.
     """
     on_epoch = TensorBoard(out / "tensorboard") if tensorboard else None
     task = load_task(data, root=data_root, device=device)
@@ -50,12 +54,12 @@ def search_run(
             raise UserError(f"--proxy chooses images of classes, but {data!r} has faces: use nar-hw data faces-proxy")
         task = ClassificationTask(ProxyIndex.load(proxy).apply(task.data), device)
     first, *others = table if isinstance(table, Sequence) else [table]
-    info = fitted_to(table_info(first), task)
+    info = fitted_to(replace(first.network, name=model), task)
     set_seed(config.seed)
     space = info.space()
-    allowed = first.check(space, device_here(first), model=model, allow_mismatch=allow_mismatch)
+    allowed = first.check(space, here(first.config), allow_mismatch=allow_mismatch)
     for other in others:  # whose devices are elsewhere
-        allowed += other.check(space, model=model, allow_mismatch=allow_mismatch)
+        allowed += other.check(space, allow_mismatch=allow_mismatch)
     return search(
         space,
         task,

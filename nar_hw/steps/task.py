@@ -6,21 +6,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nar_hw.data import FACES, load_data
-from nar_hw.errors import UserError
+from nar_hw.distributed import barrier, rank
+from nar_hw.errors import DataError, UserError
 from nar_hw.faces.data import load_faces
 from nar_hw.faces.task import FacesTask
 from nar_hw.models.info import ModelInfo
 from nar_hw.records import replace
 from nar_hw.tasks import ClassificationTask, Task
 
+AnyTask = ClassificationTask | FacesTask
+
 
 def load_task(
-    data: str, *, root: Path | None = None, device: str = "cpu", workers: int | None = None
-) -> ClassificationTask | FacesTask:
-    """A data set as a task. Raises UnknownNameError or DataError."""
+    data: str, *, root: Path | None = None, device: str = "cpu", workers: int | None = None, download: bool = False
+) -> AnyTask:
+    """A data set as a task; with ``download`` the first process fetches it. Raises UnknownNameError or DataError."""
     if data.startswith(FACES):
+        if download:
+            raise DataError(f"--download fetches cifar10, cifar100 and fashion-mnist, but {data!r} is a folder: leave it out")
         return FacesTask(load_faces(data), device)
-    return ClassificationTask(load_data(data, root=root), device, workers=workers)
+    first = rank() == 0
+    if download and not first:
+        barrier()
+    found = load_data(data, root=root, download=download and first)
+    if download and first:
+        barrier()
+    return ClassificationTask(found, device, workers=workers)
 
 
 def fitted_to(info: ModelInfo, task: Task) -> ModelInfo:

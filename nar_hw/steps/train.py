@@ -21,9 +21,8 @@ from nar_hw.records import replace
 from nar_hw.search.folder import TABLE
 from nar_hw.search.record import load_run
 from nar_hw.space.flops import SpaceCounts
-from nar_hw.space.operators import INCUMBENT
-from nar_hw.space.spec import Manner
-from nar_hw.steps.task import fitted_to, load_task
+from nar_hw.space.spec import INCUMBENT, Manner
+from nar_hw.steps.task import AnyTask, fitted_to
 from nar_hw.tasks import ClassificationTask
 from nar_hw.training.child import Child
 from nar_hw.training.loop import train
@@ -41,7 +40,7 @@ HELD_OUT: tuple[SplitName, ...] = ("valid", "test")
 def train_child(
     info: ModelInfo,
     arch: Sequence[str | int] | None,
-    data: str,
+    task: AnyTask,
     *,
     out: Path,
     recipe: Recipe,
@@ -49,9 +48,6 @@ def train_child(
     baseline: Path | None = None,
     inherit: bool = True,
     ensemble: int = 0,
-    data_root: Path | None = None,
-    device: str = "cpu",
-    workers: int | None = None,
     table: LatencyTable | None = None,
     target_ms: float | None = None,
     resume: bool = False,
@@ -64,10 +60,10 @@ def train_child(
 
     Args:
         arch: operator names or codes; None for the network itself.
+        task: see `nar_hw.steps.task.load_task`.
         baseline: folder of a trained child, or a file of weights: the teacher of a recipe with ``distill``.
         inherit: the baseline's weights are inherited where they fit; without it or a baseline the child starts from scratch.
         ensemble: how many snapshots of the training are kept and scored together on the test images.
-        workers: processes that read images of a ``stream:`` data set.
         table, target_ms: kept in child.json with the table's prediction.
         tensorboard: scalars of each epoch are written to ``out``/tensorboard.
 
@@ -77,9 +73,10 @@ def train_child(
         TrainingError: the training diverged.
     """
     on_epoch = TensorBoard(out / "tensorboard") if tensorboard else None
-    task = load_task(data, root=data_root, device=device, workers=workers)
     if (ensemble or recipe.distill) and not isinstance(task, ClassificationTask):
-        raise UserError(f"ensembles and distillation are of classifiers, but {data!r} is learned as embeddings: leave them out")
+        raise UserError(
+            f"ensembles and distillation are of classifiers, but {task.data.name!r} is learned as embeddings: leave them out"
+        )
     info = fitted_to(info, task)
     set_seed(seed)
     space = info.space()
@@ -113,7 +110,7 @@ def train_child(
     found = Child(
         model=info,
         arch=space.names(codes),
-        data=data,
+        data=task.data.name,
         recipe=recipe,
         seed=seed,
         init="scratch" if baseline is None or not inherit else "inherited",
@@ -172,12 +169,11 @@ def find_arch(
     text: str,
     *,
     model: str | None,
-    data: str,
+    task: AnyTask,
     manner: Manner = "conv",
     operators: tuple[str, ...] | None = None,
     slots: str | None = None,
     limit_params: bool = True,
-    data_root: Path | None = None,
 ) -> Wanted:
     """What --arch names: a search folder, a child that ships with nar_hw, "incumbent", or codes and names separated by commas.
 
@@ -193,13 +189,12 @@ def find_arch(
         named = named_child(text)
         if model not in (None, named.model.name):
             raise UserError(f"--model must be {named.model.name}, of which {text} is a child, or left out, but got {model}")
-        return Wanted(info=replace(named.model, input_shape=load_task(data, root=data_root).input_shape), arch=named.arch)
+        return Wanted(info=replace(named.model, input_shape=task.input_shape), arch=named.arch)
     if model is None:
         raise UserError(
             f"--model must name the network unless --arch is a search folder, but {text!r} is no folder and none of the children "
             f"{', '.join(child_names())}"
         )
-    task = load_task(data, root=data_root)
     info = ModelInfo(
         name=model,
         input_shape=task.input_shape,

@@ -13,10 +13,10 @@ def verify_again(bundle: Path, *, data: str | None = None, data_root: Path | Non
     """`verify_bundle`, with accuracies on the validation split of ``data``. Raises what it raises, UserError and DataError."""
     if data is None:
         return verify_bundle(bundle)
-    found, task = load_bundle(bundle), load_task(data, root=data_root)
-    if (found.input_shape, found.classes) != (task.input_shape, tuple(task.data.classes)):
+    manifest, task = load_bundle(bundle).manifest, load_task(data, root=data_root)
+    if (manifest.input.shape, manifest.classes) != (task.input_shape, tuple(task.data.classes)):
         raise UserError(
-            f"--data must have the bundle's images {found.input_shape} and classes, but {data} has {task.input_shape}"
+            f"--data must have the bundle's images {manifest.input.shape} and classes, but {data} has {task.input_shape}"
         )
     images, labels = validation_images(task)
     return verify_bundle(bundle, images=images, labels=labels)

@@ -7,7 +7,7 @@ import torch
 
 from nar_hw.errors import RunError, TrainingError
 from nar_hw.files import atomic_path
-from nar_hw.records import as_record, plain, replace
+from nar_hw.records import as_record, check_same, plain, replace
 from nar_hw.training.recipes import Recipe
 
 SCHEMA = 1
@@ -53,19 +53,6 @@ def check_resumable(state: dict[str, Any], out: Path, *, recipe: Recipe, seed: i
             "a training whose learning rate falls once (one-cycle, two phases) cannot change its number of epochs, but "
             f"{out} was started for {old.epochs} and {recipe.epochs} were asked for: ask for the same, or train anew"
         )
-    there = {"training seed": state["seed"], **_flat(state["task"]), **plain(replace(old, epochs=recipe.epochs))}
-    for key, asked in {"training seed": seed, **_flat(task), **plain(recipe)}.items():
-        if there.get(key) != asked:
-            raise RunError(
-                f"{out} can be resumed with the same {key} only, but was trained with {there.get(key)} and "
-                f"{asked} was asked for: choose another folder"
-            )
-
-
-def _flat(record: dict[str, Any], prefix: str = "data") -> dict[str, Any]:
-    """Nested dicts as one, so that an error can name the one value that differs."""
-    flat: dict[str, Any] = {}
-    for key, value in record.items():
-        name = f"{prefix} {key}"
-        flat.update(_flat(value, name) if isinstance(value, dict) else {name: value})
-    return flat
+    there = {"training seed": state["seed"], "data": state["task"], **plain(replace(old, epochs=recipe.epochs))}
+    here = {"training seed": seed, "data": task, **plain(recipe)}
+    check_same(there, here, where=str(out))

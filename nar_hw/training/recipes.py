@@ -1,12 +1,13 @@
 """How a network is trained, as data: recipes by name and the learning rate at every moment."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 from nar_hw.errors import TrainingError, unknown_name
 from nar_hw.files import read_json
-from nar_hw.records import Record, as_record, replace
+from nar_hw.records import Record, as_record, replace, settings
 
 Schedule = Literal["sgdr", "one-cycle", "step"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -93,6 +94,11 @@ class Recipe(Record, frozen=True, kw_only=True):
             epoch -= length
             length *= self.t_mult
         return self._cosine(epoch / length)
+
+    def options(self, *, but: Iterable[str] = ()) -> list[str]:
+        """--recipe and --set of `nar-hw train`: the nearest named recipe, and what differs from it."""
+        name = min(RECIPES, key=lambda name: len(settings(self, RECIPES[name], but=but)))
+        return ["--recipe", name, *settings(self, RECIPES[name], but=but)]
 
     @property
     def one_cycle(self) -> bool:

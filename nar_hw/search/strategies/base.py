@@ -21,6 +21,9 @@ class Strategy(ABC):
     wants_slopes = False
     """Whether it learns from `nar_hw.search.scoring.Scorer.slopes`."""
 
+    off_policy = False
+    """Whether it learns from archs that it did not propose, those over its target among them."""
+
     def __init__(self, feasible: Feasible, *, seed: int) -> None:
         self.feasible = feasible
         self.rng = np.random.default_rng(seed)

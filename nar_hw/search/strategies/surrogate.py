@@ -37,6 +37,8 @@ class SurrogateStrategy(Strategy):
         block: archs compared with each other at least.
     """
 
+    off_policy = True
+
     def __init__(self, feasible: Feasible, *, seed: int, warmup: int = 40, block: int = 10) -> None:
         super().__init__(feasible, seed=seed)
         self.warmup, self.block = warmup, block
