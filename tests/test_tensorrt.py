@@ -24,6 +24,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 from torch import nn
 
+import nar_hw.bundles.verify
 import nar_hw.export.engine_worker
 import nar_hw.export.tensorrt
 import nar_hw.runtimes.tensorrt
@@ -94,6 +95,7 @@ def trt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pat
         monkeypatch.setattr(module, "current_gpu", lambda: GPU)
         monkeypatch.setattr(module, "no_cuda", lambda config: None, raising=False)
     monkeypatch.setattr(nar_hw.runtimes.tensorrt, "build_engine", build)
+    monkeypatch.setattr(nar_hw.bundles.verify, "parser_verdicts", lambda files: {})
     monkeypatch.setattr(nar_hw.runtimes.tensorrt, "CudaStream", HostStream)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
     return fake

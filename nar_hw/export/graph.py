@@ -2,6 +2,7 @@
 
 import json
 import re
+import string
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -166,6 +167,18 @@ def pad_last_windows(graph: "ir.Graph") -> None:
             pads, node.attributes["count_include_pad"] = [0] * 2 * rank, ir.AttrInt64("count_include_pad", 0)
         node.attributes["ceil_mode"] = ir.AttrInt64("ceil_mode", 0)
         node.attributes["pads"] = ir.AttrInt64s("pads", [*pads[:rank], *ends])
+
+
+def plain_equations(graph: "ir.Graph") -> None:
+    """Write the equations of Einsum nodes with small letters and without spaces: TensorRT reads no others."""
+    import onnx_ir as ir
+
+    for node in [node for node in graph if node.op_type == "Einsum"]:
+        equation = "".join(node.attributes["equation"].as_string().split())
+        letters = dict.fromkeys(char for char in equation if char.isalpha())
+        if len(letters) <= len(string.ascii_lowercase):
+            small = str.maketrans(dict(zip(letters, string.ascii_lowercase, strict=False)))
+            node.attributes["equation"] = ir.AttrString("equation", equation.translate(small))
 
 
 def node_path(metadata: Mapping[str, str]) -> str:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nar_hw.errors import ExportError
-from nar_hw.export.graph import clean, fold_norms, pad_last_windows
+from nar_hw.export.graph import clean, fold_norms, pad_last_windows, plain_equations
 from nar_hw.files import write_bytes
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ def traced(
         raise ExportError(f"a network must give {count} to be exported, but gives {given}")
     optimizer.fold_constants(program.model)
     pad_last_windows(program.model.graph)
+    plain_equations(program.model.graph)
     return program.model
 
 
