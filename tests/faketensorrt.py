@@ -222,7 +222,7 @@ def _classes(trt: Any) -> dict[str, type]:
             options.intra_op_num_threads = 1
             options.log_severity_level = 3
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            model = _without_bf16(proto).SerializeToString()
+            model = without_bf16(proto).SerializeToString()
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
         @property
@@ -376,7 +376,7 @@ def _layer(name: str, metadata: str, inputs: list[str], outputs: list[str]) -> d
     return {"Name": name, "LayerType": "kgen", **tensors, "Metadata": metadata}
 
 
-def _without_bf16(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_bf16(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same network computing in fp32 with weights that bf16 can hold: ONNX Runtime has no bf16 on CPUs."""
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.BFLOAT16:

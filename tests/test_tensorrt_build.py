@@ -30,6 +30,7 @@ from nar_hw.files import sha256
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.tensorrt_rtx import TensorRTRtx
 from tests.bundles import exported
+from tests.faketensorrt import without_bf16
 from tests.networks import TinyResNet
 
 SHAPE = (3, 16, 16)
@@ -311,6 +312,21 @@ def test_reasons_are_without_places_in_foreign_source() -> None:
         engine_worker.one_line(told)
         == "Myelin (Cannot compile operation 'fc/Gemm' for Turing (SM75): FP32 GEMM is not supported."
     )
+
+
+def test_hard_activations_are_read_in_bf16_too(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Hardswish(), nn.Conv2d(8, 5, 3), nn.Hardsigmoid(), nn.Flatten()).eval()
+    export_onnx(network, tmp_path / "fp32.onnx", input_shape=SHAPE)
+    to_bf16(tmp_path / "fp32.onnx", tmp_path / "bf16.onnx")
+    assert parser_verdicts({"bf16": tmp_path / "bf16.onnx"})["bf16"].refused == ()
+    graph = onnx.load(tmp_path / "bf16.onnx").graph
+    assert {"1/HardSwish", "3/HardSigmoid"} <= {node.name for node in graph.node}, "the nodes that profiles are joined by"
+    images = 3 * np.random.default_rng(0).standard_normal((2, *SHAPE), dtype=np.float32)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(images)).numpy()
+    onnx.save(without_bf16(onnx.load(tmp_path / "bf16.onnx")), tmp_path / "rounded.onnx")
+    outputs = run_session(open_session(tmp_path / "rounded.onnx"), images)
+    assert np.abs(outputs - expected).max() < 0.01 * np.abs(expected).max()
 
 
 # int8

@@ -64,6 +64,7 @@ def to_bf16(source: Path, target: Path) -> None:
 
     proto = version_converter.convert_version(onnx.load(source, load_external_data=False), _BF16_OPSET)
     graph = proto.graph
+    _expand_hard_activations(graph)
     kept = {name for node in graph.node if node.op_type == "Resize" for name in node.input[1:]}  # sizes and scales
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and tensor.name not in kept:
@@ -79,6 +80,38 @@ def to_bf16(source: Path, target: Path) -> None:
     graph.node.append(helper.make_node("Cast", [f"{result}:bf16"], [result], "Cast_output", to=TensorProto.FLOAT))
     del graph.value_info[:]
     write_model(proto, target)
+
+
+def _expand_hard_activations(graph: "onnx.GraphProto") -> None:
+    """Write HardSigmoid and HardSwish as sums, limits and products, which are all that TensorRT has of them in bfloat16."""
+    from onnx import helper, numpy_helper
+
+    known: set[str] = set()
+
+    def constant(value: float) -> str:
+        name = f"constant_{value:g}"
+        if name not in known:
+            known.add(name)
+            graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
+        return name
+
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        if node.op_type not in ("HardSigmoid", "HardSwish"):
+            graph.node.append(node)
+            continue
+        (source,), (result,) = node.input, node.output
+        given = {attribute.name: attribute.f for attribute in node.attribute}
+        alpha, beta = (1 / 6, 0.5) if node.op_type == "HardSwish" else (given.get("alpha", 0.2), given.get("beta", 0.5))
+        steps = [("Mul", constant(alpha)), ("Add", constant(beta)), ("Clip", constant(0), constant(1))]
+        steps += [("Mul", source)] if node.op_type == "HardSwish" else []
+        value = source
+        for number, (operation, *others) in enumerate(steps):
+            last = number == len(steps) - 1
+            target, name = (result, node.name) if last else (f"{result}/{number}", f"{node.name}_{operation}")
+            graph.node.append(helper.make_node(operation, [value, *others], [target], name))
+            value = target
 
 
 def to_int8(source: Path, target: Path, images: Images, *, method: Calibration = "minmax") -> None:
