@@ -81,8 +81,8 @@ def export(
         for target, precision, item in manifest.entries():
             delta = "" if item.accuracy_delta is None else f"{100 * item.accuracy_delta:+.2f} points"
             accuracy = "" if item.accuracy is None else f"{100 * item.accuracy:.2f} %"
-            known = item.max_abs_error is not None
-            error = f"{item.max_abs_error / item.reference_scale:.1e}" if known else "not run here"
+            most = item.max_abs_error
+            error = "not run here" if most is None else f"{most / item.reference_scale:.1e}"
             table.add_row(target, precision, item.file, error, accuracy, delta)
         console.print(table)
         for name, said in manifest.tensorrt_parser.items():

@@ -9,12 +9,13 @@ from nar_hw.errors import RunError
 from nar_hw.records import Record, read_record
 
 SCHEMA = 2
+LibraryName = Literal["tensorrt", "tensorrt-rtx"]
 
 
 class EngineInfo(Record, frozen=True, kw_only=True):
     """What an engine was made of, how, and where it runs."""
 
-    library: Literal["tensorrt", "tensorrt-rtx"]
+    library: LibraryName
     engine_sha256: str
     onnx_sha256: str
     timing_cache_sha256: str | None

@@ -92,7 +92,7 @@ def _expand_hard_activations(graph: "onnx.GraphProto") -> None:
         name = f"constant_{value:g}"
         if name not in known:
             known.add(name)
-            graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
+            graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
         return name
 
     nodes = list(graph.node)

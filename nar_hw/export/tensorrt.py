@@ -23,7 +23,7 @@ from typing import Any
 
 from nar_hw.errors import ExportError, RuntimeUnavailableError, unknown_name
 from nar_hw.export import engine_worker
-from nar_hw.export.engine import SCHEMA, EngineInfo, info_file, misfit, numbers, read_engine
+from nar_hw.export.engine import SCHEMA, EngineInfo, LibraryName, info_file, misfit, numbers, read_engine
 from nar_hw.export.engine_layers import datatypes
 from nar_hw.export.engine_worker import one_line
 from nar_hw.export.gpus import capabilities, number
@@ -72,7 +72,7 @@ def build_engine(
     onnx_path: Path | str,
     engine_path: Path | str,
     *,
-    library: str = "tensorrt",
+    library: LibraryName = "tensorrt",
     gpus: Sequence[str] = (),
     batch: Batch = (1, 8, 64),
     workspace_mib: int = 1024,

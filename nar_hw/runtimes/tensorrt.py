@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from nar_hw.errors import ExportError, ModelError, RuntimeUnavailableError
-from nar_hw.export.engine import EngineInfo
+from nar_hw.export.engine import EngineInfo, LibraryName
 from nar_hw.export.engine_layers import node_names, producers
 from nar_hw.export.tensorrt import build_engine, current_gpu, layer_information, load_engine, required, tensorrt_module
 from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
@@ -42,7 +42,7 @@ class TensorRT(Runtime):
     """
 
     name = "tensorrt"
-    library: ClassVar[str] = "tensorrt"
+    library: ClassVar[LibraryName] = "tensorrt"
     """Its name in `nar_hw.export.tensorrt.LIBRARIES`."""
     consumes = "onnx"
     precisions = ("fp32", "bf16", "fp16", "int8")
@@ -50,7 +50,7 @@ class TensorRT(Runtime):
     layers = True
     files = (".engine",)
     exports = ("fp32", "fp16", "bf16", "int8")
-    triton = Triton("tensorrt", "model.plan")
+    triton: ClassVar[Triton | None] = Triton("tensorrt", "model.plan")
 
     @classmethod
     def _missing(cls, config: RuntimeConfig) -> str | None:

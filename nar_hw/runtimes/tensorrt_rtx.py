@@ -3,9 +3,10 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nar_hw.errors import RuntimeUnavailableError
+from nar_hw.export.engine import LibraryName
 from nar_hw.export.gpus import CARDS, capabilities, number
 from nar_hw.export.tensorrt import current_gpu, tensorrt_module
 from nar_hw.files import write_bytes
@@ -25,7 +26,7 @@ class TensorRTRtx(TensorRT):
     """
 
     name = "tensorrt-rtx"
-    library = "tensorrt-rtx"
+    library: ClassVar[LibraryName] = "tensorrt-rtx"
     triton = None
     exports_anywhere = True
 
