@@ -2,11 +2,13 @@
 
     python benchmarks/bench_tensorrt.py [--only NAME ...] [--jobs 1]     the networks of bench_space.py
     python benchmarks/bench_tensorrt.py fleet                            1 to 6 compute capabilities in one engine
+    python benchmarks/bench_tensorrt.py speed [--before CHECKOUT]        a bundle of resnet18 against a script by hand
 
-Results: results/tensorrt.json, results/tensorrt_fleet.json. The networks take about two hours on one core; they go on where they
-were stopped. Of each network five random children are checked by onnx.checker and read by the parser in fp32, and the first of
-them in fp16, bf16 and int8 too (calibrated on two random images; all five for the first few networks); the first one is built
-for sm89 in each precision. Networks of more than 60 MB: in fp32 and fp16 only, and built in fp16 only.
+Results: results/tensorrt.json, results/tensorrt_fleet.json, results/tensorrt_speed.json. The networks take about two hours on
+one core; they go on where they were stopped. Of each network five random children are checked by onnx.checker and read by the
+parser in fp32, and the first of them in fp16, bf16 and int8 too (calibrated on two random images; all five for the first few
+networks); the first one is built for sm89 in each precision. Networks of more than 60 MB: in fp32 and fp16 only, and built in
+fp16 only.
 """
 
 import argparse
@@ -15,6 +17,8 @@ import multiprocessing
 import os
 import platform
 import random
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -194,15 +198,43 @@ def fleet() -> None:
     write_json(RESULTS / "tensorrt_fleet.json", value)
 
 
+def speed(before: Path | None) -> None:
+    """A bundle (three ONNX files, engines of them for two GPUs, all judged) against a script by hand; ONNX alone against before."""
+    ways = ["bundle", "hand", "onnx", *(["before"] if before else [])]
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for _ in range(3):
+        for way in ways:
+            env = {**os.environ, **({"PYTHONPATH": str(before)} if way == "before" else {})}
+            script = Path(__file__).with_name("bench_tensorrt_once.py")
+            done = subprocess.run([sys.executable, script, way], env=env, capture_output=True, text=True, check=True)
+            runs[way].append(json.loads(done.stdout.splitlines()[-1]))
+            print(way, runs[way][-1], flush=True)
+    middle = {way: {key: float(np.median([run[key] for run in found])) for key in found[0]} for way, found in runs.items()}
+    ratios = {
+        f"{top} to {bottom}": {key: round(middle[top][key] / middle[bottom][key], 3) for key in middle[top]}
+        for top, bottom in (("bundle", "hand"), ("onnx", "before"))
+        if bottom in middle
+    }
+    value = {"command": "python benchmarks/bench_tensorrt.py speed", "network": "resnet18, 3x32x32, 512 images to calibrate"}
+    machine = {"cores": os.cpu_count(), "note": "busy with other work: the processor's seconds say more than the clock's"}
+    write_json(
+        RESULTS / "tensorrt_speed.json",
+        {**value, "machine": machine, "versions": versions(), "medians": middle, "ratios": ratios, "runs": runs},
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("networks", "fleet"), default="networks")
+    parser.add_argument("what", nargs="?", choices=("networks", "fleet", "speed"), default="networks")
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--children", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--before", type=Path, help="an older checkout of nar_hw, whose exports are timed too")
     arguments = parser.parse_args()
     if arguments.what == "fleet":
         fleet()
+    elif arguments.what == "speed":
+        speed(arguments.before)
     else:
         networks(arguments)
 
