@@ -199,7 +199,7 @@ def fleet() -> None:
 
 
 def speed(before: Path | None) -> None:
-    """A bundle (three ONNX files, engines of them for two GPUs, all judged) against a script by hand; ONNX alone against before."""
+    """A bundle (three ONNX files, engines of them for two GPUs, judged) against a script by hand; ONNX alone against before."""
     ways = ["bundle", "hand", "onnx", *(["before"] if before else [])]
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for _ in range(3):
