@@ -37,7 +37,8 @@ EXAMPLES = """examples:
   python run.py bundle/model.onnx photos --gpu 0                on the first NVIDIA GPU
   python run.py model.engine photos --time --json
 """
-SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 MOST_VALUES = 2**28
 """Of one input: more are no images, but a number that somebody changed."""
@@ -188,10 +189,28 @@ def find_images(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError(f"{path} does not exist")
-    files = sorted((file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES), key=lambda file: file.parts)
+    found = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    files.sort(key=lambda file: file.parts)
     if not files:
         raise InputError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))})")
     return files
+
+
+def shown(path: Path):
+    """The image as training saw it: upright, clear places white, 16 bits as 8. Only formats of photographs are opened."""
+    from PIL import Image, ImageOps
+
+    with Image.open(path, formats=FORMATS) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I;16") or (image.mode == "I" and opened.format == "PNG"):
+            return Image.fromarray(np.rint(np.asarray(image, np.float64) / 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of mode {image.mode!r}, of which nobody knows what is white")
+    if image.has_transparency_data:
+        colour = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour).convert("RGB")
+    return image.convert("RGB")
 
 
 def prepare(path: Path, network: "Network") -> np.ndarray:
@@ -206,8 +225,7 @@ def prepare(path: Path, network: "Network") -> np.ndarray:
     if not len(mean) == len(std) == channels:
         raise InputError(f"this network takes {channels} channels, but its mean and std are for {len(mean)} and {len(std)}")
     try:
-        with Image.open(path) as image:
-            fitted = ImageOps.fit(image.convert(mode), (width, height), Image.Resampling.BILINEAR)
+        fitted = ImageOps.fit(shown(path).convert(mode), (width, height), Image.Resampling.BILINEAR)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
         raise InputError(f"{path} is not a readable image: {problem}") from None
     pixels = np.asarray(fitted, np.float32).reshape(height, width, channels).transpose(2, 0, 1) / np.float32(255)

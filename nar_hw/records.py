@@ -129,7 +129,7 @@ def check_same(
     for name in [*here, *(name for name in there if name not in here)]:
         before, now = (repr(side[name]) if name in side else "absent" for side in (there, here))
         if before != now:
-            raise error(f"{where} can be resumed with the same settings only, but {name} is {before} there and {now} here: {fix}")
+            raise error(f"{where} can be resumed with the same settings only, but {name} is {before} there and {now} now: {fix}")
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -177,11 +177,19 @@ def _broken(rule: str, field: str, found: Any, kind: Any) -> str:
         return f"{field or 'it'} must have {name[1]!r}"
     if name := re.search(r"unknown field `(.*)`", rule):
         near = difflib.get_close_matches(name[1], [item.name for item in structs.fields(kind)], n=1)
-        return f"{field or 'it'} has an unknown field {name[1]!r}{f' (is {near[0]!r} meant?)' if near else ''}"
-    shown = repr(found)
-    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+        return f"{field or 'it'} has an unknown field {shown(name[1])}{f' (is {near[0]!r} meant?)' if near else ''}"
     expected = re.search(r"Expected (.*?)(, got .*)?$", rule)
-    return f"{field} must be {expected[1].replace('`', '')}, but is {shown}" if expected else f"{field} is {shown}: {rule}"
+    return (
+        f"{field} must be {expected[1].replace('`', '')}, but is {shown(found)}"
+        if expected
+        else f"{field} is {shown(found)}: {rule}"
+    )
+
+
+def shown(value: Any) -> str:
+    """``value`` for the line of an error, cut to 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _type_at(kind: Any, steps: list[str | int]) -> Any:
@@ -250,7 +258,7 @@ def read_record(
     if type(found) is not int or not 1 <= found <= schema:
         newer = type(found) is int and found > schema
         made = f", made by nar_hw {value['nar_hw']}" if newer and isinstance(value.get("nar_hw"), str) else ""
-        raise error(f"{what} {path} must have schema {schema} or less, but has {found!r}{made}: {_version_fix(newer, fix)}")
+        raise error(f"{what} {path} must have schema {schema} or less, but has {shown(found)}{made}: {_version_fix(newer, fix)}")
     if upgrade is not None:
         value = upgrade({**value, "schema": found})
     return as_record(value, kind, where=f"{what} {path}", error=error, fix=fix)

@@ -257,7 +257,7 @@ def test_a_comparison_turned_round_is_its_reciprocal(pairs: list[tuple[float, fl
     assert there.ratio * back.ratio == pytest.approx(1)
     assert there.low <= there.ratio <= there.high
     assert there.ratio == pytest.approx(sorted(a / b for a, b in pairs)[len(pairs) // 2])
-    assert compare([first], [second]) == [there]  # the same draws again
+    assert compare([first], [second]) == (there,)  # the same draws again
 
 
 def test_the_interval_is_that_of_scipy() -> None:

@@ -246,6 +246,10 @@ def test_a_failed_export_leaves_what_was_there(
     assert load_bundle(out).manifest.files == load_bundle(bundle).manifest.files
 
 
+def test_a_dense_file_is_there_where_it_is_asked_for_only(bundle: Path) -> None:
+    assert load_bundle(bundle).manifest.dense is None
+
+
 def test_nothing_but_a_bundle_is_replaced(network: nn.Module, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").touch()
@@ -329,7 +333,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "batch": (lambda m: m["input"].update(batch=[4, 1]), "batch must be [fewest, most]"),
     "std": (lambda m: m["preprocessing"].update(std=[1, 0, 1]), "std positive"),
     "no fp32": (lambda m: m["variants"].pop("fp32"), "variants must have fp32"),
-    "other file": (lambda m: m["variants"]["fp32"].update(file="else.onnx"), "file 'else.onnx' of onnx fp32 must be one of"),
+    "other file": (lambda m: m["variants"]["fp32"].update(file="else.onnx"), "must hold 'else.onnx' of onnx fp32, but has ["),
     "scale": (lambda m: m["variants"]["fp32"].update(reference_scale=0), "reference_scale must be positive"),
     "hash": (lambda m: m["files"].update({"README.md": 5}), "files.README.md must be str, but is 5"),
     "traversal": (lambda m: m["files"].update({"../secret": "0"}), "must lie in the bundle itself, but '../secret' does not"),

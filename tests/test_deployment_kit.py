@@ -36,13 +36,9 @@ def network() -> nn.Module:
     return network.eval()
 
 
-def export(network: nn.Module, out: Path, **options: Any) -> Path:
-    return exported(network, out, shape=(3, SIDE, SIDE), **options)
-
-
 @pytest.fixture(scope="module")
 def bundle(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(network, tmp_path_factory.mktemp("kit") / "bundle", classes=CLASSES, batch=(1, 4), precisions=("fp32", "fp16"))
+    return exported(network, tmp_path_factory.mktemp("kit") / "bundle", batch=(1, 4), precisions=("fp32", "fp16"))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +102,7 @@ def test_other_precisions_are_their_files(bundle: Path, photos: Path, run_kit: S
 
 
 def test_embeddings_are_given_as_torch_gives_them(network: nn.Module, photos: Path, tmp_path: Path, run_kit: Shell) -> None:
-    export(network, tmp_path / "bundle", classes=(), batch=(1, 4))
+    exported(network, tmp_path / "bundle", classes=(), batch=(1, 4))
     code, out, err = run_kit(tmp_path / "bundle", photos, "--batch", 4, "--time", "--runs", 1, "--json")
     assert (code, err) == (0, "")
     result = json.loads(out)

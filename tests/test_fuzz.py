@@ -93,7 +93,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "model.engine").write_bytes(b"plan")
     words = {"tensorrt": "10.16.1", "gpu": "GPU", "compute_capability": "8.9", "precision": "fp32"}
     engine = EngineInfo(
-        schema=1,
         engine_sha256=sha256(folder / "model.engine"),
         **dict.fromkeys(("onnx_sha256", "timing_cache_sha256"), "0" * 64),
         **words,
@@ -105,7 +104,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         refit=False,
         metadata={"classes": json.dumps(["a", "b"]), "normalisation": json.dumps({"mean": [0.5], "std": [0.5]})},
     )
-    info_file(folder / "model.engine").write_text(json.dumps(plain(engine)))
+    info_file(folder / "model.engine").write_text(json.dumps({"schema": 1, **plain(engine)}))
     import zipfile
 
     with zipfile.ZipFile(folder / "model.pt2", "w") as package:

@@ -105,7 +105,7 @@ def test_another_profiles_journal_is_refused(space: SearchSpace, tmp_path: Path,
     with pytest.raises(KeyboardInterrupt):
         made(space, path)
     before = path.read_text()
-    with pytest.raises(RunError, match="seed is 0 there and 3 here: use the same settings, or leave out --resume"):
+    with pytest.raises(RunError, match="seed is 0 there and 3 now: use the same settings, or leave out --resume"):
         made(space, path, resume=True, seed=3)
     assert path.read_text() == before
 

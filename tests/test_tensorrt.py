@@ -45,8 +45,8 @@ from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.tensorrt import TensorRT
 from nar_hw.runtimes.tensorrt_rtx import TensorRTRtx
 from nar_hw.space.space import SearchSpace
+from nar_hw.testing.runtimes import SHAPE, RuntimeConformance
 from tests.bundles import exported
-from tests.conformance.runtimes import SHAPE, RuntimeConformance
 from tests.conftest import Shell
 from tests.faketensorrt import COMPILED, FAULTS, GOLDEN, GPU, RTX, VERSIONS, FakeDriver, fake_engine, fake_tensorrt
 from tests.networks import TinyResNet

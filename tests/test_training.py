@@ -401,9 +401,9 @@ class TestResume:
     @pytest.mark.parametrize(
         ("recipe", "seed", "augmentation", "message"),
         [
-            (SHORT, 1, {}, "the same training seed only, but was trained with 0 and 1 was asked for"),
-            (replace(SHORT, lr=0.06), 0, {}, r"the same lr only, but was trained with 0\.05 and 0\.06 was asked for"),
-            (SHORT, 0, {"flip": True}, "the same data augmentation flip only, but was trained with False and True was asked for"),
+            (SHORT, 1, {}, "training seed is 0 there and 1 now"),
+            (replace(SHORT, lr=0.06), 0, {}, r"lr is 0\.05 there and 0\.06 now"),
+            (SHORT, 0, {"flip": True}, "data.augmentation.flip is False there and True now"),
             (replace(SHORT, epochs=3), 0, {}, "has trained for 4 epochs already, but 3 were asked for: ask for 4 or more"),
         ],
     )

@@ -75,7 +75,7 @@ def test_the_first_process_downloads_and_the_others_wait(
 
     monkeypatch.setattr(fake, "load", noted)
     monkeypatch.setattr(task, "rank", lambda: rank)
-    monkeypatch.setattr(task, "wait", lambda: events.append("wait"))
+    monkeypatch.setattr(task, "barrier", lambda: events.append("wait"))
     task.load_task(DATA, download=True)
     assert events == expected
     with pytest.raises(DataError, match="--download fetches cifar10, cifar100 and fashion-mnist, but 'faces:x' is a folder"):

@@ -50,12 +50,9 @@ def _bundle(session: Session, name: str, target: str, precisions: tuple[str, ...
         data_root=session.data_root,
     )
     manifest = load_bundle(path).manifest
-    sizes = {file.name: file.stat().st_size for file in sorted(path.iterdir()) if file.is_file()}
+    sizes = {file.name: round(file.stat().st_size / 2**20, 2) for file in sorted(path.iterdir()) if file.is_file()}
     kept = ("variants", "compiled", "left_out", "validation")
-    return {
-        **{key: plain(getattr(manifest, key)) for key in kept},
-        "mib": {file: round(size / 2**20, 2) for file, size in sizes.items()},
-    }
+    return {**{key: plain(getattr(manifest, key)) for key in kept}, "mib": sizes}
 
 
 def _bench(session: Session, config: RuntimeConfig) -> dict[str, Any]:

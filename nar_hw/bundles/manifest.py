@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from nar_hw.errors import RunError
 from nar_hw.files import sha256
-from nar_hw.records import Record, read_record
+from nar_hw.records import Record, read_record, shown
 from nar_hw.runtimes import runtime_class
 from nar_hw.runtimes.exporting import Deployed, Exported
 
@@ -62,7 +62,7 @@ class Input(Record, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Raises RunError for sizes that no image and no batch has."""
         if not all(0 < size < 2**16 for size in self.shape):
-            raise RunError(f"shape must be [C, H, W], but is {list(self.shape)}")
+            raise RunError(f"shape must be [C, H, W], but is {shown(list(self.shape))}")
         _check_batch(self.batch)
 
 
@@ -145,7 +145,7 @@ class Compiled(Checked, frozen=True, kw_only=True):
         """Raises RunError when the file is not one of its files, or no batch fits."""
         super().__post_init__()
         if self.file not in self.files:
-            raise RunError(f"files must name {self.file!r}, but are {list(self.files)}")
+            raise RunError(f"files must name {shown(self.file)}, but are {shown(list(self.files))}")
         _check_batch(self.batch)
 
     @property
@@ -171,7 +171,7 @@ class Dense(Checked, frozen=True, kw_only=True):
         """Raises RunError for sizes that are not positive."""
         super().__post_init__()
         if min(*self.smallest, *self.stride) < 1:
-            raise RunError(f"smallest and stride must be positive, but are {list(self.smallest)} and {list(self.stride)}")
+            raise RunError(f"smallest and stride must be positive, but are {shown([self.smallest, self.stride])}")
 
 
 class Validation(Record, frozen=True, kw_only=True):
@@ -235,14 +235,18 @@ class Manifest(Record, frozen=True, kw_only=True):
             raise RunError(f"classes must be one for each of the {outputs} outputs, or none, but there are {len(self.classes)}")
         mean, std = self.preprocessing.mean, self.preprocessing.std
         if not len(mean) == len(std) == channels or not all(value > 0 for value in std):
-            raise RunError(f"mean and std must have {channels} values, std positive, but are {list(mean)} and {list(std)}")
+            raise RunError(
+                f"mean and std must have {channels} values, std positive, but are {shown(list(mean))} and {shown(list(std))}"
+            )
         if "fp32" not in self.variants:
-            raise RunError(f"variants must have fp32, but has {', '.join(self.variants) or 'none'}")
+            raise RunError(f"variants must have fp32, but has {shown(list(self.variants))}")
         if not self.check.outputs or any(len(row) != outputs for row in self.check.outputs):
             raise RunError(f"check must hold {outputs} outputs for each image")
         for target, precision, item in self.entries():
             if missing := set(item.names) - self.files.keys():
-                raise RunError(f"file {min(missing)!r} of {target} {precision} must be one of {', '.join(self.files)}")
+                raise RunError(
+                    f"the bundle must hold {shown(min(missing))} of {target} {precision}, but has {shown(list(self.files))}"
+                )
 
     def entries(self) -> Iterator[tuple[str, str, Checked]]:
         """(target, precision, file) of every network: "onnx", "dense", and runtimes."""
@@ -280,7 +284,8 @@ class Bundle:
         found = self.manifest.compiled.get(runtime, {}).get(precision)
         if found and found.batch[0] <= batch <= found.batch[1]:
             return self.path / found.file
-        if runtime_class(runtime).consumes == "module":
+        kind = runtime_class(runtime)
+        if kind.exports and kind.consumes == "module":
             raise RunError(
                 f"bundle {self.path} has no {runtime} file in {precision} for batch {batch}: export it with --to onnx,{runtime} "
                 f"--precision {precision} --batch {batch}"
@@ -306,7 +311,7 @@ def load_bundle(path: Path | str) -> Bundle:
     manifest = read_record(file, Manifest, what="bundle manifest", schema=SCHEMA, fix=_FIX, upgrade=current)
     for name, digest in manifest.files.items():
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or (folder / name).is_symlink():
-            raise RunError(f"{file}: files must lie in the bundle itself, but {name[:60]!r} does not")
+            raise RunError(f"{file}: files must lie in the bundle itself, but {shown(name)} does not")
         try:
             actual = sha256(folder / name)
         except OSError:
@@ -321,4 +326,4 @@ def load_bundle(path: Path | str) -> Bundle:
 def _check_batch(batch: tuple[int, int]) -> None:
     fewest, most = batch
     if not 1 <= fewest <= most < 2**31:
-        raise RunError(f"batch must be [fewest, most] with 1 <= fewest <= most, but is [{fewest}, {most}]")
+        raise RunError(f"batch must be [fewest, most] with 1 <= fewest <= most, but is {shown(list(batch))}")

@@ -119,6 +119,14 @@ def _expand_hard_activations(graph: "onnx.GraphProto") -> None:
             value = target
 
 
+def check_calibration(images: Images | None, method: str) -> None:
+    """Raises ExportError when there are no images and UnknownNameError when the method does not exist."""
+    if method not in get_args(Calibration):
+        raise unknown_name("calibration", method, get_args(Calibration))
+    if images is None or len(images) == 0:
+        raise ExportError("int8 needs images to find the ranges of activations, but got none: pass some of the training images")
+
+
 def to_int8(source: Path, target: Path, images: Images, *, method: Calibration = "minmax") -> None:
     """Write ``source`` with int8 convolutions and linear layers to ``target``.
 
@@ -139,10 +147,7 @@ def to_int8(source: Path, target: Path, images: Images, *, method: Calibration =
     from onnxruntime import quantization
     from onnxruntime.quantization import registry
 
-    if method not in get_args(Calibration):
-        raise unknown_name("calibration", method, get_args(Calibration))
-    if len(images) == 0:
-        raise ExportError("int8 needs images to find the ranges of activations, but got none: pass some of the training images")
+    check_calibration(images, method)
     proto = onnx.load(source, load_external_data=False)
     properties = {entry.key: entry.value for entry in proto.metadata_props}
     proto = onnx.shape_inference.infer_shapes(proto)

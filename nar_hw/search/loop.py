@@ -11,11 +11,13 @@ from nar_hw.records import replace
 from nar_hw.search.budget import Budget
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.finals import conclude
+from nar_hw.search.fitting import fit
 from nar_hw.search.folder import SearchFolder
 from nar_hw.search.progress import Bar
 from nar_hw.search.randomness import seeded
 from nar_hw.search.result import SearchResult
 from nar_hw.search.run import SearchRun
+from nar_hw.search.supernet import Supernet
 from nar_hw.space.space import SearchSpace
 from nar_hw.tasks import Task
 
@@ -38,6 +40,7 @@ def search(
     measure: Measure | None = None,
     on_epoch: Callable[[Mapping[str, float]], None] | None = None,
     allowed_mismatch: Sequence[str] = (),
+    supernet: Supernet | None = None,
 ) -> SearchResult:
     """The most accurate arch of ``space`` whose latency is at most ``target_ms`` and whose other costs are within their limits.
 
@@ -50,7 +53,7 @@ def search(
     is the whole of theirs, but norms see their own process's share of it.
 
     Args:
-        space: its network's weights are where the incumbent operators start.
+        space: its network's weights are where the incumbent operators start; with ``config.fit`` they must be trained.
         task: batches, loss and score, on the device to search on.
         table: latencies of the device to deploy on, or of several; a search needs no such device.
         target_ms: the latency not to be exceeded; with one table, several find an arch each; with several tables one for all, or
@@ -64,6 +67,7 @@ def search(
         measure: returns the latencies in ms of archs on the (first table's) device.
         on_epoch: is called with each new item of the history.
         allowed_mismatch: what `LatencyTable.check` found and the user allowed; kept in the result.
+        supernet: weights that are scored as they are, such as fitted ones (`nar_hw.search.fitting.fit`); no epoch trains them.
 
     Raises:
         TargetError: the target is outside what the space reaches by the table, or no arch meets all targets; names the range.
@@ -91,8 +95,11 @@ def search(
     if progress is not None and rank() == 0:
         for budget in budgets:
             progress.console.print(budget.reach, highlight=False, soft_wrap=True)
+    if config.fit is not None:
+        supernet = Supernet(space, task.new_head())
+        fit(supernet, task, config.fit, out=None if folder is None else folder.path, resume=True, progress=progress)
     with seeded(config.seed):
-        run = SearchRun(space, task, budgets, config)
+        run = SearchRun(space, task, budgets, config, supernet)
         if folder is not None and (state := folder.checkpoint()) is not None:
             folder.restore(run.load_state_dict, state)
         bar = Bar(progress if rank() == 0 else None, budgets[0].costs, epochs=run.epochs, done=run.epoch)

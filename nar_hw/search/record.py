@@ -53,6 +53,8 @@ class Identity(Record, frozen=True, kw_only=True):
     more_tables: tuple[str, ...] = ()
     """Their hashes."""
     config: SearchConfig
+    weights: str | None = None
+    """SHA-256 of the trained weights in which candidates were fitted."""
 
 
 class RunFile(Record, frozen=True, kw_only=True):
@@ -77,7 +79,7 @@ class RunFile(Record, frozen=True, kw_only=True):
     arch: tuple[str, ...]
     """The pick, which is to be trained."""
     predicted_ms: float
-    measured_ms: float | None
+    measured_ms: float | None = None
     accuracy: float
     load: float
     others: tuple[Standing, ...] = ()

@@ -44,7 +44,15 @@ class SearchRun:
     strategies that can learn from any arch learn from all.
     """
 
-    def __init__(self, space: SearchSpace, task: Task, budgets: Sequence[Budget], config: SearchConfig) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        task: Task,
+        budgets: Sequence[Budget],
+        config: SearchConfig,
+        supernet: Supernet | None = None,
+    ) -> None:
+        """``supernet``: weights that are scored as they are; by default fresh ones, which every epoch trains."""
         self.space, self.task, self.config = space, task, config
         self.epochs = config.recipe.epochs
         self.steps = task.train_size // config.batch
@@ -55,7 +63,8 @@ class SearchRun:
             )
         if config.batch % ranks():
             raise TrainingError(f"batch must be a multiple of the {ranks()} processes, but got {config.batch}")
-        self.supernet = Supernet(space, task.new_head()).to(task.device)
+        self.fixed = supernet is not None
+        self.supernet = (Supernet(space, task.new_head()) if supernet is None else supernet).to(task.device)
         if config.channels_last:
             self.supernet = self.supernet.to(memory_format=torch.channels_last)
         self.optimizer = optimizer_of(self.supernet, config)
@@ -65,7 +74,7 @@ class SearchRun:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.rng = random.Random(config.seed)
         self.fair = FairPaths(space)
-        self.scorer = Scorer(self.supernet, task, config, self.generator)
+        self.scorer = Scorer(self.supernet, task, config, self.generator, {} if self.fixed else None)
         self.scores: dict[Arch, tuple[float, int]] = {}
         """Arch -> its last accuracy, and the epoch."""
         self.history: list[dict[str, float]] = []
@@ -79,7 +88,9 @@ class SearchRun:
         """One epoch: of shared weights, and after the warm-up of the strategy. Raises TrainingError when the weights diverged."""
         start = time.perf_counter()
         warmup = self.epoch < self.config.warmup_epochs
-        log: dict[str, float] = {"epoch": self.epoch + 1, "warmup": int(warmup), **self._train_weights()}
+        log: dict[str, float] = {"epoch": self.epoch + 1, "warmup": int(warmup)}
+        if not self.fixed:
+            log |= self._train_weights()
         trained = time.perf_counter()
         if not warmup:
             log |= self._train_strategy()

@@ -17,21 +17,34 @@ from nar_hw.training.recipes import Precision
 
 
 class Scorer:
-    """Scores archs as the shared weights are now; nothing is kept from one call to the next.
+    """Scores archs as the shared weights are now; nothing is kept from one call to the next, unless the weights are fixed.
 
     Before an arch is scored, its BatchNorm statistics are estimated on a few training batches. Validation images are only ever
     seen in eval mode and without gradients: they change neither weights nor statistics.
     """
 
-    def __init__(self, supernet: Supernet, task: Task, config: SearchConfig, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        supernet: Supernet,
+        task: Task,
+        config: SearchConfig,
+        generator: torch.Generator,
+        known: dict[Arch, float] | None = None,
+    ) -> None:
+        """``known``: where the weights are fixed, scores so far. What is scored is added; the images, drawn once, depend on the
+        seed alone, so that scores are the same for every target and after a stop."""
+        self.known = known
+        self._drawn: Batch | None = None
         self._supernet = supernet
         self._task = task
         self._config = config
-        self._generator = generator
+        self._generator = generator if known is None else torch.Generator().manual_seed(config.seed)
         self._calibration: list[Tensor] = []
 
     def renew(self) -> None:
-        """Take other training batches for the statistics: once per epoch is enough."""
+        """Take other training batches for the statistics: once per epoch is enough; where the weights are fixed, only once."""
+        if self.known is not None and self._calibration:
+            return
         batches = self._task.train_batches(self._config.batch, self._generator, augment=False)
         self._calibration = [self.laid_out(images) for images, _ in islice(batches, self._config.recalibration_batches)]
 
@@ -41,6 +54,13 @@ class Scorer:
 
     def on_minibatch(self, archs: Sequence[Arch]) -> list[float]:
         """Accuracy in [0, 1] of each arch on one random validation minibatch, the same for all."""
+        if self.known is not None:
+            new = [arch for arch in dict.fromkeys(archs) if arch not in self.known]
+            self.known.update(zip(new, self._on_images(new), strict=True))
+            return [self.known[arch] for arch in archs]
+        return self._on_images(archs)
+
+    def _on_images(self, archs: Sequence[Arch]) -> list[float]:
         images, targets = self._minibatch()
         with evaluating(self._supernet):
             scores = self._each(archs, lambda: self._task.accuracy(self._supernet(images), targets))
@@ -67,8 +87,13 @@ class Scorer:
         return [accuracy for (accuracy,) in self._each(archs, lambda: self._task.evaluate(self._supernet, "valid"))]
 
     def _minibatch(self) -> Batch:
+        if self._drawn is not None:
+            return self._drawn
         images, targets = next(self._task.eval_batches("valid", self._config.valid_batch, generator=self._generator))
-        return self.laid_out(images), targets
+        batch = self.laid_out(images), targets
+        if self.known is not None:
+            self._drawn = batch
+        return batch
 
     def _each(
         self, archs: Sequence[Arch], score: Callable[[], Tensor | float], width: int = 1, precision: Precision | None = None

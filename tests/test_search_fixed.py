@@ -1,0 +1,83 @@
+"""A search of weights that are there already: nothing is trained, and scores serve every target."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nar_hw.errors import RunError
+from nar_hw.search.config import SearchConfig
+from nar_hw.search.loop import search
+from nar_hw.search.supernet import Supernet
+from nar_hw.space import Arch, SearchSpace
+from tests.networks import TinyResNet
+from tests.test_fitting import TASK, same, state
+from tests.test_search import FASTEST, SLOWEST, cost
+from tests.test_table import for_space
+
+CONFIG = SearchConfig(warmup_epochs=0, epochs=2, batch=64, updates=2, samples=4, valid_batch=32, rescored=6, finalists=3)
+
+
+def made() -> Supernet:
+    torch.manual_seed(0)
+    return Supernet(SearchSpace.from_model(TinyResNet(), (3, 8, 8)))
+
+
+def searched(supernet: Supernet, share: float, **options: Any) -> Any:
+    table = for_space(supernet.space, cost)
+    target = FASTEST + share * (SLOWEST - FASTEST)
+    return search(supernet.space, TASK, table, target_ms=target, config=CONFIG, supernet=supernet, **options)
+
+
+def test_no_weight_is_changed() -> None:
+    supernet = made()
+    before = {key: value for key, value in state(supernet).items() if "running" not in key and "batches" not in key}
+    result = searched(supernet, 0.6)
+    after = {key: value for key, value in state(supernet).items() if key in before}
+    assert same(before, after)
+    assert all("loss" not in log for log in result.history)
+    assert result.met
+
+
+def test_scores_serve_other_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one target scored is not scored again for another, and both know the same number for it."""
+    known: dict[Arch, float] = {}
+    supernet = made()
+    searched(supernet, 0.6, known=known)
+    first = dict(known)
+    assert first
+    searched(supernet, 0.5, known=known)
+    assert {arch: known[arch] for arch in first} == first
+    alone: dict[Arch, float] = {}
+    again = searched(made(), 0.5, known=alone)
+    both = known.keys() & alone.keys()
+    assert both
+    assert {arch: known[arch] for arch in both} == pytest.approx({arch: alone[arch] for arch in both})
+    assert again.met
+
+
+def test_a_stopped_search_gives_the_same(tmp_path: Path) -> None:
+    expected = searched(made(), 0.6)
+
+    def stop(log: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        searched(made(), 0.6, out=tmp_path, on_epoch=stop)
+    resumed = searched(made(), 0.6, out=tmp_path, resume=True)
+    assert len({item.accuracy for item in expected.scored}) > 3  # else the next would hold of any images
+    assert resumed.scored == expected.scored
+
+
+def test_a_stopped_search_of_other_weights_is_not_resumed(tmp_path: Path) -> None:
+    def stop(log: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        searched(made(), 0.6, out=tmp_path, on_epoch=stop)
+    other = made()
+    with torch.no_grad():
+        other.network.fc.weight.add_(1)
+    with pytest.raises(RunError, match="the weights to be searched are others"):
+        searched(other, 0.6, out=tmp_path, resume=True)
