@@ -58,7 +58,7 @@ def runtime(request: pytest.FixtureRequest) -> type[Runtime]:
 
 def test_each_is_registered_under_its_name_in_its_own_file(runtime: type[Runtime]) -> None:
     assert runtime_class(runtime.name) is runtime
-    assert RUNTIMES[runtime.name].startswith(f"nar_hw.runtimes.{runtime.name}:")
+    assert RUNTIMES[runtime.name].startswith(f"nar_hw.runtimes.{runtime.name.replace('-', '_')}:")
 
 
 class TestRuntimes(RuntimeConformance):

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import nar_hw.export.tensorrt
+import nar_hw.steps.check
 from nar_hw.bundles.manifest import load_bundle
 from nar_hw.bundles.verify import verify_bundle
 from nar_hw.errors import ExportError, RuntimeUnavailableError, UnknownNameError, UserError
@@ -25,10 +26,12 @@ from nar_hw.export.engine_layers import datatypes, node_names
 from nar_hw.export.gpus import CARDS, capabilities
 from nar_hw.export.onnx import export_onnx, open_session, run_session
 from nar_hw.export.quantize import to_bf16, to_fp16, to_int8, to_symmetric
-from nar_hw.export.tensorrt import LIBRARIES, build_engine, parser_verdicts, tensorrt_module
+from nar_hw.export.tensorrt import LIBRARIES, Verdict, build_engine, parser_verdicts, tensorrt_module
 from nar_hw.files import sha256
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.tensorrt_rtx import TensorRTRtx
+from nar_hw.space.space import SearchSpace
+from nar_hw.steps.check import check_space
 from tests.bundles import exported
 from tests.faketensorrt import without_bf16
 from tests.networks import TinyResNet
@@ -412,3 +415,39 @@ def test_a_bundle_for_many_gpus(module: nn.Module, tmp_path: Path, monkeypatch: 
     one_line(UserError, "use --to tensorrt-rtx with --gpus sm89", lambda: bundled("fp32", gpus=()))
     one_line(UserError, "use --to tensorrt-rtx with --gpus", lambda: bundled("fp32", gpus=("sm89",), targets=("onnx",)))
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+# Spaces
+
+
+def test_a_space_is_checked_before_any_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = SearchSpace.from_model(TinyResNet(), SHAPE)
+    found = check_space(space, "tensorrt")
+    assert found == {"parser": f"TensorRT for RTX {version()}", "children": 4, "refused": []}
+
+    def refusing(files: dict[str, Path]) -> dict[str, Verdict]:
+        """As a parser without pools, and without the network's own sum, would say."""
+        nodes = {name: [node.name for node in onnx.load(file).graph.node] for name, file in files.items()}
+        return {
+            name: Verdict(
+                parser="P 1",
+                refused=tuple(
+                    {"node": node, "operator": "X", "reason": "none"} for node in found if "Pool" in node or node == "ReduceMean"
+                ),
+            )
+            for name, found in nodes.items()
+        }
+
+    monkeypatch.setattr(nar_hw.steps.check, "parser_verdicts", refusing)
+    refused = {(item["slot"], item["operator"]) for item in check_space(space, "tensorrt")["refused"]}
+    pools = {
+        (slot.name, space.operators[code])
+        for slot in space.slots
+        for code in slot.candidates
+        if space.operators[code] in ("max3x3", "avg3x3")
+    }
+    assert len(pools) >= 6
+    assert refused == {*pools, (None, None)}
+    monkeypatch.setattr(nar_hw.steps.check, "parser_verdicts", lambda files: {})
+    one_line(RuntimeUnavailableError, "pip install 'nar-hw[tensorrt-rtx]'", lambda: check_space(space, "tensorrt"))
+    one_line(UnknownNameError, "unknown check 'openvino': use one of tensorrt", lambda: check_space(space, "openvino"))

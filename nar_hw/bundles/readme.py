@@ -23,13 +23,9 @@ It {does} {channels}x{height}x{width} (channels, height, width).
 Preprocessing: convert to {mode}, scale the image until it covers {width}x{height} (bilinear, antialiased) and cut out its centre,
 divide by 255, subtract the mean {mean} and divide by the standard deviation {std} of each channel. Images per run: {batch}.
 
-<<<<<<< HEAD
-{parser}{usage}"""
-=======
 `export/run.py` of nar_hw, which made this folder, runs its files on images and needs no nar_hw itself: `python run.py . photos`.
 
-{usage}"""
->>>>>>> main
+{parser}{usage}"""
 
 
 def readme(manifest: Manifest) -> str:

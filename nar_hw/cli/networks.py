@@ -76,15 +76,11 @@ def space(
     from nar_hw.space.flops import SpaceCounts
 
     found = model_info(model, input, manner, operators, classes, slots, limit_params).space()
-<<<<<<< HEAD
     checked = None
     if check is not None:
         from nar_hw.steps.check import check_space
 
         checked = check_space(found, check)
-    counts = SpaceCounts(found)
-    total = counts.count(found.incumbent)
-=======
     uncounted: dict[str, Any] = {}
     total: dict[str, int | None] = {
         "params": sum(item.numel() for item in found.model.parameters()),
@@ -100,7 +96,6 @@ def space(
     def cost(position: int, code: int) -> dict[str, int | None]:
         return dict.fromkeys(total) if counts is None else dict(counted(counts.candidate(position, code)))
 
->>>>>>> main
     rows: list[dict[str, Any]] = [
         {
             "slot": position,
@@ -126,21 +121,6 @@ def space(
             shapes = ["x".join(map(str, row[key])) for key in ("input", "output")]
             table.add_row(str(row["slot"]), row["name"], *shapes, row["incumbent"], "fixed" if row["fixed"] else candidates)
         console.print(table)
-<<<<<<< HEAD
-        console.print(
-            f"{len(rows)} slots, {found.size:.4g} archs; the network itself: {sentence(counted(total))}", highlight=False
-        )
-        if checked is None:
-            return
-        said = f"refuses {len(checked['refused'])} nodes" if checked["refused"] else "reads every operator in every slot"
-        console.print(f"{checked['parser']} {said} ({checked['children']} children tried)", highlight=False)
-        for item in checked["refused"]:
-            where = "every child" if item["slot"] is None else f"slot {item['slot']} with {item['operator']}"
-            console.print(f"{where}: {item['node']}: {item['reason']}", highlight=False, soft_wrap=True, markup=False)
-
-    value = {"model": model, "manner": manner, "slots": rows, "archs": str(found.size), **counted(total)}
-    value |= {} if checked is None else {"check": checked}
-=======
         why: dict[str, list[str]] = {}
         for row in rows:
             if row["reason"] is not None:
@@ -152,6 +132,13 @@ def space(
         console.print(f"{len(rows)} slots, {found.size:.4g} archs; the network itself: {sentence(total)}", highlight=False)
         for reason in uncounted.values():
             console.print(f"not counted: {reason}", soft_wrap=True)
+        if checked is None:
+            return
+        said = f"refuses {len(checked['refused'])} nodes" if checked["refused"] else "reads every operator in every slot"
+        console.print(f"{checked['parser']} {said} ({checked['children']} children tried)", highlight=False)
+        for item in checked["refused"]:
+            where = "every child" if item["slot"] is None else f"slot {item['slot']} with {item['operator']}"
+            console.print(f"{where}: {item['node']}: {item['reason']}", highlight=False, soft_wrap=True, markup=False)
 
     value = {
         "model": model,
@@ -161,8 +148,8 @@ def space(
         "archs": str(found.size),
         **total,
         **uncounted,
+        **({} if checked is None else {"check": checked}),
     }
->>>>>>> main
     emit(as_json, value, show)
 
 

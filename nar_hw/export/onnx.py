@@ -22,11 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nar_hw.errors import ExportError
-<<<<<<< HEAD
-from nar_hw.export.graph import clean, fold_norms, pad_last_windows, plain_equations
-=======
-from nar_hw.export.graph import clean, fold_norms, node_path
->>>>>>> main
+from nar_hw.export.graph import clean, fold_norms, node_path, pad_last_windows, plain_equations
 from nar_hw.files import write_bytes
 from nar_hw.space.network import inference_copy, require_memory
 from nar_hw.userfile import described, user_code
@@ -140,14 +136,10 @@ def traced(
     if (given := len(result.graph.outputs)) != len(outputs):
         count = "one tensor" if len(outputs) == 1 else f"{len(outputs)} tensors"
         raise ExportError(f"a network must give {count} to be exported, but gives {given}")
-<<<<<<< HEAD
-    optimizer.fold_constants(program.model)
-    pad_last_windows(program.model.graph)
-    plain_equations(program.model.graph)
-    return program.model
-=======
     _require_float32(result.graph)
     optimizer.fold_constants(result)
+    pad_last_windows(result.graph)
+    plain_equations(result.graph)
     return result
 
 
@@ -184,7 +176,6 @@ def _require_float32(graph: "ir.Graph") -> None:
                 f"an ONNX file computes in float32, but {node_path(node.metadata_props) or 'the network'} computes in bfloat16 "
                 "by itself (torch.autocast or .bfloat16() in a forward pass): leave that out, --precision asks for bf16"
             )
->>>>>>> main
 
 
 def _name_sizes(proto: "onnx.ModelProto") -> None:
