@@ -137,8 +137,8 @@ def space(
         said = f"refuses {len(checked['refused'])} nodes" if checked["refused"] else "reads every operator in every slot"
         console.print(f"{checked['parser']} {said} ({checked['children']} children tried)", highlight=False)
         for item in checked["refused"]:
-            where = "every child" if item["slot"] is None else f"slot {item['slot']} with {item['operator']}"
-            console.print(f"{where}: {item['node']}: {item['reason']}", highlight=False, soft_wrap=True, markup=False)
+            place = "every child" if item["slot"] is None else f"slot {item['slot']} with {item['operator']}"
+            console.print(f"{place}: {item['node']}: {item['reason']}", highlight=False, soft_wrap=True, markup=False)
 
     value = {
         "model": model,
