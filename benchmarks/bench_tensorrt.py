@@ -4,11 +4,11 @@
     python benchmarks/bench_tensorrt.py fleet                            1 to 6 compute capabilities in one engine
     python benchmarks/bench_tensorrt.py speed [--before CHECKOUT]        a bundle of resnet18 against a script by hand
 
-Results (22 networks in the time there was; all 208 files accepted): results/tensorrt.json, results/tensorrt_fleet.json, results/tensorrt_speed.json. The networks take about two hours on
-one core; they go on where they were stopped. Of each network five random children are checked by onnx.checker and read by the
-parser in fp32, and the first of them in fp16, bf16 and int8 too (calibrated on two random images; all five for the first few
-networks); the first one is built for sm89 in each precision. Networks of more than 60 MB: in fp32 and fp16 only, and built in
-fp16 only.
+Results: results/tensorrt.json (22 networks in the time there was, all 208 files accepted), results/tensorrt_fleet.json and
+results/tensorrt_speed.json. All 120 networks take hours on one core; they go on where they were stopped. Of each network five
+random children are checked by onnx.checker and read by the parser in fp32, and the first of them in fp16, bf16 and int8 too
+(calibrated on two random images; all five for the first few networks); the first one is built for sm89 in each precision.
+Networks of more than 60 MB: in fp32 and fp16 only, and built in fp16 only.
 """
 
 import argparse
