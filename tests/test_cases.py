@@ -269,7 +269,7 @@ def test_no_entry_point_changes_the_network(name: str, tmp_path: Path) -> None:
 # Export
 
 
-@pytest.mark.parametrize("name", ["plain", "passes_on", "deformable", "old_weight_norm"])
+@pytest.mark.parametrize("name", ["passes_on", "deformable", "old_weight_norm"])
 def test_networks_are_exported(run: Run, name: str) -> None:
     ok(run(f"train {net(name)} --arch incumbent {DATA} --recipe demo --epochs 1 --out child --json"))
     assert ok(run("export child --out bundle --json"))["validation"]["torch_accuracy"] is not None

@@ -112,6 +112,12 @@ def refine(
             ),
             seed=seed,
         )
+        words = ["refine", *info.options(but=("input_shape", "num_classes")), "--data", data, "--targets", targets]
+        words += config.conditions.options(but=("device", "memory_format"))
+        for option, value in (("weights", weights), ("baseline", baseline), ("table", table), ("data-root", data_root)):
+            words += [] if value is None else [f"--{option}", str(value)]
+        words += [word for item in search_settings or () for word in ("--set", item)]
+        words += ["--recipe", recipe, "--seed", str(seed), "--device", device]
         refinement = Refinement(
             config=config,
             out=out,
@@ -122,15 +128,16 @@ def refine(
             data_root=data_root,
             allow_mismatch=allow_mismatch,
             progress=progress,
+            command=tuple(words),
             loaded=task,
         )
         if plan:
             steps = estimate(refinement)
-            value: dict[str, Any] = {"stages": plain(steps), "seconds": sum(step.seconds for step in steps)}
+            result: dict[str, Any] = {"stages": plain(steps), "seconds": sum(step.seconds for step in steps)}
         else:
             refinement.check()
             page = refinement.run()
-            value = {"out": str(out), "report": str(page), **refinement.outcome()}
+            result = {"out": str(out), "report": str(page), **refinement.outcome()}
 
     def show() -> None:
         if plan:
@@ -138,23 +145,28 @@ def refine(
             for step in steps:
                 shown.add_row(step.stage, step.what, "done" if step.done else duration(step.seconds))
             console.print(shown)
-            console.print(f"about {duration(value['seconds'])} in all, measured on a few steps", highlight=False)
+            console.print(f"about {duration(result['seconds'])} in all, measured on a few steps", highlight=False)
             return
-        shown = Table("network", "asked", "measured", "of the network", "test accuracy", "parameters", "FLOPs")
-        for row in value["networks"]:
-            shown.add_row(
-                row["name"],
-                "" if row["target_ms"] is None else f"{row['target_ms']:.4g} ms",
-                f"{row['measured_ms']:.4g} ms",
-                f"{row['ratio']:.3f}",
-                f"{100 * row['test_accuracy']:.2f} %",
-                f"{row['params']:,}",
-                f"{row['flops']:,}",
-            )
-        console.print(shown)
-        console.print(f"report {value['report']}\nbundles {out / 'bundles'}", highlight=False, soft_wrap=True)
+        show_networks(result)
 
-    emit(as_json, value, show)
+    emit(as_json, result, show)
+
+
+def show_networks(value: dict[str, Any]) -> None:
+    """Print what a refinement came to."""
+    shown = Table("network", "asked", "measured", "of the network", "test accuracy", "parameters", "FLOPs")
+    for row in value["networks"]:
+        shown.add_row(
+            row["name"],
+            "" if row["target_ms"] is None else f"{row['target_ms']:.4g} ms",
+            f"{row['measured_ms']:.4g} ms",
+            f"{row['ratio']:.3f}",
+            f"{100 * row['test_accuracy']:.2f} %",
+            f"{row['params']:,}",
+            f"{row['flops']:,}",
+        )
+    console.print(shown)
+    console.print(f"report {value['report']}\nbundles {Path(value['out']) / 'bundles'}", highlight=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:
@@ -162,6 +174,30 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a small network on embedded data and refine it for three targets. Example: nar-hw demo"""
+    from nar_hw.steps.demo import run_demo
+
+    with progress_bar() as progress:
+        outcome = run_demo(out, seed=seed, progress=progress)
+
+    def show() -> None:
+        show_networks(outcome)
+        console.print(
+            "now yours:  nar-hw refine --model path/to/net.py:function --weights W.safetensors --data folder:PHOTOS@64 "
+            "--targets 0.8,0.6 --out runs/mine  (first with --plan)",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    emit(as_json, outcome, show)
 
 
 @app.command("eval")

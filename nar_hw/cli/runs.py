@@ -33,26 +33,6 @@ SEARCH = SearchConfig()
 
 
 @app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
-    """The whole path on embedded data: table, search, train, export, bench, report. Example: nar-hw demo"""
-    from nar_hw.report import terminal_table
-    from nar_hw.steps.demo import run_demo
-
-    with progress_bar() as progress:
-        outcome = run_demo(out, seed=seed, progress=progress)
-
-    def show() -> None:
-        console.print(terminal_table(out))
-        console.print(f"report  {outcome['report']}\nbundle  {outcome['bundle']}", highlight=False, soft_wrap=True)
-
-    emit(as_json, outcome, show)
-
-
-@app.command()
 def search(
     model: Model,
     data: Data,

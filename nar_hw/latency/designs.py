@@ -65,6 +65,8 @@ def orthogonal(space: SearchSpace, *, seed: int = 0) -> list[Arch]:
     unknowns: an orthogonal array of strength 2 (Rao-Hamming: every pair of slots shows each pair of operators equally
     often). Else a design of 1.5 x the unknowns in which each slot uses its candidates equally often (within one), made
     D-optimal by exchanges.
+
+    Arrays stay although D-optimal designs fit everywhere: tables from them are less wrong (`git log` of this line).
     """
     rng = random.Random(seed)
     counts = [len(slot.candidates) for slot in space.slots]

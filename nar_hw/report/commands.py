@@ -18,7 +18,8 @@ class Commands:
     search: RunFile
     table: LatencyTable | None
     child: Child | None
-    demo: bool
+    refinement: tuple[str, ...]
+    """The words that made all of it, where one command did."""
 
     @property
     def profile(self) -> str:
@@ -70,9 +71,8 @@ class Commands:
     @property
     def everything(self) -> tuple[str, ...]:
         """All steps in their order."""
-        if self.demo:
-            seed = self.search.seed
-            return (command("demo", "--out", str(self.folder), "--seed", str(seed)),)
+        if self.refinement:
+            return (command(*self.refinement, "--out", str(self.folder)),)
         exports = (self._export("baseline", "baseline_bundle"), self.export)
         report = command("report", str(self.folder))
         return (self.profile, self.find, self.baseline, self.train, *exports, self.bench, report)

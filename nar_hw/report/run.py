@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from nar_hw.bench.rows import BenchFile, BenchRow, Comparison, Conditions
 from nar_hw.bundles.manifest import MANIFEST, Manifest, load_bundle
 from nar_hw.errors import RunError
+from nar_hw.files import read_json
 from nar_hw.latency.table import LatencyTable
 from nar_hw.records import plain
 from nar_hw.report.commands import Commands
@@ -21,7 +22,7 @@ from nar_hw.search.record import RESULT, RunFile, load_run
 from nar_hw.training.child import CHILD, Child
 from nar_hw.training.result import HISTORY, EpochLog, History
 
-BENCH = "bench.json"
+BENCH, REFINE = "bench.json", "refine.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +86,8 @@ class Run:
     curves: Mapping[str, tuple[EpochLog, ...]]
     bench: BenchFile | None
     bundle: Manifest | None
-    demo: bool
-    """Whether `nar-hw demo` made it."""
+    refinement: tuple[str, ...]
+    """The words that made all of it, where one command did."""
 
     @property
     def model(self) -> str:
@@ -176,7 +177,7 @@ class Run:
     def commands(self) -> Commands:
         """The commands that make this run."""
         child = self.trained.get(self.first)
-        return Commands(folder=self.folder, search=self.search, table=self.table, child=child, demo=self.demo)
+        return Commands(folder=self.folder, search=self.search, table=self.table, child=child, refinement=self.refinement)
 
     @cached_property
     def missing(self) -> dict[str, tuple[str, str]]:
@@ -256,7 +257,7 @@ def read_run(folder: Path) -> Run:
     """Read the folder of a search, with whatever training, export and benchmark have put into it since.
 
     Files: run.json (required), its table, child/ and baseline/ with child.json and history.json, bundle/manifest.json,
-    bench.json (subjects: "baseline" and "child", or folders of bundles), demo.json.
+    bench.json (subjects: "baseline" and "child", or folders of bundles), refine.json.
 
     Raises RunError when run.json is absent or a file is damaged, TableError for a damaged table.
     """
@@ -275,8 +276,13 @@ def read_run(folder: Path) -> Run:
         curves={name: History.load(path).epochs for name, path in places.items() if (path / HISTORY).exists()},
         bench=BenchFile.load(folder / BENCH) if (folder / BENCH).exists() else None,
         bundle=_bundle(folder),
-        demo=(folder / "demo.json").exists(),
+        refinement=_refinement(folder),
     )
+
+
+def _refinement(folder: Path) -> tuple[str, ...]:
+    path = folder / REFINE
+    return tuple(map(str, read_json(path, what="refinement").get("command", ()))) if path.exists() else ()
 
 
 def _bundle(folder: Path) -> Manifest | None:

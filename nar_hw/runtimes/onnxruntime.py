@@ -25,8 +25,7 @@ _CUDA_HELP = "install what it links to with pip install 'onnxruntime-gpu[cuda,cu
 _USAGE = """## Run it in Python with ONNX Runtime
 `pip install onnxruntime pillow numpy`
 ```python
-import json, sys
-import numpy as np, onnxruntime
+import json, sys, numpy as np, onnxruntime
 from PIL import Image, ImageOps
 manifest = json.load(open("manifest.json"))
 session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])

@@ -26,7 +26,7 @@ from nar_hw.latency.table import LatencyTable
 from nar_hw.models.info import ModelInfo
 from nar_hw.records import Record, check_same, plain, read_record, replace, write_record
 from nar_hw.report import write_report
-from nar_hw.report.run import BENCH
+from nar_hw.report.run import BENCH, REFINE
 from nar_hw.runtimes import runtime_class
 from nar_hw.runtimes.config import RuntimeConfig
 from nar_hw.search.config import FITTED, SearchConfig
@@ -41,7 +41,6 @@ from nar_hw.steps.train import score_weights, train_child
 from nar_hw.training.child import CHILD, Child
 from nar_hw.training.recipes import RECIPES, Recipe
 
-PLAN = "refine.json"
 SCHEMA = 1
 BASELINE, CHILDREN, BUNDLES = "baseline", "children", "bundles"
 
@@ -79,6 +78,8 @@ class Asked(Record, frozen=True, kw_only=True):
     """SHA-256 of the file of weights, or of the baseline folder's."""
     table: str | None
     """SHA-256 of the table's file, where one was given."""
+    command: tuple[str, ...] = ()
+    """The words behind nar-hw that ask for it again."""
 
 
 def in_ms(target: str, incumbent_ms: float) -> float:
@@ -107,6 +108,8 @@ class Refinement:
     data_root: Path | None
     allow_mismatch: bool
     progress: Progress | None
+    command: tuple[str, ...] = ()
+    """The words behind nar-hw that ask for this, for the report."""
     loaded: AnyTask | None = None
 
     @cached_property
@@ -140,11 +143,16 @@ class Refinement:
         config, given = self.config, None
         if self.weights is not None:
             given = sha256(self.weights / "weights.safetensors" if self.weights.is_dir() else self.weights)
-        asked = Asked(config=config, weights=given, table=None if self.table is None else sha256(self.table))
-        file = self.out / PLAN
+        asked = Asked(
+            config=config,
+            weights=given,
+            table=None if self.table is None else sha256(self.table),
+            command=self.command,
+        )
+        file = self.out / REFINE
         if file.exists():
             kept = read_record(file, Asked, what="refinement", schema=SCHEMA)
-            check_same(plain(kept), plain(asked), where=str(self.out))
+            check_same(plain(replace(kept, command=())), plain(replace(asked, command=())), where=str(self.out))
         elif self.out.exists() and any(self.out.iterdir()):
             raise RunError(f"{self.out} must be a new folder or one of nar-hw refine, but holds something else: choose another")
         runtime = runtime_class(config.conditions.runtime)
@@ -301,9 +309,8 @@ class Refinement:
         export_child(folder, self.out / BUNDLES / name, config=self.config.export, task=self.task)
 
     def _bench(self) -> None:
-        table = LatencyTable.load(self.out / TABLE)
         names = [BASELINE, *self.config.targets]
-        bench_bundles({name: self.out / BUNDLES / name for name in names}, [table.config], progress=self.progress).save(
+        bench_bundles({name: self.out / BUNDLES / name for name in names}, [self.config.conditions], progress=self.progress).save(
             self.out / BENCH
         )
 
@@ -322,6 +329,7 @@ def refine(
     device: str = "cpu",
     data_root: Path | None = None,
     allow_mismatch: bool = False,
+    command: tuple[str, ...] = (),
     progress: Progress | None = None,
 ) -> Refinement:
     """Refine a trained network for every target, resuming what ``out`` holds; the folder's report.html shows the result.
@@ -332,6 +340,7 @@ def refine(
         table: a latency table of the device; None: this device is profiled under ``config.conditions``.
         device: where to train.
         allow_mismatch: use a table of another device.
+        command: the words behind nar-hw that ask for this, for the report.
 
     Raises:
         TargetError: a target that nobody can reach; names the range.
@@ -347,6 +356,7 @@ def refine(
         device=device,
         data_root=data_root,
         allow_mismatch=allow_mismatch,
+        command=command,
         progress=progress,
     )
     made.check()
