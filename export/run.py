@@ -12,7 +12,9 @@ To add a runtime, write a subclass of `Network` and give its files' ending a lin
 
 import argparse
 import contextlib
+import ctypes
 import hashlib
+import importlib
 import io
 import json
 import logging
@@ -116,6 +118,8 @@ def run(arguments: argparse.Namespace) -> dict:
         result["images"] = [{"file": str(file), "embedding": row.tolist()} for file, row in zip(files, outputs, strict=True)]
     if arguments.time:
         result["time"] = measured(network, arguments.runs)
+        if network.loading is not None:
+            result["loading"] = network.loading
     return result
 
 
@@ -171,6 +175,9 @@ def report(result: dict, as_json: bool) -> None:
             f"median {took['median_ms']:.3f} ms, 90th percentile {took['p90_ms']:.3f} ms, "
             f"{took['images_per_second']:.0f} images/s over {took['runs']} runs"
         )
+    if "loading" in result:
+        how = "with kernels that were kept" if result["loading"]["kept"] else "kernels were compiled, the next time takes less"
+        print(f"loading took {result['loading']['ms']:.0f} ms: {how}")
 
 
 # Images
@@ -293,15 +300,19 @@ def from_engine_info(file: Path) -> About:
     beside = file.with_name(f"{file.name}.json")
     info = read_json(beside, f"{file} has no description beside it")
     with undamaged(beside):
-        if info["schema"] != 1:
-            raise ValueError(f"schema {info['schema']}, not 1")
-        kinds = {**dict.fromkeys(("gpu", "compute_capability", "tensorrt"), str), "version_compatible": bool}
-        for name, kind in {**kinds, "hardware_compatibility": str | None}.items():
+        if info["schema"] == 1:  # before TensorRT for RTX
+            info |= {"library": "tensorrt", "compute_capabilities": [info["compute_capability"]]}
+        elif info["schema"] != 2:
+            raise ValueError(f"schema {info['schema']}, not 1 or 2")
+        if info["library"] not in LIBRARIES:
+            raise ValueError(f"library is {info['library']!r}")
+        kinds = {"tensorrt": str, "version_compatible": bool, "hardware_compatibility": str | None, "gpu": str | None}
+        for name, kind in {**kinds, "compute_capabilities": list}.items():
             if not isinstance(info[name], kind):
                 raise TypeError(f"{name} is {info[name]!r}")
         fewest, _, most = info["batch"]
-        if not numbers(info["tensorrt"]):
-            raise ValueError(f"tensorrt is {info['tensorrt']!r}")
+        if not all(numbers(version) for version in (info["tensorrt"], *info["compute_capabilities"])):
+            raise ValueError(f"tensorrt is {info['tensorrt']!r}, compute_capabilities are {info['compute_capabilities']!r}")
         if not {"classes", "normalisation"} <= info["metadata"].keys():
             raise InputError(f"{beside} has no classes and normalisation: build the engine from a bundle's ONNX file")
         about = About(
@@ -368,6 +379,9 @@ class Network:
 
     shape: tuple[int, int, int]
     """(C, H, W) of an image."""
+
+    loading: dict | None = None
+    """Of a runtime that compiles kernels as it loads a file: milliseconds "ms", and whether they were "kept" from before."""
 
     def __init__(self, about: About, batch: int, threads: int, gpu: int | None) -> None:
         """Load the file; ``gpu`` is None where nothing is asked for."""
@@ -515,8 +529,15 @@ def package_misfit(requires: dict, gpus: int, gpu: int | None) -> str | None:
     return f"was made for a CPU with {', '.join(lacking)}, which this one has not: export it again here" if lacking else None
 
 
+LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""What builds and runs engines -> its module."""
+
+
 class TensorRT(Network):
-    """An engine on a GPU, captured as one CUDA graph; its times are the GPU's own."""
+    """An engine on a GPU, captured as one CUDA graph; its times are the GPU's own.
+
+    TensorRT for RTX compiles kernels when an engine is loaded; they are kept in the user's cache folder for the next time.
+    """
 
     runtime = "TensorRT"
 
@@ -524,32 +545,51 @@ class TensorRT(Network):
 
     def __init__(self, about: About, batch: int, threads: int, gpu: int | None) -> None:
         super().__init__(about, batch, threads, gpu)
-        with needed("engines are run with tensorrt and torch", "tensorrt torch"):
-            import tensorrt
-            import torch
-        self.torch, self.stream, self.errors = torch, CudaStream(torch, gpu or 0), error_log(tensorrt)
-        if reason := engine_misfit(about.requires, tensorrt.__version__, *self.stream.gpu()):
+        library = about.requires["library"]
+        with needed(f"this engine is run with {library}", {"tensorrt-rtx": "tensorrt-rtx-cu13"}.get(library, library)):
+            trt = self.trt = importlib.import_module(LIBRARIES[library])
+        self.cuda, self.errors = Cuda(gpu or 0), error_log(trt)
+        if reason := engine_misfit(about.requires, trt.__version__, *self.cuda.gpu()):
             raise InputError(f"{about.file} {reason}: build it again here")
-        self.device = self.stream.gpu()[0]
-        must = self.must
-        with self.stream.active():
-            try:
-                runtime = tensorrt.Runtime(self.errors)
-            except TypeError:  # the bindings got a null pointer
-                must(None, "start on this machine")
-            runtime.engine_host_code_allowed = about.requires["version_compatible"]  # such an engine brings code of its own
-            self.engine = must(runtime.deserialize_cuda_engine(about.file.read_bytes()), "load the engine")
-            names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
-            modes = {self.engine.get_tensor_mode(name): name for name in names}
-            source, result = modes[tensorrt.TensorIOMode.INPUT], modes[tensorrt.TensorIOMode.OUTPUT]
-            self.shape = tuple(self.engine.get_tensor_shape(source))[1:]
-            self.context = must(self.engine.create_execution_context(), "make a context (out of GPU memory?)")
-            must(self.context.set_input_shape(source, (batch, *self.shape)), f"run batch {batch}")
-            self._fed = torch.zeros((batch, *self.shape), device=self.stream.device)
-            self._outputs = torch.zeros(tuple(self.context.get_tensor_shape(result)), device=self.stream.device)
-            for name, tensor in ((source, self._fed), (result, self._outputs)):
-                must(self.context.set_tensor_address(name, tensor.data_ptr()), f"take the address of {name}")
-            self.replay = self.stream.captured(self._enqueue)
+        self.device = self.cuda.gpu()[0]
+        must, start = self.must, time.perf_counter()
+        try:
+            runtime = trt.Runtime(self.errors)
+        except TypeError:  # the bindings got a null pointer
+            must(None, "start on this machine")
+        runtime.engine_host_code_allowed = about.requires["version_compatible"]  # such an engine brings code of its own
+        self.engine = must(runtime.deserialize_cuda_engine(about.file.read_bytes()), "load the engine")
+        names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
+        modes = {self.engine.get_tensor_mode(name): name for name in names}
+        source, result = modes[trt.TensorIOMode.INPUT], modes[trt.TensorIOMode.OUTPUT]
+        self.shape = tuple(self.engine.get_tensor_shape(source))[1:]
+        self.context = must(self.made_context(library), "make a context (out of GPU memory?)")
+        must(self.context.set_input_shape(source, (batch, *self.shape)), f"run batch {batch}")
+        self.host = np.zeros(tuple(self.context.get_tensor_shape(result)), np.float32)
+        self.fed, self.given = self.cuda.memory(4 * batch * int(np.prod(self.shape))), self.cuda.memory(self.host.nbytes)
+        for name, address in ((source, self.fed), (result, self.given)):
+            must(self.context.set_tensor_address(name, address), f"take the address of {name}")
+        self.replay = self.cuda.captured(self._enqueue)
+        if self.cache is not None:
+            self.loading = {"ms": (time.perf_counter() - start) * 1e3, "kept": self.cached}
+            with contextlib.suppress(OSError):  # then the next time takes as long as this one
+                self.cache_file.parent.mkdir(parents=True, exist_ok=True)
+                self.cache_file.write_bytes(bytes(must(self.cache.serialize(), "keep what it compiled")))
+
+    def made_context(self, library: str):
+        """What runs; of TensorRT for RTX with the kernels that an earlier time has compiled."""
+        self.cache, self.cached = None, False
+        if library != "tensorrt-rtx":
+            return self.engine.create_execution_context()
+        slug = re.sub(r"[^a-z0-9.]+", "-", "-".join((library, self.trt.__version__, *self.cuda.gpu())).lower())
+        self.cache_file = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nar_hw" / f"{slug}.cache"
+        config = self.engine.create_runtime_config()
+        config.dynamic_shapes_kernel_specialization_strategy = self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        self.cache = config.create_runtime_cache()
+        kept = self.cache_file.read_bytes() if self.cache_file.is_file() else b""
+        self.cached = bool(kept) and bool(self.cache.deserialize(kept))  # what another driver compiled is compiled again
+        self.must(config.set_runtime_cache(self.cache), "keep what it compiles")
+        return self.engine.create_execution_context(config)
 
     def must(self, result, task: str):
         """``result``, unless it is one of those by which TensorRT says that it failed."""
@@ -558,99 +598,138 @@ class TensorRT(Network):
         return result
 
     def _enqueue(self) -> None:
-        self.must(self.context.execute_async_v3(self.stream.handle), "run the network")
+        self.must(self.context.execute_async_v3(self.cuda.stream.value), "run the network")
 
     def feed(self, images: np.ndarray) -> None:
         """Onto the GPU."""
-        with self.stream.active():
-            self._fed.copy_(self.torch.from_numpy(images))
+        self.cuda.upload(self.fed, images)
 
     def run(self) -> None:
         """Without copies."""
-        with self.stream.active():
-            self.replay()
+        self.replay()
+        self.cuda.synchronize()
 
     def outputs(self) -> np.ndarray:
         """From the GPU."""
-        with self.stream.active():
-            return self._outputs.cpu().numpy().copy()
+        self.cuda.download(self.host, self.given)
+        return self.host.copy()
 
     def times_ms(self, runs: int) -> list[float]:
         """On the GPU's clock; the images lie on the GPU."""
-        with self.stream.active():
-            return [self.stream.time_ms(self.replay) for _ in range(runs)]
+        return [self.cuda.time_ms(self.replay) for _ in range(runs)]
 
 
-def error_log(tensorrt):
+def error_log(trt):
     """A logger that keeps TensorRT's errors as ``messages``; anything less is dropped."""
 
-    class Errors(tensorrt.ILogger):
+    class Errors(trt.ILogger):
         def __init__(self) -> None:
-            tensorrt.ILogger.__init__(self)
+            trt.ILogger.__init__(self)
             self.messages: list[str] = []
 
         def log(self, severity, msg: str) -> None:
-            if severity in (tensorrt.ILogger.ERROR, tensorrt.ILogger.INTERNAL_ERROR):
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.messages.append(" ".join(msg.split()))
 
     return Errors()
 
 
-class CudaStream:
-    """A stream of its own on one GPU."""
+class Cuda:
+    """One GPU with one stream, through NVIDIA's driver: engines need no other package than their own."""
 
-    def __init__(self, torch, index: int) -> None:
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if index >= found:
-            raise InputError(f"torch finds {found} GPUs, but GPU {index} (the first is 0) is asked for: check nvidia-smi")
-        self.torch, self.device = torch, torch.device("cuda", index)
-        self.stream = torch.cuda.Stream(self.device)
-        self.handle = self.stream.cuda_stream
+    def __init__(self, index: int) -> None:
+        name = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+        try:
+            self._driver = ctypes.CDLL(name)
+        except OSError as problem:
+            raise InputError(f"engines need an NVIDIA GPU, but its driver does not load ({first_line(problem)})") from problem
+        count, device, context, self.stream = ctypes.c_int(), ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cuInit", 0)
+        self._call("cuDeviceGetCount", ctypes.byref(count))
+        if index >= count.value:
+            raise InputError(f"there are {count.value} GPUs, but GPU {index} (the first is 0) is asked for: check nvidia-smi")
+        self._call("cuDeviceGet", ctypes.byref(device), index)
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+        self._call("cuCtxSetCurrent", context)
+        self._call("cuStreamCreate", ctypes.byref(self.stream), 1)  # does not wait for the default stream
+        self._device = device
+
+    def _call(self, name: str, *arguments) -> None:
+        if code := getattr(self._driver, name)(*arguments):
+            raise InputError(f"the GPU's driver fails in {name} with error {code}: check nvidia-smi")
 
     def gpu(self) -> tuple[str, str]:
         """(name, compute capability)."""
-        found = self.torch.cuda.get_device_properties(self.device)
-        return found.name, f"{found.major}.{found.minor}"
+        name, major, minor = ctypes.create_string_buffer(256), ctypes.c_int(), ctypes.c_int()
+        self._call("cuDeviceGetName", name, len(name), self._device)
+        for value, attribute in ((major, 75), (minor, 76)):
+            self._call("cuDeviceGetAttribute", ctypes.byref(value), attribute, self._device)
+        return name.value.decode(), f"{major.value}.{minor.value}"
 
-    @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
-        """Torch and TensorRT work on this GPU and stream inside the block."""
-        cuda = self.torch.cuda
-        with self.torch.inference_mode(), cuda.device(self.device), cuda.stream(self.stream):
-            yield
+    def memory(self, size: int) -> int:
+        """The address of ``size`` new bytes on the GPU."""
+        address = ctypes.c_uint64()
+        self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
+        return address.value
+
+    def upload(self, address: int, array: np.ndarray) -> None:
+        """Copy ``array`` to the GPU."""
+        array = np.ascontiguousarray(array)
+        source, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
+        self._call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(address), source, size, self.stream)
+        self.synchronize()
+
+    def download(self, array: np.ndarray, address: int) -> None:
+        """Copy from the GPU to ``array``."""
+        target, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
+        self._call("cuMemcpyDtoHAsync_v2", target, ctypes.c_uint64(address), size, self.stream)
+        self.synchronize()
 
     def captured(self, work: Callable[[], None]) -> Callable[[], None]:
         """What replays ``work`` as one CUDA graph, after one run without."""
         work()
-        self.stream.synchronize()
-        graph = self.torch.cuda.CUDAGraph()
-        with self.torch.cuda.graph(graph, stream=self.stream):
-            work()
-        return graph.replay
+        self.synchronize()
+        graph, ready = ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cuStreamBeginCapture_v2", self.stream, 1)  # 1: what other threads do does not matter
+        work()
+        self._call("cuStreamEndCapture", self.stream, ctypes.byref(graph))
+        self._call("cuGraphInstantiateWithFlags", ctypes.byref(ready), graph, ctypes.c_ulonglong(0))
+        return lambda: self._call("cuGraphLaunch", ready, self.stream)
 
     def time_ms(self, work: Callable[[], None]) -> float:
         """The milliseconds of ``work`` on the GPU's clock."""
-        start, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+        start, end, ms = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_float()
+        for event in (start, end):
+            self._call("cuEventCreate", ctypes.byref(event), 0)
+        self._call("cuEventRecord", start, self.stream)
         work()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
+        self._call("cuEventRecord", end, self.stream)
+        self._call("cuEventSynchronize", end)
+        self._call("cuEventElapsedTime", ctypes.byref(ms), start, end)
+        for event in (start, end):
+            self._call("cuEventDestroy_v2", event)
+        return ms.value
+
+    def synchronize(self) -> None:
+        """Wait until everything on the stream is done."""
+        self._call("cuStreamSynchronize", self.stream)
 
 
 def engine_misfit(info: dict, version: str, gpu: str, capability: str) -> str | None:
-    """Why the engine does not run in this version of TensorRT on this GPU; None when it does."""
+    """Why the engine does not run in this version of its library on this GPU; None when it does."""
     built, here = numbers(info["tensorrt"]), numbers(version)
     if not (built == here or (info["version_compatible"] and built[0] == here[0] and built <= here)):
-        return f"was built by TensorRT {info['tensorrt']}, but this is {version}"
-    same = info["compute_capability"] == capability
+        return f"was built by {info['library']} {info['tensorrt']}, but this is {version}"
+    same = capability in info["compute_capabilities"]
     fits = {
-        None: same and info["gpu"] == gpu,
+        None: same and info["gpu"] in (gpu, None),
         "same_compute_capability": same,
         "ampere_plus": numbers(capability) >= (8, 0),
     }
     if not fits.get(info["hardware_compatibility"], False):
-        return f"was built for {info['gpu']} (compute capability {info['compute_capability']}), but this is {gpu} ({capability})"
+        built_for = f"compute capability {', '.join(info['compute_capabilities'])}"
+        where = f"{info['gpu']} ({built_for})" if info["gpu"] else built_for
+        return f"was built for {where}, but this is {gpu} ({capability})"
     return None
 
 

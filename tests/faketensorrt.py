@@ -1,18 +1,21 @@
-"""A stand-in for the tensorrt package, 10 or 11: its plans hold the ONNX file, and ONNX Runtime computes on the CPU.
+"""A stand-in for what needs a GPU of TensorRT 10, 11 and TensorRT for RTX: loading engines and running them.
 
-Its members are those that nar_hw uses, with the names, parameters and types of the real ones (tests/golden/tensorrt_api.json),
-and calls are as strict as the real bindings': no path where a text is wanted, no number where an enum is wanted.
+Its plans hold the ONNX file, and ONNX Runtime computes on the CPU. Its members have the names, parameters and types of the real
+ones (tests/golden/tensorrt_api.json), and calls are as strict as the real bindings': no path where a text is wanted, no number
+where an enum is wanted. What works without a GPU, reading files and building engines, is tested with TensorRT for RTX itself.
 """
 
 import ctypes
 import enum
 import functools
+import hashlib
 import importlib.machinery
 import inspect
 import json
 import math
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,45 +24,68 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "tensorrt_api.json").read_text())
-VERSIONS = tuple(GOLDEN["versions"])
+from nar_hw.export.engine import SCHEMA, EngineInfo, info_file
+from nar_hw.export.quantize import precision_of
+from nar_hw.files import sha256, write_json
+from nar_hw.records import plain
 
-FAULTS = ("no builder", "parse", "inputs", "profile", "build", "deserialize", "context", "execute", "inspector", "report")
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "tensorrt_api.json").read_text())
+RTX = "1.7.1.116"
+VERSIONS = tuple(GOLDEN["versions"])
+GPU = ("Test GPU", "8.9")
+FAULTS = ("deserialize", "context", "execute", "inspector", "report")
+COMPILED = b"compiled kernels"
 
 
 def fake_tensorrt(version: str) -> Any:
     """The package at ``version``; put a name of FAULTS into its ``_faults`` to let that step fail."""
-    module = types.ModuleType("tensorrt")
-    module.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)  # torch asks whether it is there
+    name = "tensorrt_rtx" if version == RTX else "tensorrt"
+    module = types.ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)  # torch asks whether it is there
     trt: Any = module
     trt.__version__ = version
     trt._faults = set()
-    trt._major = int(version.partition(".")[0])
-    for number, (name, members) in enumerate(GOLDEN["versions"][version]["enums"].items(), start=trt._major):
-        setattr(trt, name, _enum(name, members, number))
-    for name, kind in _classes(trt).items():
-        setattr(trt, name, kind)
+    for number, (kind, members) in enumerate(GOLDEN["versions"][version]["enums"].items(), start=int(version.split(".")[0])):
+        # Numbered in another way in each version
+        setattr(trt, kind, enum.Enum(kind, {member: number + index for index, member in enumerate(members)}))
+    for kind, value in _classes(trt).items():
+        if kind in GOLDEN["versions"][version]["classes"]:
+            setattr(trt, kind, value)
     return trt
 
 
-def _enum(name: str, members: list[str], first: int) -> Any:
-    """Numbered in another way in each version."""
-    values = {member: first + index for index, member in enumerate(members)}
-    return enum.Enum(name, values, type=_Number)
-
-
-class _Number:
-    """pybind11's enums are no numbers, but become some."""
-
-    value: int
-
-    def __int__(self) -> int:
-        return self.value
+def fake_engine(trt: Any, source: Path, path: Path, batch: tuple[int, int, int] = (1, 2, 4)) -> EngineInfo:
+    """Write an engine that `fake_tensorrt` runs, as `build_engine` would on the test's GPU."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model = onnx.load(source)
+    path.write_bytes(json.dumps({"batch": batch}).encode() + b"\n" + model.SerializeToString(deterministic=True))
+    info = EngineInfo(
+        library="tensorrt-rtx" if trt.__version__ == RTX else "tensorrt",
+        engine_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        onnx_sha256=sha256(source),
+        timing_cache_sha256=None,
+        tensorrt=trt.__version__,
+        gpu=None if trt.__version__ == RTX else GPU[0],
+        compute_capabilities=(GPU[1],),
+        precision=precision_of(model),
+        datatypes={},
+        batch=batch,
+        workspace_mib=1024,
+        optimization_level=None,
+        version_compatible=False,
+        hardware_compatibility=None,
+        refit=False,
+        metadata={entry.key: entry.value for entry in model.metadata_props},
+    )
+    write_json(info_file(path), {"schema": SCHEMA, **plain(info)})
+    for end in (".layers.json", *([] if trt.__version__ == RTX else [".cache"])):
+        path.with_name(f"{path.name}{end}").write_text("{}")
+    return info
 
 
 def _strict(kind: type) -> type:
     """``kind`` with methods that check the types of their arguments, and without room for other attributes."""
-    members = {name for facts in GOLDEN["versions"].values() for name in facts["classes"][kind.__name__]}
+    members = {name for facts in GOLDEN["versions"].values() for name in facts["classes"].get(kind.__name__, ())}
 
     def assign(self: Any, name: str, value: Any) -> None:
         if type(self) is kind and not name.startswith("_") and name not in members:
@@ -87,10 +113,6 @@ def _checked(method: Any) -> Any:
     return call
 
 
-class IHostMemory(bytes):
-    """Bytes by the buffer protocol."""
-
-
 def _classes(trt: Any) -> dict[str, type]:
     @_strict
     class ILogger:
@@ -111,159 +133,6 @@ def _classes(trt: Any) -> dict[str, type]:
             raise NotImplementedError
 
     @_strict
-    class ITensor:
-        def __init__(self, name: str, shape: tuple) -> None:
-            self.name, self.shape = name, shape
-
-    @_strict
-    class INetworkDefinition:
-        def __init__(self, flags: int) -> None:
-            self._flags = flags
-            self._model: onnx.ModelProto
-
-        @property
-        def num_inputs(self) -> int:
-            return len(self._model.graph.input) + ("inputs" in trt._faults)
-
-        @property
-        def num_outputs(self) -> int:
-            return len(self._model.graph.output)
-
-        def get_input(self, index: int) -> Any:
-            given = self._model.graph.input[index]
-            shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in given.type.tensor_type.shape.dim)
-            return ITensor(given.name, shape)
-
-    @_strict
-    class ParserError:
-        def __init__(self, node: str, text: str) -> None:
-            self._node, self._text = node, text
-
-        def desc(self) -> str:
-            return self._text
-
-        def node_name(self) -> str:
-            return self._node
-
-    @_strict
-    class OnnxParser:
-        def __init__(self, network: INetworkDefinition, logger: ILogger) -> None:
-            assert logger._begun
-            self._network = network
-            self._errors: list[Any] = []
-
-        @property
-        def num_errors(self) -> int:
-            return len(self._errors)
-
-        def get_error(self, index: int) -> Any:
-            return self._errors[index]
-
-        def parse_from_file(self, model: str) -> bool:
-            self._network._model = onnx.load(model)
-            weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in self._network._model.graph.initializer}
-            for node in self._network._model.graph.node:
-                zero = weights.get(node.input[2]) if node.op_type in ("QuantizeLinear", "DequantizeLinear") else None
-                if zero is not None and (zero.dtype != np.int8 or zero.any()):
-                    self._errors.append(ParserError(node.name, "zero points must be 0 and of int8"))
-            if "parse" in trt._faults:
-                self._errors = [
-                    ParserError(f"a.{number}/Foo" if number else "", f"no\n importer {number}") for number in range(5)
-                ]
-            return not self._errors
-
-    @_strict
-    class IOptimizationProfile:
-        def __init__(self) -> None:
-            self._shapes: dict[str, tuple] = {}
-
-        def set_shape(self, input: str, min: tuple, opt: tuple, max: tuple) -> None:
-            self._shapes[input] = (min, opt, max)
-
-    @_strict
-    class ITimingCache:
-        def __init__(self, content: bytes) -> None:
-            self._content = content
-
-        def serialize(self) -> Any:
-            return IHostMemory(self._content)
-
-    @_strict
-    class IBuilderConfig:
-        builder_optimization_level = 3
-
-        def __init__(self) -> None:
-            self._flags = {trt.BuilderFlag.TF32}
-            self._pools: dict[Any, int] = {}
-            self._profiles: list[Any] = []
-            self._cache: Any = None
-            self.profiling_verbosity = trt.ProfilingVerbosity.LAYER_NAMES_ONLY
-            self.hardware_compatibility_level = trt.HardwareCompatibilityLevel.NONE
-
-        def set_flag(self, flag: trt.BuilderFlag) -> None:
-            self._flags.add(flag)
-
-        def clear_flag(self, flag: trt.BuilderFlag) -> None:
-            self._flags.discard(flag)
-
-        def set_memory_pool_limit(self, pool: trt.MemoryPoolType, pool_size: int) -> None:
-            self._pools[pool] = pool_size
-
-        def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
-            self._profiles.append(profile)
-            return -1 if "profile" in trt._faults else len(self._profiles) - 1
-
-        def create_timing_cache(self, serialized_timing_cache: bytes) -> Any:
-            known = serialized_timing_cache.partition(b" ")[0] in (b"", b"timings")
-            return ITimingCache(serialized_timing_cache) if known else None
-
-        def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
-            assert not ignore_mismatch
-            if cache._content and not cache._content.startswith(b"timings " + trt.__version__.encode()):
-                return False
-            self._cache = cache
-            return True
-
-    @_strict
-    class Builder:
-        def __init__(self, logger: ILogger) -> None:
-            assert logger._begun
-            self._logger = logger
-            if "no builder" in trt._faults:
-                logger.log(ILogger.ERROR, "CUDA initialization failure with error: 35")
-                raise TypeError("pybind11::init(): factory function returned nullptr")
-
-        def create_network(self, flags: int = 0) -> Any:
-            return INetworkDefinition(flags)
-
-        def create_builder_config(self) -> Any:
-            return IBuilderConfig()
-
-        def create_optimization_profile(self) -> Any:
-            return IOptimizationProfile()
-
-        def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> Any:
-            self._logger.log(ILogger.WARNING, "nobody need know")
-            if "build" in trt._faults:
-                self._logger.log(ILogger.ERROR, "no implementation\nfor a.conv/Conv")
-                return None
-            # A tactic that is not in the cache is chosen by a noisy clock
-            tactic = config._cache._content.rpartition(b" ")[2].decode() or str(time.perf_counter_ns())
-            config._cache._content = f"timings {trt.__version__} {tactic}".encode()
-            profiles = [profile._shapes for profile in config._profiles]
-            settings = {
-                "network": network._flags,
-                "flags": sorted(flag.name for flag in config._flags),
-                "workspace": config._pools[trt.MemoryPoolType.WORKSPACE],
-                "level": config.builder_optimization_level,
-                "verbosity": config.profiling_verbosity.name,
-                "hardware": config.hardware_compatibility_level.name,
-                "profiles": profiles,
-                "tactic": tactic,
-            }
-            return IHostMemory(json.dumps(settings).encode() + b"\n" + network._model.SerializeToString(deterministic=True))
-
-    @_strict
     class EngineInspector:
         def __init__(self, layers: list) -> None:
             self._layers = layers
@@ -271,6 +140,29 @@ def _classes(trt: Any) -> dict[str, type]:
         def get_engine_information(self, format: trt.LayerInformationFormat) -> str:
             assert format is trt.LayerInformationFormat.JSON
             return "{" if "inspector" in trt._faults else json.dumps({"Layers": self._layers, "Bindings": ["input", "output"]})
+
+    @_strict
+    class IRuntimeCache:
+        def __init__(self) -> None:
+            self._content = b""
+
+        def deserialize(self, blob: bytes) -> bool:
+            self._content = blob if blob == COMPILED else b""
+            return bool(self._content)
+
+        def serialize(self) -> Any:
+            return COMPILED
+
+    @_strict
+    class IRuntimeConfig:
+        dynamic_shapes_kernel_specialization_strategy: Any = None
+
+        def create_runtime_cache(self) -> Any:
+            return IRuntimeCache()
+
+        def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
+            assert self.dynamic_shapes_kernel_specialization_strategy is trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            return True
 
     @_strict
     class IExecutionContext:
@@ -285,8 +177,8 @@ def _classes(trt: Any) -> dict[str, type]:
 
         def set_input_shape(self, name: str, shape: tuple) -> bool:
             self._shape = shape
-            profiles = self._engine._settings["profiles"]
-            return not profiles or profiles[0][name][0][0] <= shape[0] <= profiles[0][name][2][0]
+            fewest, _, most = self._engine._batch
+            return fewest <= shape[0] <= most
 
         def get_tensor_shape(self, name: str) -> tuple:
             return (self._shape[0], self._engine._classes)
@@ -299,6 +191,7 @@ def _classes(trt: Any) -> dict[str, type]:
             assert self.profiler is None or (self.profiler._begun and not self.enqueue_emits_profile)
             if "execute" in trt._faults:
                 return False
+            trt._last = self
             source, result = self._engine._names
             start = time.perf_counter()
             scores = self._engine._session.run(None, {source: _array(self._addresses[source], self._shape)})[0]
@@ -319,7 +212,7 @@ def _classes(trt: Any) -> dict[str, type]:
     class ICudaEngine:
         def __init__(self, plan: bytes) -> None:
             settings, _, model = plan.partition(b"\n")
-            self._settings = json.loads(settings)
+            self._batch = json.loads(settings)["batch"]
             proto = onnx.load_from_string(model)
             self._layers = _layers(proto)
             self._names = (proto.graph.input[0].name, proto.graph.output[0].name)
@@ -329,7 +222,7 @@ def _classes(trt: Any) -> dict[str, type]:
             options.intra_op_num_threads = 1
             options.log_severity_level = 3
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            model = _without_bf16(proto).SerializeToString()
+            model = without_bf16(proto).SerializeToString()
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
         @property
@@ -354,28 +247,95 @@ def _classes(trt: Any) -> dict[str, type]:
         def create_engine_inspector(self) -> Any:
             return EngineInspector(self._layers)
 
+    if trt.__version__ == RTX:
+
+        def create_runtime_config(self: Any) -> Any:
+            return IRuntimeConfig()
+
+        def create_execution_context(self: Any, runtime_config: IRuntimeConfig) -> Any:
+            return None if "context" in trt._faults else IExecutionContext(self)
+
+        for method in (create_runtime_config, create_execution_context):
+            setattr(ICudaEngine, method.__name__, _checked(method))
+
     @_strict
     class Runtime:
         engine_host_code_allowed = False
 
         def __init__(self, logger: ILogger) -> None:
+            assert logger._begun
             self._logger = logger
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
             if "deserialize" in trt._faults:
                 self._logger.log(ILogger.INTERNAL_ERROR, "magic tag does not match")
                 return None
-            engine = ICudaEngine(serialized_engine)
-            assert self.engine_host_code_allowed == ("VERSION_COMPATIBLE" in engine._settings["flags"])
-            return engine
+            return ICudaEngine(serialized_engine)
 
-    return {name: value for name, value in locals().items() if isinstance(value, type)} | {"IHostMemory": IHostMemory}
+    return {name: value for name, value in locals().items() if isinstance(value, type)}
 
 
-def settings_of(engine: Path) -> dict[str, Any]:
-    """What a fake engine was built with."""
-    settings: dict[str, Any] = json.loads(engine.read_bytes().partition(b"\n")[0])
-    return settings
+class FakeDriver:
+    """A stand-in for libcuda: its memory is the host's, its streams are done at once, a graph is what was run last."""
+
+    def __init__(self, gpus: int = 1) -> None:
+        self.gpus = gpus
+        self.times: Callable[[], float] = lambda: time.perf_counter() * 1e3
+        self.launch: Callable[[], object] = lambda: None
+        """What a captured graph does."""
+        self._memory: list[Any] = []
+        self._marks: dict[int, float] = {}
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        if not name.startswith("cu"):
+            raise AttributeError(name)
+        return lambda *_: 0  # calls that need nothing done here
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = self.gpus
+        return 0 if self.gpus else 100
+
+    def cuDeviceGetName(self, name: Any, length: int, device: Any) -> int:  # noqa: N802
+        name.value = GPU[0].encode()[: length - 1]
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:  # noqa: N802
+        value._obj.value = int({75: GPU[1].split(".")[0], 76: GPU[1].split(".")[1]}[attribute])
+        return 0
+
+    def cuStreamCreate(self, stream: Any, flags: int) -> int:  # noqa: N802
+        stream._obj.value = 7
+        return 0
+
+    def cuMemAlloc_v2(self, address: Any, size: Any) -> int:  # noqa: N802
+        self._memory.append((ctypes.c_char * size.value)())
+        address._obj.value = ctypes.addressof(self._memory[-1])
+        return 0
+
+    def cuMemcpyHtoDAsync_v2(self, target: Any, source: Any, size: Any, stream: Any) -> int:  # noqa: N802
+        ctypes.memmove(target.value, source.value, size.value)
+        return 0
+
+    def cuMemcpyDtoHAsync_v2(self, target: Any, source: Any, size: Any, stream: Any) -> int:  # noqa: N802
+        ctypes.memmove(target.value, source.value, size.value)
+        return 0
+
+    def cuGraphLaunch(self, graph: Any, stream: Any) -> int:  # noqa: N802
+        self.launch()
+        return 0
+
+    def cuEventCreate(self, event: Any, flags: int) -> int:  # noqa: N802
+        event._obj.value = len(self._marks) + 1
+        self._marks[event._obj.value] = 0.0
+        return 0
+
+    def cuEventRecord(self, event: Any, stream: Any) -> int:  # noqa: N802
+        self._marks[event.value] = self.times()
+        return 0
+
+    def cuEventElapsedTime(self, ms: Any, start: Any, end: Any) -> int:  # noqa: N802
+        ms._obj.value = self._marks[end.value] - self._marks[start.value]
+        return 0
 
 
 def _array(address: int, shape: tuple[int, ...]) -> Any:
@@ -416,7 +376,7 @@ def _layer(name: str, metadata: str, inputs: list[str], outputs: list[str]) -> d
     return {"Name": name, "LayerType": "kgen", **tensors, "Metadata": metadata}
 
 
-def _without_bf16(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_bf16(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same network computing in fp32 with weights that bf16 can hold: ONNX Runtime has no bf16 on CPUs."""
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.BFLOAT16:

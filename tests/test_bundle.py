@@ -153,7 +153,7 @@ def test_signed_int8_is_for_ranges_as_large(bundle: Path, network: nn.Module, tm
     before, after = (
         {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer} for path in (source, target)
     )
-    pairs = {tuple(node.input[1:]) for node in onnx.load(source).graph.node if node.op_type == "QuantizeLinear"}
+    pairs = {tuple(node.input[1:]) for node in onnx.load(target).graph.node if node.op_type == "QuantizeLinear"}
     for scale, zero in pairs:
         assert after[zero].dtype == np.int8
         assert not after[zero].any()

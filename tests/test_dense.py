@@ -270,3 +270,28 @@ def test_the_example_finds_its_digits(
     assert sum(scores[:, row, column].argmax() == digit for digit, (row, column) in example.PLACES.items()) >= 3
     with Image.open(tmp_path / "run/heat_map.png") as picture:
         assert picture.width > picture.height
+
+
+@pytest.mark.parametrize(("windows", "refused"), [(1, False), (2, True), (6, True)])
+def test_inner_adaptive_pools_are_refused_unless_they_are_global(windows: int, refused: bool) -> None:
+    """Six windows of one place each at the training size; on larger images they are others."""
+
+    class Squeezed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3, padding=1)
+            self.pool = nn.AdaptiveAvgPool2d(windows)
+            self.conv = nn.Conv2d(4, 4, 1)
+            self.fc = nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            weights = nn.functional.interpolate(self.conv(self.pool(x)), scale_factor=6 // windows)
+            return self.fc((x * weights).mean((2, 3)) if windows > 1 else (x * self.conv(self.pool(x))).mean((2, 3)))
+
+    network = Squeezed().eval()
+    if not refused:
+        assert convolutionize(network, (3, 6, 6))(torch.zeros(1, 3, 12, 12))[0].shape[2:] == (7, 7)
+        return
+    with pytest.raises(ModelError, match=rf"^pool pools adaptively to \({windows}, {windows}\) inside the network[^\n]*$"):
+        convolutionize(network, (3, 6, 6))

@@ -1,5 +1,6 @@
 """ONNX files: what is in them, that they compute what torch computes, and what happens when they do not."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from nar_hw.errors import ExportError
 from nar_hw.export.graph import fold_norms
 from nar_hw.export.leaves import emit
 from nar_hw.export.onnx import compare, export_onnx, open_session, run_session, run_torch, verify_onnx, write_model
+from nar_hw.export.quantize import to_bf16, to_fp16, to_int8, to_symmetric
 from nar_hw.space.space import SearchSpace
 from tests.networks import TinyResNet
 
@@ -264,3 +266,89 @@ def test_a_file_that_onnx_runtime_rejects_is_an_export_error(tmp_path: Path) -> 
 def test_sessions_run_in_batches(exported: Path, child: nn.Module) -> None:
     many = images(7)
     np.testing.assert_allclose(run_session(open_session(exported), many, batch=3), run_torch(child, many, batch=2), atol=1e-4)
+
+
+class Pooled(nn.Module):
+    """A pool with ceil_mode behind a convolution."""
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.stem(x)).flatten(1)
+
+
+CEIL_POOLS = {
+    "maximum": nn.MaxPool2d(2, 2, 1, ceil_mode=True),
+    "mean of pixels": nn.AvgPool2d(2, 3, 1, ceil_mode=True, count_include_pad=False),
+    "mean with padding": nn.AvgPool2d(3, 3, 1, ceil_mode=True),
+}
+
+
+@pytest.mark.parametrize("size", [7, 8])
+@pytest.mark.parametrize("kind", CEIL_POOLS)
+def test_pools_whose_last_window_starts_in_the_padding_are_padded_explicitly(kind: str, size: int, tmp_path: Path) -> None:
+    network, path = Pooled(CEIL_POOLS[kind]).eval(), tmp_path / "pool.onnx"
+    export_onnx(network, path, input_shape=(3, size, size))
+    verify_onnx(path, network, images(3, (3, size, size)))
+    model = onnx.load(path)
+    (pool,) = (node for node in model.graph.node if node.op_type in ("MaxPool", "AveragePool"))
+    given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in pool.attribute}
+    assert given["ceil_mode"] == 0
+    inferred = onnx.shape_inference.infer_shapes(model).graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    with torch.inference_mode():
+        assert inferred == network(torch.zeros(1, 3, size, size)).shape[1]
+
+
+def test_pools_that_no_padding_suits_for_all_sizes_are_refused(tmp_path: Path) -> None:
+    class Any2d(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = nn.functional.max_pool2d(x, 2, 2, 1, ceil_mode=True)
+            return y, y.mean((2, 3))
+
+    with pytest.raises(ExportError, match="has ceil_mode and windows that depend on the image size: use floor, or one size"):
+        export_onnx(Any2d(), tmp_path / "x.onnx", input_shape=SHAPE, outputs=("map", "output"), larger=True)
+
+
+def test_equations_are_written_as_tensorrt_reads_them(tmp_path: Path) -> None:
+    class Attention(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.flatten(2)
+            return torch.einsum("B C N, B D N -> B C D", y, y).flatten(1)
+
+    export_onnx(Attention(), tmp_path / "x.onnx", input_shape=SHAPE)
+    verify_onnx(tmp_path / "x.onnx", Attention(), images(3))
+    (node,) = (node for node in onnx.load(tmp_path / "x.onnx").graph.node if node.op_type == "Einsum")
+    assert onnx.helper.get_attribute_value(node.attribute[0]) == b"abc,adc->abd"
+
+
+class Normed(nn.Module):
+    """A layer norm over channels, as in ConvNeXt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 2, 1)
+        self.norm = nn.LayerNorm(16)
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x).permute(0, 2, 3, 1))
+        return self.fc(torch.nn.functional.gelu(x).mean((1, 2)))
+
+
+def test_other_precisions_are_valid_onnx_too_and_are_made_without_a_word(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    network = Normed().eval()
+    export_onnx(network, tmp_path / "fp32.onnx", input_shape=SHAPE)
+    for name, convert in {"fp16": to_fp16, "bf16": to_bf16, "int8": partial(to_int8, images=images(8))}.items():
+        convert(tmp_path / "fp32.onnx", tmp_path / f"{name}.onnx")
+        onnx.checker.check_model(str(tmp_path / f"{name}.onnx"), full_check=True)
+    to_symmetric(tmp_path / "int8.onnx", tmp_path / "signed.onnx")
+    onnx.checker.check_model(str(tmp_path / "signed.onnx"), full_check=True)
+    assert capfd.readouterr() == ("", "")
+    nodes = onnx.load(tmp_path / "int8.onnx").graph.node
+    (norm,) = (node for node in nodes if node.op_type == "LayerNormalization")
+    assert not any(name.endswith("_DequantizeLinear_Output") for name in norm.input[1:]), "a norm computes in fp32"

@@ -58,7 +58,7 @@ def runtime(request: pytest.FixtureRequest) -> type[Runtime]:
 
 def test_each_is_registered_under_its_name_in_its_own_file(runtime: type[Runtime]) -> None:
     assert runtime_class(runtime.name) is runtime
-    assert RUNTIMES[runtime.name].startswith(f"nar_hw.runtimes.{runtime.name}:")
+    assert RUNTIMES[runtime.name].startswith(f"nar_hw.runtimes.{runtime.name.replace('-', '_')}:")
 
 
 class TestRuntimes(RuntimeConformance):
@@ -327,6 +327,9 @@ def test_fp16_converts_an_fp32_file(onnx_path: Path, module: nn.Module, tmp_path
     np.testing.assert_allclose(session.run(None, {"input": images})[0], expected, atol=5e-3 * np.abs(expected).max())
 
 
+REORDER = "ReorderOutput (a.bn/BatchNormalization)"
+
+
 def test_names_of_the_optimized_graph(tmp_path: Path) -> None:
     """The names that ONNX Runtime 1.31 gives on a CPU with blocked layouts, on a graph written down by hand."""
     node = helper.make_node
@@ -353,7 +356,7 @@ def test_names_of_the_optimized_graph(tmp_path: Path) -> None:
     onnx.save(helper.make_model(helper.make_graph(optimized, "g", [], [])), tmp_path / "optimized.onnx")
     profiled = [*(item.name for item in optimized[:4]), "HardSigmoid_7", "Mul_8", "Flatten"]
     graph = OptimizedGraph(tmp_path / "exported.onnx", tmp_path / "optimized.onnx", profiled)
-    names = ["a.conv1/Conv", "a.pool/MaxPool", "a.bn/BatchNormalization", "ReorderOutput", "HardSigmoid_7", "a.act/HardSwish"]
+    names = ["a.conv1/Conv", "a.pool/MaxPool", "a.bn/BatchNormalization", REORDER, "HardSigmoid_7", "a.act/HardSwish"]
     assert graph.renamed({name: float(ms) for ms, name in enumerate(profiled)}) == {
         name: float(ms) for ms, name in enumerate([*names, "Flatten"])
     }
@@ -361,9 +364,9 @@ def test_names_of_the_optimized_graph(tmp_path: Path) -> None:
         "a.conv1/Conv": [],
         "a.pool/MaxPool": ["a.conv1/Conv"],
         "a.bn/BatchNormalization": ["a.pool/MaxPool"],
-        "ReorderOutput": ["a.bn/BatchNormalization"],
-        "HardSigmoid_7": ["ReorderOutput"],
-        "a.act/HardSwish": ["ReorderOutput", "HardSigmoid_7"],
+        REORDER: ["a.bn/BatchNormalization"],
+        "HardSigmoid_7": [REORDER],
+        "a.act/HardSwish": [REORDER, "HardSigmoid_7"],
         "Flatten": ["a.act/HardSwish"],
     }
 
@@ -466,3 +469,36 @@ def test_fake_faults(module: nn.Module) -> None:
     assert set(FAULTS) == {"", "nan", "zero", "negative", "drifting", "bimodal"}
     with pytest.raises(UnknownNameError, match="unknown fault 'slow'"):
         FakeDevice(fault="slow")
+
+
+@pytest.mark.parametrize(("channels", "nodes"), [(32, 2), (20, 4)])
+def test_changes_of_layout_belong_to_the_pool_that_needs_them(channels: int, nodes: int) -> None:
+    """20 channels are no whole blocks: ONNX Runtime leaves its layout before the pool and comes back behind it.
+
+    The operator is a 1x1 convolution and the pool.
+    """
+    from nar_hw.latency.in_context import Join
+    from nar_hw.latency.journal import ChildTimes
+    from nar_hw.space.space import SearchSpace
+
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            convs = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(3))
+            self.layers = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.ReLU(), *(nn.Sequential(conv) for conv in convs))
+            self.fc = nn.Linear(channels, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.layers(x).mean((2, 3)))
+
+    space = SearchSpace.from_model(Chain(), (3, 16, 16), limit_params=False)
+    archs = [space.incumbent, space.parse("conv3x3,max3x3,conv3x3")]
+    seen = []
+    for arch in archs:
+        with runtime_class("onnxruntime")(space.build(arch).eval(), (3, 16, 16), RuntimeConfig(), profile=True) as loaded:
+            loaded.time_ms(2)
+            runs, producers = loaded.layer_ms(), loaded.producers()
+        layers = {name: np.array([run[name] for run in runs]) for name in runs[0]}
+        seen.append(ChildTimes(whole=np.ones(2), layers=layers, producers=producers))
+    counts = {site: len(found) for site, found in Join(space, seen).nodes(seen[1]).items()}
+    assert counts == {"layers.2.0": 1, "layers.3.0": nodes, "layers.4.0": 1}, list(seen[1].layers)

@@ -35,8 +35,9 @@ from nar_hw.bundles.manifest import (
 )
 from nar_hw.bundles.readme import readme
 from nar_hw.bundles.targets import FILES, config_for, plan
+from nar_hw.bundles.verify import parsed
 from nar_hw.data.preprocessing import Preprocessing
-from nar_hw.errors import ExportError
+from nar_hw.errors import ExportError, RuntimeUnavailableError
 from nar_hw.export.dense import DENSE_FILE, export_dense, run_dense
 from nar_hw.export.onnx import export_onnx, open_session, run_session
 from nar_hw.export.quantize import check_calibration, to_fp16, to_int8
@@ -90,6 +91,9 @@ def export_bundle(
     """
     out = Path(out)
     compiled, left_out = plan(config.targets, config.precisions, config.device)
+    for target, precision in compiled:
+        absent = runtime_class(target).left_out(precision, config.gpus)
+        left_out |= {f"{target} {precision} {gpu}": reason for gpu, reason in absent.items()}
     shape, classes = arch.input_shape, preprocessing.classes
     arch = replace(arch, parameters=sum(parameter.numel() for parameter in network.parameters()))
     model = Network(name=arch.name, operators=arch.operators, codes=arch.codes, parameters=arch.parameters)
@@ -105,7 +109,15 @@ def export_bundle(
     with _replacing(out) as folder:
         files = {precision: folder / name for precision, name in FILES.items() if precision in ("fp32", *config.precisions)}
         export_onnx(network, files["fp32"], input_shape=shape, batch=config.batch, metadata=properties)
-        source = Source(network=network, onnx=files, input_shape=shape, batch=config.batch, metadata=properties, folder=folder)
+        source = Source(
+            network=network,
+            onnx=files,
+            input_shape=shape,
+            batch=config.batch,
+            metadata=properties,
+            folder=folder,
+            gpus=config.gpus,
+        )
         variants = _variants(judge, files, config, images)
         dense = _dense(judge, source) if config.dense else None
         made: dict[str, dict[str, Compiled]] = {}
@@ -123,6 +135,7 @@ def export_bundle(
             variants=variants,
             compiled=made,
             left_out=left_out,
+            tensorrt_parser=parsed(files, folder / DENSE_FILE if config.dense else None),
             dense=dense,
             validation=Validation(
                 images=0 if images.validation is None else len(images.validation), torch_accuracy=judge.accuracy
@@ -170,8 +183,13 @@ def _compiled(judge: Judge, target: str, precision: str, source: Source, config:
     here = config_for(target, precision, config.device, source.batch[0])
     made = kind.export(source, here)
     tolerance = COMPILED_FP32 if precision == "fp32" else TOLERANCES.get(precision)
-    with kind(source.folder / made.files[0], source.input_shape, here) as runtime:
-        judged = judge(runtime.predict, f"{target} {precision}", tolerance=tolerance, max_drop=config.max_accuracy_drop)
+    try:
+        with kind(source.folder / made.files[0], source.input_shape, here) as runtime:
+            judged = judge(runtime.predict, f"{target} {precision}", tolerance=tolerance, max_drop=config.max_accuracy_drop)
+    except RuntimeUnavailableError:
+        if not kind.exports_anywhere:
+            raise
+        judged = judge.not_run(tolerance)
     return Compiled(file=made.files[0], **made._asdict(), **judged)
 
 

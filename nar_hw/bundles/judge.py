@@ -78,6 +78,12 @@ class Judge:
     def _accuracy(self, outputs: Images) -> float | None:
         return None if self._labels is None else accuracy(outputs[-len(self._labels) :], self._labels)
 
+    def not_run(self, tolerance: float | None) -> dict[str, Any]:
+        """The same for a file that cannot be run here: unknown, but for what it is to be judged by."""
+        scale = float(np.abs(self._reference).max())
+        unknown = dict.fromkeys(("accuracy", "accuracy_delta", "cosine", "max_abs_error"))
+        return {**unknown, "reference_scale": scale, "tolerance": None if tolerance is None else tolerance * scale}
+
     def __call__(
         self, run: Callable[[Images], Images], precision: str, *, tolerance: float | None, max_drop: float = math.inf
     ) -> dict[str, Any]:

@@ -97,8 +97,8 @@ class Checked(Record, frozen=True, kw_only=True):
     """``accuracy`` minus torch's."""
     cosine: float | None
     """Mean cosine similarity of embeddings with torch's; None for classifiers."""
-    max_abs_error: float
-    """Against torch in fp32, over all images it was checked on."""
+    max_abs_error: float | None
+    """Against torch in fp32, over all images it was checked on; None for an engine that could not run where it was built."""
     reference_scale: float
     """The largest absolute output of torch on these images."""
     tolerance: float | None
@@ -215,6 +215,8 @@ class Manifest(Record, frozen=True, kw_only=True):
     """By runtime and precision."""
     left_out: Mapping[str, str]
     """"<target> <precision>" that was asked for -> why it is not there."""
+    tensorrt_parser: Mapping[str, str] = {}
+    """What TensorRT's parser says of each ONNX file, by precision or "dense"; empty where none was installed."""
     dense: Dense | None
     validation: Validation
     latency: Latency

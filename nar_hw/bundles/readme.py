@@ -25,7 +25,7 @@ divide by 255, subtract the mean {mean} and divide by the standard deviation {st
 
 `export/run.py` of nar_hw, which made this folder, runs its files on images and needs no nar_hw itself: `python run.py . photos`.
 
-{usage}"""
+{parser}{usage}"""
 
 
 def readme(manifest: Manifest) -> str:
@@ -50,6 +50,7 @@ def readme(manifest: Manifest) -> str:
         mode=manifest.deployed("onnxruntime").mode,
         mean=_numbers(preparation.mean),
         std=_numbers(preparation.std),
+        parser="".join(f"TensorRT parser on {name}: {said}.\n\n" for name, said in manifest.tensorrt_parser.items()),
         usage="\n".join(filter(None, usages)),
     )
 
@@ -75,7 +76,8 @@ def _file_rows(manifest: Manifest) -> list[str]:
             if item.accuracy is None
             else f", {100 * item.accuracy:.2f} % right on {manifest.validation.images} validation images"
         )
-        return f"| {', '.join(item.names)} | {what}{right} |"
+        untried = ", not run where it was made" if item.max_abs_error is None else ""
+        return f"| {', '.join(item.names)} | {what}{right}{untried} |"
 
     rows = [row(item, f"the network in {precision}") for precision, item in manifest.variants.items()]
     if (dense := manifest.dense) is not None:

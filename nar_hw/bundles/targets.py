@@ -37,12 +37,12 @@ def plan(asked: Sequence[str], precisions: Sequence[str], device: str) -> tuple[
         if target == ONNX:
             continue
         runtime = known[target]
-        if reason := runtime.unavailable(config_for(target, "fp32", device)):
+        if reason := runtime.unexportable(config_for(target, "fp32", device)):
             raise RuntimeUnavailableError(reason)
         for precision in dict.fromkeys(precisions):
             reason = f"{target} has {', '.join(runtime.exports)}"
             if precision in runtime.exports:
-                reason = runtime.unavailable(config_for(target, precision, device)) or ""
+                reason = runtime.unexportable(config_for(target, precision, device)) or ""
             if reason:
                 left_out[f"{target} {precision}"] = reason
             else:

@@ -28,7 +28,9 @@ def export(
         Path, typer.Argument(help="Folder of a trained child, or the name of one of the paper, whose weights are untrained.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
-    to: Annotated[str, typer.Option(help="Of onnx, tensorrt, aoti and openvino, separated by commas.")] = ",".join(USUAL.targets),
+    to: Annotated[str, typer.Option(help="Of onnx, tensorrt, tensorrt-rtx, aoti and openvino, separated by commas.")] = ",".join(
+        USUAL.targets
+    ),
     precision: Annotated[str, typer.Option(help="Of fp32, fp16, bf16 and int8, separated by commas.")] = ",".join(
         USUAL.precisions
     ),
@@ -37,6 +39,9 @@ def export(
     ] = f"{USUAL.batch[0]}-{USUAL.batch[1]}",
     calibration: Annotated[Calibration, typer.Option(help="How int8 finds its ranges in training images.")] = USUAL.calibration,
     device: Annotated[str, typer.Option(help="Where aoti files shall run: cpu or cuda.")] = USUAL.device,
+    gpus: Annotated[
+        str | None, typer.Option(help="For tensorrt-rtx: GPUs like sm89 or RTX 4090, separated by commas, or all.")
+    ] = None,
     dense: Annotated[
         bool, typer.Option("--dense", help="Write the network for larger images too: a map of classes.")
     ] = USUAL.dense,
@@ -53,6 +58,7 @@ def export(
         batch=batch,
         calibration=calibration,
         device=device,
+        gpus=tuple(name.strip() for name in gpus.split(",")) if gpus else (),
         dense=dense,
     )
     with progress_bar() as progress:
@@ -61,7 +67,10 @@ def export(
     value: dict[str, Any] = {
         "bundle": str(path),
         "files": sorted(file.name for file in path.iterdir()),
-        **{key: plain(getattr(manifest, key)) for key in ("variants", "compiled", "dense", "left_out", "validation")},
+        **{
+            key: plain(getattr(manifest, key))
+            for key in ("variants", "compiled", "dense", "left_out", "tensorrt_parser", "validation")
+        },
     }
 
     def show() -> None:
@@ -69,9 +78,12 @@ def export(
         for target, precision, item in manifest.entries():
             delta = "" if item.accuracy_delta is None else f"{100 * item.accuracy_delta:+.2f} points"
             accuracy = "" if item.accuracy is None else f"{100 * item.accuracy:.2f} %"
-            error = f"{item.max_abs_error / item.reference_scale:.1e}"
+            most = item.max_abs_error
+            error = "not run here" if most is None else f"{most / item.reference_scale:.1e}"
             table.add_row(target, precision, item.file, error, accuracy, delta)
         console.print(table)
+        for name, said in manifest.tensorrt_parser.items():
+            console.print(f"TensorRT parser on {name}: {said}", highlight=False, soft_wrap=True, markup=False)
         for name, reason in manifest.left_out.items():
             console.print(f"left out {name}: {reason}", highlight=False, soft_wrap=True, markup=False)
         console.print(f"bundle {path}", highlight=False, soft_wrap=True)
@@ -189,6 +201,9 @@ def bundle_verify(
             table.add_row(item["file"], name, f"{item['max_abs_error']:.2e}", accuracy)
         console.print(table)
         for name, item in value["checked"].items():
+            if "tensorrt_parser" in item:
+                said = item["tensorrt_parser"]
+                console.print(f"TensorRT parser on {name}: {said}", highlight=False, soft_wrap=True, markup=False)
             if "skipped" in item:
                 console.print(f"not checked {name}: {item['skipped']}", highlight=False, soft_wrap=True, markup=False)
         console.print(f"{bundle}: all hashes are right, and all files that run here compute what torch computed", highlight=False)

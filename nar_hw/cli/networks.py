@@ -66,6 +66,9 @@ def space(
     slots: Slots = None,
     limit_params: LimitParams = True,
     classes: Classes = None,
+    check: Annotated[
+        str | None, typer.Option(help="tensorrt: which operators of which slots TensorRT's parser would refuse.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """The slots of a network and what may stand in them. Example: nar-hw space --model resnet18 --input 3x32x32"""
@@ -73,6 +76,11 @@ def space(
     from nar_hw.space.flops import SpaceCounts
 
     found = model_info(model, input, manner, operators, classes, slots, limit_params).space()
+    checked = None
+    if check is not None:
+        from nar_hw.steps.check import check_space
+
+        checked = check_space(found, check)
     uncounted: dict[str, Any] = {}
     total: dict[str, int | None] = {
         "params": sum(item.numel() for item in found.model.parameters()),
@@ -124,6 +132,13 @@ def space(
         console.print(f"{len(rows)} slots, {found.size:.4g} archs; the network itself: {sentence(total)}", highlight=False)
         for reason in uncounted.values():
             console.print(f"not counted: {reason}", soft_wrap=True)
+        if checked is None:
+            return
+        said = f"refuses {len(checked['refused'])} nodes" if checked["refused"] else "reads every operator in every slot"
+        console.print(f"{checked['parser']} {said} ({checked['children']} children tried)", highlight=False)
+        for item in checked["refused"]:
+            place = "every child" if item["slot"] is None else f"slot {item['slot']} with {item['operator']}"
+            console.print(f"{place}: {item['node']}: {item['reason']}", highlight=False, soft_wrap=True, markup=False)
 
     value = {
         "model": model,
@@ -133,6 +148,7 @@ def space(
         "archs": str(found.size),
         **total,
         **uncounted,
+        **({} if checked is None else {"check": checked}),
     }
     emit(as_json, value, show)
 

@@ -72,14 +72,18 @@ def export_dense(
     export_onnx(dense, path, input_shape=input_shape, batch=batch, metadata=metadata, outputs=OUTPUTS, larger=True)
     channels, height, width = input_shape
     count = batch[0]
-    images = np.random.default_rng(0).standard_normal((count, channels, 2 * height, 3 * width), dtype=np.float32)
+    session, rng = open_session(path), np.random.default_rng(0)
+    # At the traced size, where the exporter may have frozen what depends on it, and at two others
+    for size in ((2 * height, 3 * width), (height, width), (3 * height, 2 * width)):
+        images = rng.standard_normal((count, channels, *size), dtype=np.float32)
+        with torch.inference_mode():
+            expected = dense(torch.from_numpy(images))
+        for outputs, reference in zip(session.run(list(OUTPUTS), {"input": images}), expected, strict=True):
+            compare(outputs.reshape(count, -1), reference.numpy().reshape(count, -1), tolerance=1e-5)
     with torch.inference_mode():
-        expected = dense(torch.from_numpy(images))
-        tall, wide = (dense(torch.zeros(1, channels, *size))[0] for size in ((4 * height, width), (height, 5 * width)))
-    found = open_session(path).run(list(OUTPUTS), {"input": images})
-    for outputs, reference in zip(found, expected, strict=True):
-        compare(outputs.reshape(count, -1), reference.numpy().reshape(count, -1), tolerance=1e-5)
-    rows, columns = tall.shape[2] - expected[0].shape[2], wide.shape[3] - expected[0].shape[3]
+        sizes = ((2 * height, 3 * width), (4 * height, width), (height, 5 * width))
+        usual, tall, wide = (dense(torch.zeros(1, channels, *size))[0] for size in sizes)
+    rows, columns = tall.shape[2] - usual.shape[2], wide.shape[3] - usual.shape[3]
     return {"smallest": (height, width), "stride": (round(2 * height / rows), round(2 * width / columns))}
 
 
@@ -125,11 +129,26 @@ def convolutionize(model: nn.Module, input_shape: tuple[int, int, int]) -> Dense
     if not head:
         raise ModelError("a dense network needs a head of pools and linear layers at its end, but this one ends otherwise")
     _Rewriter(graph).rewrite(head)
+    _check_inner_pools(graph)
     graph.graph.lint()
     graph.recompile()
     dense = Dense(graph).eval()
     _check(dense, model, input_shape)
     return dense
+
+
+def _check_inner_pools(graph: fx.GraphModule) -> None:
+    """Adaptive pools of several windows before the head have other windows on larger images: no answer would be the network's."""
+    kinds = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+    calls = (functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d)
+    for node in graph.graph.nodes:
+        inner = isinstance(graph.get_submodule(str(node.target)), kinds) if node.op == "call_module" else node.target in calls
+        if inner and _shape(node)[1:] != (1, 1):
+            name = node.target if node.op == "call_module" else node.name
+            raise ModelError(
+                f"{name} pools adaptively to {_shape(node)[1:]} inside the network, and its windows change with the image: a "
+                "dense network cannot have it"
+            )
 
 
 def _check(dense: Dense, model: nn.Module, input_shape: tuple[int, int, int]) -> None:

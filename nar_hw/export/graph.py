@@ -2,12 +2,15 @@
 
 import json
 import re
+import string
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nar_hw.errors import ExportError
 
 if TYPE_CHECKING:
     import onnx
@@ -121,6 +124,61 @@ def bypass(node: "ir.Node", new: "ir.Value") -> None:
             graph.outputs[position] = new
             new.name, old.name = old.name, None
     graph.remove(node, safe=True)
+
+
+def pad_last_windows(graph: "ir.Graph") -> None:
+    """Give pools with ceil_mode explicit padding where their last window may start in the padding.
+
+    torch leaves out such windows, ONNX counts them in the shape, and TensorRT computes them. Raises ExportError where height
+    or width may vary: then no padding is right for all sizes.
+    """
+    import onnx_ir as ir
+
+    for node in [node for node in graph if node.op_type in ("MaxPool", "AveragePool")]:
+        given = {name: attribute.value for name, attribute in node.attributes.items()}
+        window = list(given["kernel_shape"])
+        rank = len(window)
+        strides, dilations = (list(given.get(name) or [1] * rank) for name in ("strides", "dilations"))
+        pads = list(given.get("pads") or [0] * 2 * rank)
+        spans = [dilation * (size - 1) + 1 for dilation, size in zip(dilations, window, strict=True)]
+        certain = all(pad + stride <= span for pad, stride, span in zip(pads[rank:], strides, spans, strict=True))
+        if not given.get("ceil_mode") or certain:
+            continue
+        source = node.inputs[0]
+        assert source is not None
+        sizes = list(source.shape or ())[2:]
+        if len(sizes) != rank or not all(isinstance(size, int) for size in sizes):
+            path = node_path(node.metadata_props) or node.op_type
+            raise ExportError(f"{path} has ceil_mode and windows that depend on the image size: use floor, or one size")
+        ends = []
+        for size, first, last, stride, span in zip(sizes, pads[:rank], pads[rank:], strides, spans, strict=True):
+            count = -(-(size + first + last - span) // stride) + 1
+            count -= (count - 1) * stride >= size + first
+            ends.append(max(0, (count - 1) * stride + span - size - first))
+        if node.op_type == "AveragePool" and given.get("count_include_pad"):
+            # Its own padding counts as zeros, what lies beyond does not
+            amounts = initializer(graph, f"{source.name}.padding", np.array([0, 0, *pads[:rank], 0, 0, *pads[rank:]], np.int64))
+            padded = ir.node("Pad", [source, amounts])
+            padded.metadata_props.update(node.metadata_props)
+            padded.outputs[0].name = f"{source.name}.padded"
+            graph.insert_before(node, padded)
+            node.replace_input_with(0, padded.outputs[0])
+            ends = [max(0, end - last) for end, last in zip(ends, pads[rank:], strict=True)]
+            pads, node.attributes["count_include_pad"] = [0] * 2 * rank, ir.AttrInt64("count_include_pad", 0)
+        node.attributes["ceil_mode"] = ir.AttrInt64("ceil_mode", 0)
+        node.attributes["pads"] = ir.AttrInt64s("pads", [*pads[:rank], *ends])
+
+
+def plain_equations(graph: "ir.Graph") -> None:
+    """Write the equations of Einsum nodes with small letters and without spaces: TensorRT reads no others."""
+    import onnx_ir as ir
+
+    for node in [node for node in graph if node.op_type == "Einsum"]:
+        equation = "".join(node.attributes["equation"].as_string().split())
+        letters = dict.fromkeys(char for char in equation if char.isalpha())
+        if len(letters) <= len(string.ascii_lowercase):
+            small = str.maketrans(dict(zip(letters, string.ascii_lowercase, strict=False)))
+            node.attributes["equation"] = ir.AttrString("equation", equation.translate(small))
 
 
 def node_path(metadata: Mapping[str, str]) -> str:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nar_hw.errors import ExportError
-from nar_hw.export.graph import clean, fold_norms, node_path
+from nar_hw.export.graph import clean, fold_norms, node_path, pad_last_windows, plain_equations
 from nar_hw.files import write_bytes
 from nar_hw.space.network import inference_copy, require_memory
 from nar_hw.userfile import described, user_code
@@ -138,6 +138,8 @@ def traced(
         raise ExportError(f"a network must give {count} to be exported, but gives {given}")
     _require_float32(result.graph)
     optimizer.fold_constants(result)
+    pad_last_windows(result.graph)
+    plain_equations(result.graph)
     return result
 
 

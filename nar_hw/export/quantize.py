@@ -16,7 +16,7 @@ import numpy as np
 from nar_hw.errors import ExportError, unknown_name
 from nar_hw.export.calibration import Calibration
 from nar_hw.export.graph import rename_values
-from nar_hw.export.onnx import Images, write_model
+from nar_hw.export.onnx import Images, open_session, write_model
 from nar_hw.files import write_bytes
 
 if TYPE_CHECKING:
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 PRODUCER = "nar_hw"
 """As which `to_int8` signs its files."""
 
+_NORMS = (  # int8 scales would distort them, and no runtime computes them in int8
+    "BatchNormalization",
+    "LayerNormalization",
+    "InstanceNormalization",
+    "GroupNormalization",
+)
 _BF16_OPSET = 22  # the first in which convolutions and pools take bfloat16
 
 
@@ -41,13 +47,16 @@ def precision_of(model: "onnx.ModelProto") -> str:
 def to_fp16(source: Path, target: Path) -> None:
     """Write ``source`` with half-precision weights and operations to ``target``; its input and output stay float32."""
     import onnx
+    import onnx_ir as ir
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # weights below the smallest fp16 number; what it costs is measured afterwards
         proto = convert_float_to_float16(onnx.load(source, load_external_data=False), keep_io_types=True)
     del proto.graph.value_info[:]
-    write_bytes(target, proto.SerializeToString(deterministic=True))
+    model = ir.from_proto(proto)
+    model.graph.sort()  # it puts casts behind the nodes that read them, which the standard forbids
+    write_model(ir.to_proto(model), target)
 
 
 def to_bf16(source: Path, target: Path) -> None:
@@ -60,6 +69,7 @@ def to_bf16(source: Path, target: Path) -> None:
 
     proto = version_converter.convert_version(onnx.load(source, load_external_data=False), _BF16_OPSET)
     graph = proto.graph
+    _expand_hard_activations(graph)
     kept = {name for node in graph.node if node.op_type == "Resize" for name in node.input[1:]}  # sizes and scales
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and tensor.name not in kept:
@@ -75,6 +85,38 @@ def to_bf16(source: Path, target: Path) -> None:
     graph.node.append(helper.make_node("Cast", [f"{result}:bf16"], [result], "Cast_output", to=TensorProto.FLOAT))
     del graph.value_info[:]
     write_model(proto, target)
+
+
+def _expand_hard_activations(graph: "onnx.GraphProto") -> None:
+    """Write HardSigmoid and HardSwish as sums, limits and products, which are all that TensorRT has of them in bfloat16."""
+    from onnx import helper, numpy_helper
+
+    known: set[str] = set()
+
+    def constant(value: float) -> str:
+        name = f"constant_{value:g}"
+        if name not in known:
+            known.add(name)
+            graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+        return name
+
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        if node.op_type not in ("HardSigmoid", "HardSwish"):
+            graph.node.append(node)
+            continue
+        (source,), (result,) = node.input, node.output
+        given = {attribute.name: attribute.f for attribute in node.attribute}
+        alpha, beta = (1 / 6, 0.5) if node.op_type == "HardSwish" else (given.get("alpha", 0.2), given.get("beta", 0.5))
+        steps = [("Mul", constant(alpha)), ("Add", constant(beta)), ("Clip", constant(0), constant(1))]
+        steps += [("Mul", source)] if node.op_type == "HardSwish" else []
+        value = source
+        for number, (operation, *others) in enumerate(steps):
+            last = number == len(steps) - 1
+            target, name = (result, node.name) if last else (f"{result}/{number}", f"{node.name}_{operation}")
+            graph.node.append(helper.make_node(operation, [value, *others], [target], name))
+            value = target
 
 
 def check_calibration(images: Images | None, method: str) -> None:
@@ -103,49 +145,54 @@ def to_int8(source: Path, target: Path, images: Images, *, method: Calibration =
     import onnx
     from onnx import helper
     from onnxruntime import quantization
+    from onnxruntime.quantization import registry
 
     check_calibration(images, method)
-    methods = quantization.CalibrationMethod
-    with tempfile.TemporaryDirectory(prefix="nar_hw_") as folder:
-        prepared, made = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-        proto = onnx.load(source, load_external_data=False)
-        properties = {entry.key: entry.value for entry in proto.metadata_props}
-        # What the quantizer asks to be done first (folding, shapes) is done; without this mark it warns on stderr.
-        helper.set_model_props(proto, {"onnx.quant.pre_process": "onnxruntime.quant"})
-        onnx.save(proto, prepared)
-        norms = [node.name for node in proto.graph.node if node.op_type == "BatchNormalization"]
-        with contextlib.redirect_stdout(io.StringIO()):  # the quantizer prints
-            quantization.quantize_static(
-                str(prepared),
-                str(made),
-                _reader(images, proto.graph.input[0]),
-                quant_format=quantization.QuantFormat.QDQ,
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-                nodes_to_exclude=norms,  # int8 scales would distort them, and no runtime computes them in int8
-                per_channel=True,
-                calibrate_method={"minmax": methods.MinMax, "entropy": methods.Entropy, "percentile": methods.Percentile}[method],
-                extra_options={
-                    "WeightSymmetric": True,
-                    "QuantizeBias": False,  # these two as TensorRT demands
-                    "AddQDQPairToWeight": True,
-                    "QDQKeepRemovableActivations": True,  # else `to_symmetric` would lose the ReLUs
-                },
-            )
-        proto = onnx.load(made)
+    proto = onnx.load(source, load_external_data=False)
+    properties = {entry.key: entry.value for entry in proto.metadata_props}
+    proto = onnx.shape_inference.infer_shapes(proto)
+    kinds = sorted({*registry.QLinearOpsRegistry, *registry.QDQRegistry})
+    with contextlib.redirect_stdout(io.StringIO()):  # the quantizer prints
+        ranges = _ranges(proto, kinds, images, method)
+        quantizer = quantization.QDQQuantizer(
+            proto,
+            True,  # per channel
+            False,  # the whole range of int8
+            quantization.QuantType.QInt8,
+            quantization.QuantType.QUInt8,
+            ranges,
+            [],
+            [node.name for node in proto.graph.node if node.op_type in _NORMS],
+            kinds,
+            {
+                "WeightSymmetric": True,
+                "QuantizeBias": False,  # these two as TensorRT demands
+                "AddQDQPairToWeight": True,
+                "QDQKeepRemovableActivations": True,  # else `to_symmetric` would lose the ReLUs
+            },
+        )
+        quantizer.quantize_model()
+    quantizer.model.topological_sort()
+    proto = quantizer.model.model
     helper.set_model_props(proto, properties)
     proto.producer_name = PRODUCER
     proto.ClearField("producer_version")
     del proto.graph.value_info[:]
-    write_bytes(target, proto.SerializeToString(deterministic=True))
+    write_model(proto, target)
 
 
 def to_symmetric(source: Path, target: Path) -> None:
-    """Write a file of `to_int8` with signed activations whose zero points are 0, over ranges that hold the old ones."""
+    """Write a file of `to_int8` as TensorRT wants it.
+
+    Activations are signed, with zero points 0, over ranges that hold the old ones, and quantized only where a convolution or
+    matrix product reads them: elsewhere each rounding costs accuracy, and a kernel of its own or an operation in one.
+    (So does nvidia-modelopt's quantizer; benchmarks/results/tensorrt.json compares.)
+    """
     import onnx
     from onnx import numpy_helper
 
     proto = onnx.load(source, load_external_data=False)
+    _keep_pairs_of_products(proto.graph)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     scales = {node.input[1]: node.input[2] for node in proto.graph.node if node.op_type == "QuantizeLinear"}
     for scale, zero in scales.items():
@@ -157,6 +204,52 @@ def to_symmetric(source: Path, target: Path) -> None:
         tensors[scale].CopyFrom(numpy_helper.from_array(widened, scale))
         tensors[zero].CopyFrom(numpy_helper.from_array(np.zeros_like(point, np.int8), zero))
     write_bytes(target, proto.SerializeToString(deterministic=True))
+
+
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def _keep_pairs_of_products(graph: "onnx.GraphProto") -> None:
+    """Take out each QuantizeLinear and DequantizeLinear of an activation that no convolution or matrix product reads."""
+    makers = {name: node for node in graph.node for name in node.output}
+    read = {name for node in graph.node if node.op_type in _PRODUCTS for name in node.input}
+    weights = {tensor.name for tensor in graph.initializer}
+    result = graph.output[0].name
+    same: dict[str, str] = {}  # what a pair gives -> what it reads
+    idle: list[str] = []  # outputs of the nodes that go
+    for node in graph.node:
+        quantizer = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if quantizer is not None and node.output[0] not in read and quantizer.input[0] not in weights:
+            same[node.output[0]] = same.get(quantizer.input[0], quantizer.input[0])
+            idle += [node.output[0], quantizer.output[0]]
+    kept = [node for node in graph.node if node.output[0] not in idle]
+    del graph.node[:]
+    graph.node.extend(kept)
+    if result in same:
+        same = {name: result if old == same[result] else old for name, old in same.items()} | {same[result]: result}
+    rename_values(graph, same)
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(tensor)
+
+
+def _ranges(proto: "onnx.ModelProto", kinds: list[str], images: Images, method: Calibration) -> Any:
+    """The ranges of activations, by ONNX Runtime's calibrator but in a session like any other.
+
+    Its own neither optimizes the graph nor lets go of the cores between two operators, and takes three times as long.
+    """
+    import onnx
+    from onnxruntime import quantization
+
+    methods = quantization.CalibrationMethod
+    kind = {"minmax": methods.MinMax, "entropy": methods.Entropy, "percentile": methods.Percentile}[method]
+    with tempfile.TemporaryDirectory(prefix="nar_hw_") as folder:
+        plain, augmented = Path(folder) / "fp32.onnx", Path(folder) / "augmented.onnx"
+        onnx.save(proto, plain)
+        calibrator = quantization.create_calibrator(plain, kinds, str(augmented), kind)
+        calibrator.infer_session = open_session(augmented, threads=0)
+        calibrator.collect_data(_reader(images, proto.graph.input[0]))
+        return calibrator.compute_data()
 
 
 def _reader(images: Images, source: Any) -> Any:

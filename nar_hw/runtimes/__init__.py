@@ -16,6 +16,7 @@ __all__ = ["MEMORY_FORMATS", "PRECISIONS", "RUNTIMES", "Runtime", "RuntimeConfig
 RUNTIMES: dict[str, str] = {
     "onnxruntime": "nar_hw.runtimes.onnxruntime:OnnxRuntime",
     "tensorrt": "nar_hw.runtimes.tensorrt:TensorRT",
+    "tensorrt-rtx": "nar_hw.runtimes.tensorrt_rtx:TensorRTRtx",
     "openvino": "nar_hw.runtimes.openvino:OpenVino",
     "torch_eager": "nar_hw.runtimes.torch_eager:TorchEager",
     "torch_compile": "nar_hw.runtimes.torch_compile:TorchCompile",

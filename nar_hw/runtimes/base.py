@@ -30,6 +30,7 @@ class Runtime(ABC):
     layers: ClassVar[bool] = False  # whether it has per-layer times anywhere
     files: ClassVar[tuple[str, ...]] = ()  # suffixes of the files that are made for it alone and taken as they are
     exports: ClassVar[tuple[str, ...]] = ()  # precisions in which `export` makes such files for a bundle
+    exports_anywhere: ClassVar[bool] = False  # whether `export` works on machines that cannot run the files
     triton: ClassVar[Triton | None] = None  # how a Triton Inference Server runs what it runs
 
     def __init__(self, network: "nn.Module | Path", input_shape: Shape, config: RuntimeConfig, *, profile: bool = False) -> None:
@@ -79,9 +80,19 @@ class Runtime(ABC):
         """The version of the runtime itself, then of what it stands on."""
 
     @classmethod
+    def unexportable(cls, config: RuntimeConfig) -> str | None:
+        """Why `export` does not work here for ``config``, in one line; None when it works."""
+        return cls.unavailable(config)
+
+    @classmethod
     def export(cls, source: Source, config: RuntimeConfig) -> Exported:
         """Write its files for a bundle, for ``config``'s precision, device and batch. Raises ExportError and ModelError."""
         raise AssertionError(f"{cls.name} says that it exports, but does not")
+
+    @classmethod
+    def left_out(cls, precision: str, gpus: tuple[str, ...]) -> dict[str, str]:
+        """For which of ``gpus`` `export` makes nothing in a precision, and why."""
+        return {}
 
     @classmethod
     def described(cls, precision: str, exported: Exported) -> str:

@@ -25,6 +25,8 @@ class Source:
     """What the files shall say of themselves."""
     folder: Path
     """Where they shall lie."""
+    gpus: tuple[str, ...] = ()
+    """For which GPUs "tensorrt-rtx" builds: compute capabilities ("sm89"), cards ("RTX 4090") or "all"."""
 
     def path(self, precision: str, suffix: str) -> Path:
         """The file for a precision: model.engine in fp32, else model.int8.engine."""

@@ -56,7 +56,8 @@ class OptimizedGraph:
     A node in the blocked layout of the CPU (NCHWc) is called by ONNX Runtime after the tensor that it replaces,
     "<tensor>_nchwc", or "<tensor>_bn_nchwc" for a lone BatchNormalization. With a fused activation this is the
     activation's tensor: following the exported graph back to an operation of the node's own type gives its name.
-    Fusions elsewhere keep the name of their first node. ReorderInput and ReorderOutput stand for nothing exported.
+    Fusions elsewhere keep the name of their first node. ReorderInput and ReorderOutput stand for nothing
+    exported: they are called after the node whose output they change.
     """
 
     def __init__(self, exported: Path, optimized: Path, profiled: Iterable[str]) -> None:
@@ -78,7 +79,14 @@ class OptimizedGraph:
                 numbered.remove(match)
             node.name = match or f"{node.op_type}_unnamed_{number}"
         exported = {node.name for node in self._made_by.values()}
-        return {node.name: node.name if node.name in exported else self._exported_name(node) for node in self._nodes}
+        makers = {output: node.name for node in self._nodes for output in node.output}
+        names: dict[str, str] = {}
+        for node in self._nodes:
+            names[node.name] = node.name if node.name in exported else self._exported_name(node)
+            if node.op_type in ("ReorderInput", "ReorderOutput"):
+                # Their own names are numbers that mean other places in other networks
+                names[node.name] = f"{node.op_type} ({names.get(makers.get(node.input[0], ''), node.input[0])})"
+        return names
 
     def _exported_name(self, node: "onnx.NodeProto") -> str:
         if node.output[0] in self._made_by:

@@ -7,11 +7,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from nar_hw.errors import ExportError, ModelError, RuntimeUnavailableError
+from nar_hw.export.engine import EngineInfo, LibraryName
+from nar_hw.export.engine_layers import node_names, producers
 from nar_hw.export.tensorrt import build_engine, current_gpu, layer_information, load_engine, required, tensorrt_module
 from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
 from nar_hw.runtimes.exporting import Deployed, Exported, Source, Triton
@@ -40,18 +42,20 @@ class TensorRT(Runtime):
     """
 
     name = "tensorrt"
+    library: ClassVar[LibraryName] = "tensorrt"
+    """Its name in `nar_hw.export.tensorrt.LIBRARIES`."""
     consumes = "onnx"
     precisions = ("fp32", "bf16", "fp16", "int8")
     devices = ("cuda",)
     layers = True
     files = (".engine",)
     exports = ("fp32", "fp16", "bf16", "int8")
-    triton = Triton("tensorrt", "model.plan")
+    triton: ClassVar[Triton | None] = Triton("tensorrt", "model.plan")
 
     @classmethod
     def _missing(cls, config: RuntimeConfig) -> str | None:
         try:
-            tensorrt_module()
+            tensorrt_module(cls.library)
         except RuntimeUnavailableError as problem:
             return str(problem)
         return no_cuda(config)
@@ -59,19 +63,23 @@ class TensorRT(Runtime):
     @classmethod
     def versions(cls) -> dict[str, str]:
         """The versions of TensorRT and torch. Raises RuntimeUnavailableError when TensorRT is not installed."""
-        return {"tensorrt": tensorrt_module().__version__, "torch": torch.__version__}
+        return {cls.library: tensorrt_module(cls.library).__version__, "torch": torch.__version__}
 
     @classmethod
     def export(cls, source: Source, config: RuntimeConfig) -> Exported:
         """An engine for all of the batch sizes, tuned for an eighth of the largest, with what lies beside an engine."""
-        sizes, engine = _sizes(*source.batch), source.path(config.precision, ".engine")
+        engine = source.path(config.precision, ".engine")
+        info = cls._built(source, config, engine)
+        files = tuple(f"{engine.name}{end}" for end in ("", ".json", ".layers.json", ".cache"))
+        requires = {"tensorrt": info.tensorrt, "gpu": str(info.gpu), "compute_capability": info.compute_capabilities[0]}
+        return Exported(files, source.batch, "cuda", requires)
+
+    @classmethod
+    def _built(cls, source: Source, config: RuntimeConfig, engine: Path, **settings: Any) -> EngineInfo:
         with tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch:
             onnx = source.onnx.get(config.precision)
             onnx = onnx or with_precision(source.onnx["fp32"], config.precision, Path(scratch))
-            info = build_engine(onnx, engine, batch=sizes)
-        files = tuple(f"{engine.name}{end}" for end in ("", ".json", ".layers.json", ".cache"))
-        requires = {name: getattr(info, name) for name in ("tensorrt", "gpu", "compute_capability")}
-        return Exported(files, source.batch, "cuda", requires)
+            return build_engine(onnx, engine, library=cls.library, batch=_sizes(*source.batch), **settings)
 
     @classmethod
     def described(cls, precision: str, exported: Exported) -> str:
@@ -87,19 +95,30 @@ class TensorRT(Runtime):
         return _USAGE.format(shapes="" if sizes[0] == sizes[2] else shapes)
 
     def _load(self, network: "nn.Module | Path") -> None:
+        self._trt = tensorrt_module(self.library)
         self._stream = CudaStream(self.config.device_index)
         with self._stream.active():
             with tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch:
                 self._engine = self._opened(network, Path(scratch))
-            self._context = required(self._engine.create_execution_context(), "make a context: out of GPU memory?")
+            self._context = self._required(self._made_context(), "make a context: out of GPU memory?")
             self._bind()
             self._runs: list[dict[str, float]] = []
             if self.profile:
-                self._layers = _layers(self._engine)
-                self._profiler = _profiler(tensorrt_module())
+                self._layers = _layers(self._trt, self._engine)
+                self._profiler = _profiler(self._trt)
                 self._context.enqueue_emits_profile = False
                 self._context.profiler = self._profiler
             self._replay = self._stream.captured(self._enqueue)
+
+    def _required(self, result: Any, task: str) -> Any:
+        return required(self._trt, result, task)
+
+    def _made_context(self) -> Any:
+        return self._engine.create_execution_context()
+
+    def _build_settings(self) -> dict[str, Any]:
+        """Of `build_engine`, for this GPU."""
+        return {"timing_cache": user_cache("tensorrt", self._trt.__version__)}
 
     def _opened(self, network: "nn.Module | Path", folder: Path) -> Any:
         """The engine, built where ``network`` is not one already."""
@@ -107,8 +126,10 @@ class TensorRT(Runtime):
         path = network if isinstance(network, Path) and network.suffix in self.files else folder / "network.engine"
         if path != network:
             file = with_precision(onnx_file(network, self.input_shape, config.batch, folder), config.precision, folder)
-            build_engine(file, path, batch=(config.batch,) * 3, timing_cache=_timing_cache())
+            build_engine(file, path, library=self.library, batch=(config.batch,) * 3, **self._build_settings())
         engine, info = load_engine(path)
+        if info.library != self.library:
+            raise ModelError(f"{path} is for {info.library}, but {self.library} is asked for: use runtime {info.library}")
         if info.precision != config.precision or not info.batch[0] <= config.batch <= info.batch[2]:
             raise ModelError(
                 f"{path} is for {info.precision} and batch {info.batch[0]} to {info.batch[2]}, but {config.precision} and batch "
@@ -118,28 +139,28 @@ class TensorRT(Runtime):
 
     def _bind(self) -> None:
         """The input, which holds the preset images, and the output at addresses that never change."""
-        trt, engine, context = tensorrt_module(), self._engine, self._context
+        trt, engine, context = self._trt, self._engine, self._context
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         source, result = sorted(names, key=lambda name: engine.get_tensor_mode(name) != trt.TensorIOMode.INPUT)
         if (shape := tuple(engine.get_tensor_shape(source))[1:]) != self.input_shape:
             raise ModelError(f"the network takes images of shape {shape}, but got {self.input_shape}")
         if any(engine.get_tensor_dtype(name) != trt.DataType.FLOAT for name in names):
             raise ModelError("the network must take and give float32: export it again")
-        required(context.set_input_shape(source, self.images.shape), f"run batch {self.config.batch}")
+        self._required(context.set_input_shape(source, self.images.shape), f"run batch {self.config.batch}")
         self._preset = torch.from_numpy(self.images).to(self._stream.device)
         self._input = self._preset.clone()
         self._output = torch.empty(tuple(context.get_tensor_shape(result)), device=self._stream.device)
         for name, tensor in ((source, self._input), (result, self._output)):
-            required(context.set_tensor_address(name, tensor.data_ptr()), f"take the address of {name}")
+            self._required(context.set_tensor_address(name, tensor.data_ptr()), f"take the address of {name}")
 
     def _enqueue(self) -> None:
-        required(self._context.execute_async_v3(self._stream.handle), "run the network")
+        self._required(self._context.execute_async_v3(self._stream.handle), "run the network")
 
     def _report(self) -> None:
         """Keep the layers' times of the run that was started last."""
         if self.profile:
             self._stream.synchronize()
-            required(self._context.report_to_profiler(), "report the times of its layers")
+            self._required(self._context.report_to_profiler(), "report the times of its layers")
             self._runs.append(self._profiler.taken())
 
     def _infer(self, images: Images) -> Images:
@@ -182,6 +203,11 @@ class TensorRT(Runtime):
         """Free the graph, the context, the engine and their memory."""
         for name in ("_replay", "_context", "_profiler", "_engine", "_output", "_input", "_preset", "_stream"):
             self.__dict__.pop(name, None)
+
+
+def _sizes(fewest: int, most: int) -> tuple[int, int, int]:
+    """(min, opt, max) images for an engine that takes ``fewest`` to ``most``."""
+    return fewest, max(fewest, most // 8), most
 
 
 class CudaStream:
@@ -228,16 +254,10 @@ class CudaStream:
         self._stream.synchronize()
 
 
-def _sizes(fewest: int, most: int) -> tuple[int, int, int]:
-    """(min, opt, max) images for an engine that takes ``fewest`` to ``most``."""
-    return fewest, max(fewest, most // 8), most
-
-
-def _timing_cache() -> Path:
-    """Where the kernels' timings of this version of TensorRT on this GPU are kept between loads."""
+def user_cache(*names: str) -> Path:
+    """Where the user keeps what belongs to ``names`` (library, version) on this GPU between loads."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    version = tensorrt_module().__version__
-    slug = re.sub(r"[^a-z0-9.]+", "-", "-".join(("tensorrt", version, *current_gpu())).lower())
+    slug = re.sub(r"[^a-z0-9.]+", "-", "-".join((*names, *current_gpu())).lower())
     return root / "nar_hw" / f"{slug}.cache"
 
 
@@ -257,45 +277,15 @@ def _profiler(trt: Any) -> Any:
     return LayerTimes()
 
 
-def _layers(engine: Any) -> list[dict[str, Any]]:
+def _layers(trt: Any, engine: Any) -> list[dict[str, Any]]:
     """The layers of an engine as TensorRT tells of them: Name, Metadata, Inputs, Outputs and more."""
-    text = layer_information(engine)
+    text = layer_information(trt, engine)
     try:
         layers: list[dict[str, Any]] = json.loads(text, strict=False)["Layers"]
         node_names(layers), producers(layers)
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise ExportError(f"TensorRT must describe its layers in detail, but this cannot be read: {problem!r}") from problem
     return layers
-
-
-_WORK = (("Conv", "ConvTranspose", "Gemm", "MatMul"), ("MaxPool", "AveragePool", "GlobalAveragePool"))
-
-
-def node_names(layers: list[dict[str, Any]]) -> dict[str, str]:
-    """Layer -> the ONNX node that it stands for; layers of no node (changes of layout, mostly) keep their own name.
-
-    The metadata of a layer hold the names of its nodes: "[ONNX Layer: layer1.conv1/Conv]\\x1f[ONNX Layer: layer1.relu/Relu]".
-    """
-    nodes = {layer["Name"]: re.findall(r"\[ONNX Layer: ([^\]]+)\]", layer.get("Metadata", "")) for layer in layers}
-    return {name: min(found, key=_rank) if found else name for name, found in nodes.items()}
-
-
-def _rank(node: str) -> int:
-    """How far a node "<module path>/<operation>" is from being the one that does the work of its layer."""
-    operation = node.rpartition("/")[2].partition("_")[0]
-    return next((rank for rank, work in enumerate(_WORK) if operation in work), len(_WORK) + ("/" not in node))
-
-
-def producers(layers: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """Node -> the nodes that it reads from, by the names of `node_names`."""
-    names = node_names(layers)
-    made_by = {tensor["Name"]: names[layer["Name"]] for layer in layers for tensor in layer["Outputs"]}
-    table: dict[str, list[str]] = {}
-    for layer in layers:
-        name = names[layer["Name"]]
-        sources = (made_by[tensor["Name"]] for tensor in layer["Inputs"] if tensor["Name"] in made_by)
-        table.setdefault(name, []).extend(source for source in sources if source != name)
-    return table
 
 
 def _renamed(times: dict[str, float], names: dict[str, str]) -> dict[str, float]:
