@@ -6,8 +6,8 @@ cost: a fitting step over all slots and candidates against a plain training step
   how far the peak of the process rises from before the network is made to after three steps, each kind in a process of its own.
 ranks: on nar_bench_digits, per seed: the network is trained as every child of the yardstick was; its children are then scored on
   the validation images in three ways: (a) fitted candidates, (b) these after some epochs of fair paths with the teacher's logits,
-  (c) a supernet from scratch, trained with fair paths for as long as (a) and as long as (b) take. Kendall's tau of the scores with
-  the yardstick's children trained from scratch (128 drawn once), and with 24 children fine-tuned alone from their fitted weights.
+  (c) a supernet from scratch, trained with fair paths for as long as (a) and as long as (b) take. Kendall's tau of the scores
+  with the yardstick's children trained from scratch (128 drawn once), and with 24 children fine-tuned alone from fitted weights.
   Seconds are CPU seconds of one process.
 
 Result: results/fitting.json.

@@ -1,5 +1,6 @@
 """A search of weights that are there already: nothing is trained, and scores serve every target."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ def searched(supernet: Supernet, share: float, **options: Any) -> Any:
     return search(supernet.space, TASK, table, target_ms=target, config=CONFIG, supernet=supernet, **options)
 
 
+def stop(log: Mapping[str, float]) -> None:
+    """In the second epoch, when the checkpoint of the first is there."""
+    if log["epoch"] == 2:
+        raise KeyboardInterrupt
+
+
 def test_no_weight_is_changed() -> None:
     supernet = made()
     before = {key: value for key, value in state(supernet).items() if "running" not in key and "batches" not in key}
@@ -40,7 +47,7 @@ def test_no_weight_is_changed() -> None:
     assert result.met
 
 
-def test_scores_serve_other_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_serve_other_targets() -> None:
     """What one target scored is not scored again for another, and both know the same number for it."""
     known: dict[Arch, float] = {}
     supernet = made()
@@ -60,20 +67,16 @@ def test_scores_serve_other_targets(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stopped_search_gives_the_same(tmp_path: Path) -> None:
     expected = searched(made(), 0.6)
 
-    def stop(log: Any) -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         searched(made(), 0.6, out=tmp_path, on_epoch=stop)
-    resumed = searched(made(), 0.6, out=tmp_path, resume=True)
+    logs: list[Any] = []
+    resumed = searched(made(), 0.6, out=tmp_path, resume=True, on_epoch=logs.append)
+    assert [log["epoch"] for log in logs] == [2]
     assert len({item.accuracy for item in expected.scored}) > 3  # else the next would hold of any images
     assert resumed.scored == expected.scored
 
 
 def test_a_stopped_search_of_other_weights_is_not_resumed(tmp_path: Path) -> None:
-    def stop(log: Any) -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         searched(made(), 0.6, out=tmp_path, on_epoch=stop)
     other = made()
