@@ -15,10 +15,11 @@ from typing import Any
 
 from rich.progress import Progress
 
-from nar_hw.demo import run_demo
+from nar_hw._version import versions
 from nar_hw.files import read_json, write_json
 from nar_hw.latency.table import LatencyTable
-from nar_hw.pipeline import versions
+from nar_hw.records import plain
+from nar_hw.steps.demo import run_demo
 
 
 def measure(seed: int, folder: Path) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def measure(seed: int, folder: Path) -> dict[str, Any]:
     (comparison,) = outcome["bench"]["comparisons"]
     table = LatencyTable.load(folder / "table.json")
     run = read_json(folder / "run.json")
-    validation = {key: value for key, value in (table.validation or {}).items() if key != "pairs"}
+    validation = {key: value for key, value in (plain(table.validation) or {}).items() if key != "pairs"}
     return {
         "seed": seed,
         "seconds": round(seconds, 1),
@@ -71,7 +72,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             results.append(measure(seed, Path(folder)))
         command = f"python benchmarks/bench_demo.py --seeds {' '.join(map(str, arguments.seeds))}"
-        write_json(arguments.out, {"command": command, "versions": versions(), "results": results})
+        write_json(arguments.out, {"command": command, "versions": versions("torch"), "results": results})
 
 
 if __name__ == "__main__":

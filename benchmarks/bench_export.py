@@ -36,6 +36,7 @@ import torch
 import torchvision
 from torch import nn
 
+from nar_hw._version import versions
 from nar_hw.errors import RuntimeUnavailableError
 from nar_hw.export.onnx import export_onnx, open_session, verify_onnx
 from nar_hw.export.quantize import to_int8
@@ -43,8 +44,8 @@ from nar_hw.files import read_json, write_json
 from nar_hw.latency.device import fingerprint
 from nar_hw.latency.timing import interleave
 from nar_hw.models import build_model
-from nar_hw.pipeline import versions
-from nar_hw.runtimes import Runtime, RuntimeConfig, runtime_class
+from nar_hw.runtimes import RuntimeConfig, runtime_class
+from nar_hw.runtimes.base import Runtime
 from nar_hw.runtimes.onnxruntime import OnnxRuntime
 
 Floats = npt.NDArray[np.float64]
@@ -265,7 +266,7 @@ def main() -> None:
         arguments.out,
         {
             "command": "OMP_NUM_THREADS=1 python benchmarks/bench_export.py",
-            "versions": {**versions(), **own},
+            "versions": {**versions("torch"), **own},
             "device": fingerprint(RuntimeConfig(runtime="torch_eager"))["device"],
             "cores": os.cpu_count(),
             "load before and after": [round(before[0], 2), round(os.getloadavg()[0], 2)],

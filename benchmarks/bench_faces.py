@@ -22,29 +22,34 @@ import platform
 import runpy
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from nar_hw.data.faces import load_faces
+from nar_hw._version import versions
+from nar_hw.faces.data import load_faces
+from nar_hw.faces.heads import FaceHead
+from nar_hw.faces.metrics import plot_roc, roc
+from nar_hw.faces.protocols import Verified, verify
+from nar_hw.faces.task import FacesTask
 from nar_hw.files import write_json
 from nar_hw.latency.device import fingerprint
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
 from nar_hw.models import build_model
-from nar_hw.pipeline import search_run, train_child, versions
-from nar_hw.recipes import Recipe
-from nar_hw.runs import Child, ModelInfo, read_arch
+from nar_hw.models.info import ModelInfo
+from nar_hw.records import plain, replace
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.config import SearchConfig
-from nar_hw.tasks import FacesTask
-from nar_hw.tasks.face_heads import FaceHead
-from nar_hw.tasks.face_metrics import plot_roc, roc
-from nar_hw.tasks.face_protocols import Verified, verify
-from nar_hw.training import train
+from nar_hw.search.record import load_run
+from nar_hw.steps.search import search_run
+from nar_hw.steps.task import load_task
+from nar_hw.steps.train import train_child
+from nar_hw.training.child import Child
+from nar_hw.training.loop import train
+from nar_hw.training.recipes import Recipe
 
 NETWORK = "examples/faces/network.py:small"
 SIZE, EMBEDDING = 48, 128
@@ -95,10 +100,13 @@ def on_lfw(lfw: Path, work: Path) -> dict[str, Any]:
     table = LatencyTable.load(work / "table.json")
     target = TARGET * table.incumbent_ms
     search_run(NETWORK, data, table, target_ms=target, out=out, config=SEARCH, resume=True)
-    _, arch, found = read_arch(out)
+    found = load_run(out)
+    arch = found.arch
     for name, operators in (("baseline", None), ("child", arch)):
         if not (out / name / "child.json").exists():
-            train_child(info, operators, data, out=out / name, recipe=RECIPE, table=table, target_ms=target, resume=True)
+            train_child(
+                info, operators, load_task(data), out=out / name, recipe=RECIPE, table=table, target_ms=target, resume=True
+            )
 
     def of(network: nn.Module) -> Verified:
         return verify(network, pairs, images=images, size=SIZE)
@@ -236,13 +244,13 @@ def main() -> None:
         asked.out,
         {
             "command": "OMP_NUM_THREADS=1 python benchmarks/bench_faces.py --lfw FOLDER --work FOLDER",
-            "versions": versions(),
+            "versions": versions("torch"),
             "device": fingerprint(RuntimeConfig(runtime="torch_eager"))["device"],
             "cores": os.cpu_count(),
             "system": platform.platform(),
             "network": NETWORK,
-            "recipe": RECIPE.to_json(),
-            "search": SEARCH.to_json(),
+            "recipe": plain(RECIPE),
+            "search": plain(SEARCH),
             "lfw": lfw,
             "heads of 85,000 x 512, batch 128": [head_memory(sampled) for sampled in (1.0, 0.1)],
             "sampled training, 54 made people": json.loads(sampled.read_text()),

@@ -2,7 +2,7 @@
 
 cost: a fitting step over all slots and candidates against a plain training step of the network, batch 128, SGD with momentum,
   fp32, by the CPU time of the process; both are timed in turn in every round, "ratio" is the median over rounds. Dealt: the
-  images of a step are dealt out among the candidates of a slot (the default); all: each candidate sees every image. Memory is
+  images of a step are dealt out among the candidates of a slot (default); all: each candidate sees every image. Memory is
   how far the peak of the process rises from before the network is made to after three steps, each kind in a process of its own.
 ranks: on nar_bench_digits, per seed: the network is trained as every child of the yardstick was; its children are then scored on
   the validation images in three ways: (a) fitted candidates, (b) these after some epochs of fair paths with the teacher's logits,
@@ -36,21 +36,21 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent / "nar_bench_digits"))
 from yardstick import ARCHS, INPUT_SHAPE, OPERATORS, RECIPE, Yardstick, space, task
 
+from nar_hw.bench.meters import HostMemory
 from nar_hw.data import load_data
 from nar_hw.files import read_json, write_json
 from nar_hw.latency.device import fingerprint
-from nar_hw.meters import HostMemory
 from nar_hw.models import build_model
-from nar_hw.recipes import Recipe
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.fitting import FitConfig, Fitting, fit
 from nar_hw.search.loop import optimizer_of
 from nar_hw.search.scoring import Scorer
 from nar_hw.search.supernet import FairPaths, Supernet
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
 from nar_hw.tasks import ClassificationTask
-from nar_hw.training import train
+from nar_hw.training.loop import train
+from nar_hw.training.recipes import Recipe
 
 RESULT = Path(__file__).parent / "results" / "fitting.json"
 NETWORKS = {"resnet_digits": (1, 8, 8), "resnet20_cifar": (3, 32, 32)}

@@ -28,16 +28,17 @@ import torch
 from rich.progress import Progress
 
 from nar_hw.files import read_json, write_json
-from nar_hw.flops import SpaceCounts
 from nar_hw.latency.children import Measured, child_loader, children_at_once, measure
 from nar_hw.latency.designs import held_out, orthogonal, profiled
 from nar_hw.latency.device import fingerprint
 from nar_hw.latency.profiler import METHODS, profile
 from nar_hw.latency.validate import compare
 from nar_hw.models import build_model
-from nar_hw.operators import PAPER_OPERATORS
 from nar_hw.runtimes import RuntimeConfig
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.flops import SpaceCounts
+from nar_hw.space.operators import PAPER_OPERATORS
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch
 
 FOUR = PAPER_OPERATORS[:4]
 SEED = 0
@@ -86,23 +87,24 @@ def examine(case: Case, progress: Progress) -> dict[str, Any]:
     for method in METHODS if case.full else ["in-context"]:
         tables[method] = profile(space, method=method, **options)
         # in-context decides how many rounds are enough; the others get as many
-        rounds = tables["in-context"].method["rounds"]
+        rounds = tables["in-context"].method.rounds
         options |= {"rounds": rounds, "tolerance": 0.0}
     in_context = tables["in-context"]
     exclude = {arch for table in tables.values() for arch in profiled(space, table.method)}
     archs = held_out(space, CHILDREN, exclude=exclude, seed=SEED + 1)
     found, seconds = whole(space, config, archs, rounds=12)
-    floor = compare(in_context, space, found)
+    floor = compare(in_context, space, found, seed=SEED + 1, seconds=seconds)
     row |= {
         "incumbent_ms": in_context.incumbent_ms,
         "held out": {"children": CHILDREN, "rounds": found.rounds, "seconds": seconds, "clock": found.clock},
-        "noise floor": {"mape": floor["floor_mape"], "spearman": floor["floor_spearman"]},
+        "noise floor": {"mape": floor.floor_mape, "spearman": floor.floor_spearman},
         "notes": list(in_context.notes),
         "methods": {},
     }
     for method, table in tables.items():
-        cost = {key: table.method[key] for key in ("seconds", "children", "rounds")}
-        row["methods"][method] = {**{key: compare(table, space, found)[key] for key in KEPT}, **cost}
+        cost = {key: getattr(table.method, key) for key in ("seconds", "children", "rounds")}
+        errors = compare(table, space, found, seed=SEED + 1, seconds=seconds)
+        row["methods"][method] = {**{key: getattr(errors, key) for key in KEPT}, **cost}
     predictions: dict[str, tuple[Callable[[np.ndarray], np.ndarray], dict[str, Any]]] = {
         "FLOPs": (by_flops(space, found, in_context.incumbent_ms), {})
     }
@@ -154,7 +156,7 @@ def by_flops(space: SearchSpace, found: Measured[Arch], incumbent_ms: float) -> 
 
 
 def naive_sum(space: SearchSpace, isolated: Any, in_context: Any) -> Callable[[np.ndarray], np.ndarray]:
-    scale, overhead = isolated.method["scale"], isolated.method["overhead_ms"]
+    scale, overhead = isolated.method.scale, isolated.method.overhead_ms
     raw = {entry.spec: (entry.ms + overhead) / scale for entry in isolated.entries}
     return lambda archs: np.array(
         [in_context.fixed_ms + sum(raw[spec] for _, _, spec in space.specs(arch)) for arch in archs.tolist()]

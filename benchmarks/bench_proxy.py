@@ -18,7 +18,6 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,21 +28,23 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import nn
 
+from nar_hw._version import versions
 from nar_hw.data import ImageData, Split, SplitName, load_data
 from nar_hw.files import write_json
 from nar_hw.latency.device import fingerprint
 from nar_hw.models import build_model
-from nar_hw.pipeline import versions
 from nar_hw.proxy.ranking import Ranking
 from nar_hw.proxy.select import select
 from nar_hw.proxy.steps import Scorer
 from nar_hw.proxy.study import study
 from nar_hw.proxy.subset import subset
-from nar_hw.recipes import Recipe
+from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch
 from nar_hw.tasks import ClassificationTask
-from nar_hw.training import train
+from nar_hw.training.loop import train
+from nar_hw.training.recipes import Recipe
 
 sys.path.insert(0, str(Path(__file__).parent / "nar_bench_digits"))
 import yardstick
@@ -212,7 +213,7 @@ def ranked(name: str) -> dict[str, Any]:
         "images": 899 if name == "digits" else 2000,
         "images in a proxy": (899 if name == "digits" else 2000) // SHARE,
         "seeds": len(seeds),
-        "recipe": RECIPES[name].to_json(),
+        "recipe": plain(RECIPES[name]),
         "regret of a child drawn at random, points": round(float(chance), 4),
         "methods": table,
     }
@@ -279,7 +280,7 @@ def main() -> None:
         RESULT,
         {
             "command": "OMP_NUM_THREADS=1 python benchmarks/bench_proxy.py --stage digits (then cifar, cost)",
-            "versions": versions(),
+            "versions": versions("torch"),
             "device": fingerprint(RuntimeConfig(runtime="torch_eager"))["device"],
             "ranking": {name: ranked(name) for name in RECIPES if name in measured},
             "cost": (old | new)["cost"],

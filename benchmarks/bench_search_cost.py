@@ -11,26 +11,26 @@ Result: results/search_cost.json.
 import argparse
 import platform
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from nar_hw._version import versions
 from nar_hw.data import Augmentation, ImageData, Split
 from nar_hw.files import write_json
 from nar_hw.latency.device import fingerprint
 from nar_hw.latency.profiler import profile
 from nar_hw.models import build_model
-from nar_hw.pipeline import versions
+from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
 from nar_hw.search.budget import Budget
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.finals import conclude
-from nar_hw.search.loop import SearchRun
-from nar_hw.space import SearchSpace
+from nar_hw.search.run import SearchRun
+from nar_hw.space.space import SearchSpace
 from nar_hw.tasks import ClassificationTask
 
 SHAPE = (3, 32, 32)
@@ -62,7 +62,7 @@ def beyond_training(name: str) -> dict[str, Any]:
         table = profile(space, config=RuntimeConfig(runtime="fake"), model_name=name, validate=0)
     whole = SearchConfig()
     config = replace(whole, warmup_epochs=0, epochs=1, lr=1e-3, rescored=whole.rescored // QUARTER)
-    run = SearchRun(space, ClassificationTask(data), Budget.of(space, [table], [sum(table.bounds()) / 2], config), config)
+    run = SearchRun(space, ClassificationTask(data), [Budget.of(space, [table], [sum(table.bounds()) / 2], config)], config)
     while run.epoch < run.epochs:
         run.advance()
     start = time.perf_counter()
@@ -93,7 +93,7 @@ def main() -> None:
         arguments.out,
         {
             "command": f"OMP_NUM_THREADS=1 python benchmarks/bench_search_cost.py --model {arguments.model}",
-            "versions": versions(),
+            "versions": versions("torch"),
             "device": fingerprint(RuntimeConfig(runtime="torch_eager"))["device"],
             "system": platform.platform(),
             **result,

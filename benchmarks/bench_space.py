@@ -30,8 +30,8 @@ from nar_hw.errors import NarError
 from nar_hw.export.onnx import export_onnx
 from nar_hw.files import write_json
 from nar_hw.models import build_model
-from nar_hw.operators import family
-from nar_hw.space import SearchSpace
+from nar_hw.space.operators import family
+from nar_hw.space.space import SearchSpace
 
 TIMM = [
     "resnet26d", "resnetv2_50", "seresnet33ts", "ecaresnet26t", "skresnet18", "resnest14d", "res2net50_26w_4s", "resnext26ts",

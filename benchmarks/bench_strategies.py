@@ -15,7 +15,6 @@ Result: results/strategies.json.
 """
 
 import argparse
-import dataclasses
 import itertools
 import time
 from pathlib import Path
@@ -26,15 +25,17 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
+from nar_hw._version import versions
 from nar_hw.files import write_json
 from nar_hw.latency.device import fingerprint
-from nar_hw.pipeline import versions
+from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.feasible import Feasible
 from nar_hw.search.reward import REWARDS
-from nar_hw.search.strategies import STRATEGIES, Strategy
-from nar_hw.space import Arch
+from nar_hw.search.strategies import strategy_class
+from nar_hw.search.strategies.base import Strategy
+from nar_hw.space.spec import Arch
 
 SLOTS, CODES = 24, 6
 PAIR, NOISE = 0.3, 0.5
@@ -147,7 +148,7 @@ def searched(task: Planted, strategy: Strategy, reward: str, marks: tuple[int, .
 
 def unlimited(task: Planted) -> Feasible:
     """All archs: whether the target is met is then up to the reward."""
-    return dataclasses.replace(task.limits, target_ms=task.limits.bounds_ms[1])
+    return replace(task.limits, target_ms=task.limits.bounds_ms[1])
 
 
 def summary(runs: list[list[dict[str, float]]]) -> list[dict[str, Any]]:
@@ -194,7 +195,7 @@ def main() -> None:
         runs = []
         for seed in track(seeds, description=label):
             task = Planted(seed)
-            runs.append(searched(task, STRATEGIES[name](task.limits, seed=seed, **options), SearchConfig().reward))
+            runs.append(searched(task, strategy_class(name)(task.limits, seed=seed, **options), SearchConfig().reward))
         strategies[label] = summary(runs)
     for reward, (name, everything) in itertools.product(
         REWARDS, (("surrogate", False), ("reinforce", False), ("reinforce", True))
@@ -206,13 +207,13 @@ def main() -> None:
         for seed in track(seeds, description=label):
             task = Planted(seed)
             limits = unlimited(task) if everything else task.limits
-            runs.append(searched(task, STRATEGIES[name](limits, seed=seed), reward, (1000,)))
+            runs.append(searched(task, strategy_class(name)(limits, seed=seed), reward, (1000,)))
         rewards[label] = summary(runs)[0]
     write_json(
         arguments.out,
         {
             "command": f"python benchmarks/bench_strategies.py --seeds {arguments.seeds}",
-            "versions": versions(),
+            "versions": versions("torch"),
             "device": fingerprint(RuntimeConfig(runtime="torch_eager"))["device"],
             "problem": {"slots": SLOTS, "codes": CODES, "pair": PAIR, "noise": NOISE, "rescored": RESCORED},
             "optima within 2 % of the target": sum(

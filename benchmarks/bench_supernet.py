@@ -25,15 +25,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nar_hw._version import versions
 from nar_hw.files import write_json
 from nar_hw.latency.device import fingerprint
 from nar_hw.models import build_model
-from nar_hw.pipeline import versions
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.config import SearchConfig
-from nar_hw.search.loop import optimizer_of
+from nar_hw.search.run import optimizer_of
 from nar_hw.search.supernet import Supernet
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
 
 # ResNet-18 on 3x32x32 takes seconds a step on one core.
 NETWORKS = {"resnet_digits": (1, 8, 8), "resnet20_cifar": (3, 32, 32)}
@@ -150,7 +150,7 @@ def main() -> None:
         arguments.out,
         {
             "command": f"OMP_NUM_THREADS=1 python benchmarks/bench_supernet.py --rounds {arguments.rounds}",
-            "versions": versions(),
+            "versions": versions("torch"),
             "device": fingerprint(RuntimeConfig(runtime="torch_eager"))["device"],
             "cores": os.cpu_count(),
             "load before and after": [round(before[0], 2), round(os.getloadavg()[0], 2)],

@@ -1,6 +1,6 @@
 """What the training loop costs, what loading costs, and what inherited weights and a teacher are worth.
 
-speed: images/s of `nar_hw.training.train` (crops, mirroring, checks of the loss) against a minimal loop written out below, which
+speed: images/s of `train` (crops, mirroring, checks of the loss) against a minimal loop written out below, which
   indexes a normalised float tensor and augments nothing; same network, batch and optimizer, in turn; CPU time of the process;
   the ratio is the median over rounds.
 data: an epoch of batches alone of the 45,000 CIFAR-10 training images against an epoch of ResNet-18; and one worker that reads
@@ -26,7 +26,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +35,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from nar_hw._version import versions
 from nar_hw.data import ImageData, Split, load_data
 from nar_hw.data.base import Part
 from nar_hw.files import read_json, write_json
 from nar_hw.latency.device import fingerprint
 from nar_hw.models import build_model
-from nar_hw.pipeline import versions
-from nar_hw.recipes import RECIPES, Recipe
+from nar_hw.records import plain, replace
 from nar_hw.runtimes import RuntimeConfig
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
 from nar_hw.tasks import ClassificationTask
-from nar_hw.training import train, two_phase
+from nar_hw.training.loop import train
+from nar_hw.training.phases import two_phase
+from nar_hw.training.recipes import RECIPES, Recipe
 
 PARTS = ["speed", "data", "digits", "cifar10", "gpu"]
 SEEDS = (0, 1, 2)
@@ -235,7 +236,7 @@ def accuracy_on(data: ImageData, model: str, *, baseline_epochs: int, epochs: in
         "test images": len(data.test),
         "epochs of the network itself": baseline_epochs,
         "epochs of each child": epochs,
-        "recipe of the children": recipe.to_json(),
+        "recipe of the children": plain(recipe),
         "slots replaced": replaced,
         "seeds": list(SEEDS),
         "test accuracy": {
@@ -268,7 +269,7 @@ def to_94(cifar: ImageData, wanted: float = 0.94) -> dict[str, Any]:
         "reached on validation images": reached,
         "seconds": round(time.perf_counter() - start, 1),
         "test accuracy": task.evaluate(model, "test"),
-        "recipe": RECIPES["fast"].to_json(),
+        "recipe": plain(RECIPES["fast"]),
     }
 
 
@@ -308,7 +309,7 @@ def main() -> None:
             **_known(arguments.out),
             **results,
             "command": "OMP_NUM_THREADS=1 python benchmarks/bench_training.py (its parts one after the other)",
-            "versions": versions(),
+            "versions": versions("torch"),
             "device": fingerprint(RuntimeConfig(runtime="torch_eager"))["device"],
             "cores": os.cpu_count(),
             "load before and after the last part": [round(before[0], 2), round(os.getloadavg()[0], 2)],

@@ -14,22 +14,22 @@ Keep a network's skips, widths and head; search the operator of each spatial con
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from nar_hw._version import __version__ as __version__
 
 __all__ = ["LatencyTable", "SearchSpace", "export_bundle", "profile", "search"]
 
 if TYPE_CHECKING:
-    from nar_hw.export.bundle import export_bundle
+    from nar_hw.bundles.bundle import export_bundle
     from nar_hw.latency.profiler import profile
     from nar_hw.latency.table import LatencyTable
     from nar_hw.search.loop import search
-    from nar_hw.space import SearchSpace
+    from nar_hw.space.space import SearchSpace
 
 # Imported when first asked for, so that `import nar_hw` needs no torch. `search` is also a package: see its docstring.
 _HOMES = {
     "LatencyTable": "nar_hw.latency.table",
-    "SearchSpace": "nar_hw.space",
-    "export_bundle": "nar_hw.export.bundle",
+    "SearchSpace": "nar_hw.space.space",
+    "export_bundle": "nar_hw.bundles.bundle",
     "profile": "nar_hw.latency.profiler",
 }
 _PACKAGES = ("data", "export", "latency", "models", "report", "runtimes", "search", "tasks")

@@ -90,6 +90,14 @@ class TrainingError(UserError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """The error for ``name`` missing from a registry, naming the nearest valid names (or all of a short list)."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=4, cutoff=0.5) or names[:12]
+    short_for = [item for item in names if len(name) > 1 and _abbreviates(name, item)]
+    near = (short_for + [item for item in difflib.get_close_matches(name, names, n=4, cutoff=0.5) if item not in short_for])[:4]
+    near = near or names[:12]
     more = "" if len(near) == len(names) else f" ({len(names)} in all)"
     return UnknownNameError(f"unknown {kind} {name!r}: use one of {', '.join(near)}{more}")
+
+
+def _abbreviates(short: str, name: str) -> bool:
+    """Whether ``short`` begins like ``name`` and its letters follow in order, like ort in onnxruntime."""
+    letters = iter(name)
+    return name[:1] == short[:1] and all(letter in letters for letter in short)

@@ -4,12 +4,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, fields
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
+
+import msgspec
 
 from nar_hw.errors import RunError, UserError
 
@@ -47,7 +47,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON to ``path`` atomically; NaN and infinity are refused."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """``value`` as indented JSON. Raises ValueError for NaN and infinity."""
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
 def read_json(path: Path, *, what: str = "JSON file", error: type[UserError] = RunError) -> dict[str, Any]:
@@ -56,45 +61,16 @@ def read_json(path: Path, *, what: str = "JSON file", error: type[UserError] = R
     Raises ``error`` in one line when the file is absent, unreadable, not JSON or not an object.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        value = msgspec.json.decode(Path(path).read_bytes())
     except FileNotFoundError:
         raise error(f"{what} {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as problem:
+    except OSError as problem:
         raise error(f"{what} {path} cannot be read: {problem}") from None
     except (ValueError, RecursionError) as problem:
         raise error(f"{what} {path} is not valid JSON ({problem}): it is truncated or was edited by hand") from None
     if not isinstance(value, dict):
         raise error(f"{what} {path} must hold a JSON object, but holds a {type(value).__name__}")
     return value
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
-
-
-def misfits(kind: Any, values: Mapping[str, Any]) -> list[str]:
-    """The names in a JSON object that a dataclass lacks or gives another type, and its names without default that are absent."""
-    known = {item.name: item for item in fields(kind)}
-    absent = [
-        name for name, item in known.items() if name not in values and item.default is MISSING and item.default_factory is MISSING
-    ]
-    return absent + [name for name, value in values.items() if name not in known or not _fits(value, known[name].type)]
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is one of a type. A Literal takes any text: who knows its names tells the near ones."""
-    origin, args = get_origin(kind), get_args(kind)
-    if origin is UnionType:
-        return any(_fits(value, arg) for arg in args)
-    if origin in (dict, Mapping):
-        return isinstance(value, dict) and all(_fits(item, args[1]) for item in value.values())
-    if origin in (list, Sequence) or (origin is tuple and args[-1] is ...):
-        return isinstance(value, list) and all(_fits(item, args[0]) for item in value)
-    if origin is tuple:
-        return isinstance(value, list) and len(value) == len(args) and all(map(_fits, value, args))
-    if kind is float:
-        return type(value) in (int, float) and abs(value) < 1e300
-    return kind is Any or type(value) is (str if origin is Literal else kind)
 
 
 def sha256(path: Path) -> str:

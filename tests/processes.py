@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nar_hw.ranks import launched, ranks
+from nar_hw.distributed import launched, ranks
 
 
 def command(*arguments: str) -> None:

@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nar_hw.operators import FAMILIES, OpSpec, build_operator
 from nar_hw.search.approximate import approximate
 from nar_hw.search.supernet import Supernet
-from nar_hw.space import SearchSpace
+from nar_hw.space.operators import FAMILIES, build_operator
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import OpSpec
 from tests.networks import TinyResNet
 
 GROUPS = {"dense": 1, "depthwise": 8, "grouped": 4}

@@ -6,7 +6,6 @@ import json
 import math
 import types
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +18,18 @@ from PIL import Image
 from rich.progress import Progress
 from torch import nn
 
-from nar_hw.benchmark import (
-    BenchRow,
-    bench,
-    compare,
-    measure_children,
-    noise_floor,
-    read_rows,
-    to_csv,
-    to_json,
-)
-from nar_hw.deployment import bench_bundles
+from nar_hw.bench.benchmark import bench
+from nar_hw.bench.meters import Gpu, HostMemory
+from nar_hw.bench.rows import BenchFile, BenchRow, compare, noise_floor, to_csv
 from nar_hw.errors import MeasurementError, ModelError, RunError, RuntimeUnavailableError, SpaceError, UnknownNameError
-from nar_hw.export.bundle import export_bundle
-from nar_hw.meters import Gpu, HostMemory
+from nar_hw.latency.measure import measure_children
+from nar_hw.records import plain, replace
 from nar_hw.report.latencies import bench_png
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.steps.bench import bench_bundles
+from tests.bundles import exported
 from tests.networks import TinyResNet
 
 SHAPE = (3, 8, 8)
@@ -61,7 +54,7 @@ SMALL, LARGE = network(8), network(64)
 
 def row(round_ms: list[float], subject: str = "a", **fields: Any) -> BenchRow:
     values: dict[str, Any] = {
-        **asdict(FAKE),
+        **plain(FAKE),
         **dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "images_per_s", "rel", "noise_floor"), 1.0),
         **{"n": 1, "session": "s", "fingerprint": {}},
     }
@@ -123,7 +116,7 @@ def test_everything_is_visited_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_percentiles_that_few_runs_do_not_show_are_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nar_hw.benchmark.VISIT_MS", 0.0)  # five runs a visit, of which four count
+    monkeypatch.setattr("nar_hw.bench.benchmark.VISIT_MS", 0.0)  # five runs a visit, of which four count
     with FakeRuntime.on(QUIET):
         (few,) = bench({"a": SMALL}, input_shape=SHAPE, configs=[FAKE], rounds=2)
         (some,) = bench({"a": SMALL}, input_shape=SHAPE, configs=[FAKE], rounds=24)
@@ -142,10 +135,14 @@ def test_a_progress_bar_reaches_its_end() -> None:
     assert task.completed == task.total == 4
 
 
-def test_json_keeps_everything_and_csv_a_line_per_row() -> None:
+def test_the_file_keeps_everything_and_csv_a_line_per_row(tmp_path: Path) -> None:
     with FakeRuntime.on(QUIET):
         rows = bench({"small": SMALL, "large, wide": LARGE}, input_shape=SHAPE, configs=[FAKE], rounds=5)
-    content = json.loads(json.dumps(to_json(rows, compare(rows[:1], rows[1:])), allow_nan=False))
+    file = BenchFile(rows=tuple(rows), comparisons=compare(rows[:1], rows[1:]))
+    file.save(tmp_path / "bench.json")
+    assert BenchFile.load(tmp_path / "bench.json") == file
+    content = json.loads((tmp_path / "bench.json").read_text())
+    assert content["schema"] == 1
     assert [item["p50_ms"] for item in content["rows"]] == [item.p50_ms for item in rows]
     assert content["rows"][0]["fingerprint"]["device"] == "fake device"
     assert content["rows"][0]["round_ms"] == list(rows[0].round_ms)
@@ -189,10 +186,38 @@ def test_memory_is_what_the_process_gained() -> None:
     assert (HostMemory().peak_mib() or 0) < 30
 
 
-def test_rows_survive_json() -> None:
-    with FakeRuntime.on(QUIET):
-        rows = bench({"small": SMALL}, input_shape=SHAPE, configs=[FAKE], rounds=3)
-    assert read_rows(json.loads(json.dumps(to_json(rows)))) == rows
+BEFORE = {
+    **{"subject": "a", "runtime": "fake", "precision": "fp32", "batch": 1, "threads": 1, "device": "cpu"},
+    **{"memory_format": "contiguous", "p50_ms": 1, "p90_ms": 1.5, "p99_ms": None, "n": 20, "images_per_s": 1000.0, "rel": 0.1},
+    **{"noise_floor": None, "round_ms": [1.0, 1], "session": "s", "fingerprint": {"device": "a CPU"}},
+}
+"""A row of schema 1 as it was before memory, energy and windows were noted."""
+
+
+def test_files_without_what_came_later_are_read(tmp_path: Path) -> None:
+    (tmp_path / "bench.json").write_text(json.dumps({"schema": 1, "rows": [BEFORE], "comparisons": []}))
+    (only,) = BenchFile.load(tmp_path / "bench.json").rows
+    assert (only.config, only.p50_ms, only.round_ms, only.windows) == (FAKE, 1.0, (1.0, 1.0), 1)
+    assert only.host_memory_mib is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 2}, "must have schema 1 or less, but has 2"),
+        ({"rows": [{**BEFORE, "p50_ms": "fast"}]}, r"rows[0].p50_ms must be float, but is 'fast'"),
+        ({"rows": [{key: BEFORE[key] for key in BEFORE if key != "runtime"}]}, "rows[0] must have 'runtime'"),
+        ({"left_out": {}}, "left_out must be"),
+    ],
+)
+def test_damaged_files_are_refused_in_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps({"schema": 1, "rows": [BEFORE], **change}))
+    with pytest.raises(RunError) as caught:
+        BenchFile.load(path)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"benchmark {path}")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_picture_of_rows(tmp_path: Path) -> None:
@@ -232,7 +257,7 @@ def test_a_comparison_turned_round_is_its_reciprocal(pairs: list[tuple[float, fl
     assert there.ratio * back.ratio == pytest.approx(1)
     assert there.low <= there.ratio <= there.high
     assert there.ratio == pytest.approx(sorted(a / b for a, b in pairs)[len(pairs) // 2])
-    assert compare([first], [second]) == [there]  # the same draws again
+    assert compare([first], [second]) == (there,)  # the same draws again
 
 
 def test_the_interval_is_that_of_scipy() -> None:
@@ -306,8 +331,7 @@ def test_children_must_be_of_the_space(space: SearchSpace) -> None:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     out = tmp_path_factory.mktemp("bundle") / "bundle"
-    names: dict[str, Any] = {"classes": "abcde", "arch": ["conv3x3"] * 4, "codes": [0] * 4, "model": "tiny"}
-    return export_bundle(TinyResNet().eval(), out, input_shape=SHAPE, mean=[0.5] * 3, std=[0.2] * 3, **names)
+    return exported(TinyResNet().eval(), out)
 
 
 def test_a_bundle_is_measured_by_its_file(bundle: Path) -> None:
@@ -331,10 +355,10 @@ def test_what_bundles_cannot_run_is_left_out_with_the_reason(bundle: Path) -> No
         replace(good, runtime="torch_eager"): "torch_eager runs torch modules, which bundles do not hold",
     }
     found = bench_bundles({"b": bundle}, [good, *bad], rounds=2)
-    assert [item["batch"] for item in found["rows"]] == [2]
-    assert len(found["left_out"]) == len(bad)
-    for item, message in zip(found["left_out"], bad.values(), strict=True):
-        assert message in item["reason"]
+    assert [item.batch for item in found.rows] == [2]
+    assert [item.config for item in found.left_out] == list(bad)
+    for item, message in zip(found.left_out, bad.values(), strict=True):
+        assert message in item.reason
     with pytest.raises(RuntimeUnavailableError, match="int8 is asked for"):
         bench_bundles({"b": bundle}, list(bad), rounds=2)
 
@@ -370,7 +394,7 @@ def test_configs_must_work_here() -> None:
 def test_times_that_cannot_be_trusted_are_refused_with_the_name_of_what_gave_them(
     fault: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nar_hw.benchmark.WINDOWS", 1)
+    monkeypatch.setattr("nar_hw.bench.benchmark.WINDOWS", 1)
     with (
         FakeRuntime.on(FakeDevice(fault=fault)),
         pytest.raises(MeasurementError, match=rf"^odd one in fake, fp32, batch 1: .*{what}"),

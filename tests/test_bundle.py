@@ -20,20 +20,19 @@ from safetensors.torch import load_file
 from torch import nn
 
 import nar_hw
+from nar_hw.bundles import judge
+from nar_hw.bundles.judge import check_images
+from nar_hw.bundles.manifest import Arch, Bundle, Latency, load_bundle
+from nar_hw.bundles.verify import verify_bundle
 from nar_hw.errors import DataError, ExportError, RunError, UnknownNameError, UserError
-from nar_hw.export import judge
-from nar_hw.export.bundle import export_bundle
-from nar_hw.export.manifest import Bundle, check_images, load_bundle
 from nar_hw.export.onnx import open_session, run_session, run_torch
 from nar_hw.export.quantize import to_symmetric
-from nar_hw.export.verify import verify_bundle
 from nar_hw.files import sha256
-from nar_hw.space import SearchSpace
+from nar_hw.records import plain, read_record
+from nar_hw.space.space import SearchSpace
+from tests.bundles import CLASSES, MEAN, SHAPE, STD, exported
 from tests.networks import TinyResNet
 
-SHAPE = (3, 8, 8)
-CLASSES = ("ant", "bee", "cat", "dog", "eel")
-MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 ARCH = (1, 2, 3, 0)
 
 
@@ -49,9 +48,7 @@ def network() -> nn.Module:
 
 
 def export(network: nn.Module, out: Path, **options: Any) -> Path:
-    names = ("dwsep3x3", "max3x3", "avg3x3", "conv3x3")
-    fixed = {"input_shape": SHAPE, "classes": CLASSES, "arch": names, "codes": ARCH, "model": "tiny", "mean": MEAN, "std": STD}
-    return export_bundle(network, out, **{**fixed, **options})
+    return exported(network, out, operators=("dwsep3x3", "max3x3", "avg3x3", "conv3x3"), codes=ARCH, **options)
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +62,12 @@ def bundle(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path
         labels=labels,
         calibration_images=images,
         max_accuracy_drop=0.2,
-        predicted_ms=1.25,
-        measured_ms={"p50_ms": 1.3, "p90_ms": 1.5},
-        fingerprint={"device": "a CPU", "runtime": "onnxruntime", "batch": 1},
-        table_hash="abc",
+        latency=Latency(
+            predicted_ms=1.25,
+            measured={"p50_ms": 1.3, "p90_ms": 1.5},
+            fingerprint={"device": "a CPU", "runtime": "onnxruntime", "batch": 1},
+            table_hash="abc",
+        ),
     )
 
 
@@ -84,14 +83,19 @@ def test_a_bundle_says_what_it_is(bundle: Path, network: nn.Module) -> None:
     ]
     assert [file.name for file in bundle.parent.iterdir()] == ["bundle"]
     found = load_bundle(bundle)
-    assert (found.model, found.input_shape, found.batch, found.classes) == ("tiny", SHAPE, (1, 64), CLASSES)
-    assert (found.arch, found.codes) == (("dwsep3x3", "max3x3", "avg3x3", "conv3x3"), ARCH)
-    assert (found.mean, found.std) == (MEAN, STD)
-    assert (found.predicted_ms, found.measured_ms, found.table_hash) == (1.25, {"p50_ms": 1.3, "p90_ms": 1.5}, "abc")
-    assert found.fingerprint["device"] == "a CPU"
-    assert found.versions["nar_hw"] == nar_hw.__version__
-    assert found.files == {file.name: sha256(file) for file in bundle.iterdir() if file.name != "manifest.json"}
-    assert json.loads((bundle / "arch.json").read_text())["codes"] == list(ARCH)
+    manifest = found.manifest
+    names = ("dwsep3x3", "max3x3", "avg3x3", "conv3x3")
+    assert (manifest.input.shape, manifest.input.batch, manifest.classes) == (SHAPE, (1, 64), CLASSES)
+    assert (manifest.model.name, manifest.model.operators, manifest.model.codes) == ("tiny", names, ARCH)
+    assert manifest.model.parameters == sum(parameter.numel() for parameter in network.parameters())
+    assert (manifest.preprocessing.mean, manifest.preprocessing.std) == (MEAN, STD)
+    latency = manifest.latency
+    assert (latency.predicted_ms, latency.measured, latency.table_hash) == (1.25, {"p50_ms": 1.3, "p90_ms": 1.5}, "abc")
+    assert latency.fingerprint["device"] == "a CPU"
+    assert manifest.versions["nar_hw"] == nar_hw.__version__
+    assert manifest.files == {file.name: sha256(file) for file in bundle.iterdir() if file.name != "manifest.json"}
+    arch = read_record(bundle / "arch.json", Arch, what="arch", schema=2)
+    assert plain(arch) == {"input_shape": SHAPE, **plain(manifest.model)}
     with pytest.raises(RunError, match="has fp32, fp16, int8, but bf16 is asked for"):
         found.onnx("bf16")
 
@@ -99,7 +103,7 @@ def test_a_bundle_says_what_it_is(bundle: Path, network: nn.Module) -> None:
 def test_each_precision_is_as_accurate_and_as_exact_as_it_says(bundle: Path, network: nn.Module) -> None:
     images, labels = some_images(60)
     reference = run_torch(network, images)
-    found = load_bundle(bundle)
+    found = load_bundle(bundle).manifest
     right = float(np.mean(reference.argmax(1) == labels))
     assert found.variants["fp32"].accuracy == pytest.approx(right)
     verified = verify_bundle(bundle, images=images, labels=labels)
@@ -190,10 +194,10 @@ def test_its_readme_runs(bundle: Path, network: nn.Module, tmp_path: Path) -> No
 
 
 def test_a_fixed_batch_and_no_images(network: nn.Module, tmp_path: Path) -> None:
-    found = load_bundle(export(network, tmp_path / "bundle", batch=(4, 4)))
-    assert found.batch == (4, 4)
+    found = load_bundle(export(network, tmp_path / "bundle", batch=(4, 4))).manifest
+    assert found.input.batch == (4, 4)
     assert found.variants["fp32"].accuracy is None
-    assert found.predicted_ms is None
+    assert found.latency.predicted_ms is None
     text = (tmp_path / "bundle" / "README.md").read_text()
     assert ".repeat(4, 0)" in text
     assert "Shapes=" not in text
@@ -206,7 +210,7 @@ def test_exporting_again_replaces_the_bundle_with_the_same_network(bundle: Path,
     shutil.copytree(bundle, out)
     (out / "left over").touch()
     images, labels = some_images(60)
-    export(network, out, images=images, labels=labels, table_hash="abc")
+    export(network, out, images=images, labels=labels, latency=Latency(table_hash="abc"))
     assert (out / "model.onnx").read_bytes() == (bundle / "model.onnx").read_bytes()
     assert not (out / "left over").exists()
     assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
@@ -239,7 +243,7 @@ def test_a_failed_export_leaves_what_was_there(
     with pytest.raises(ExportError, match="fp32: an exported network must agree with torch within 0 "):
         export(network, out)
     assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
-    assert load_bundle(out).files == load_bundle(bundle).files
+    assert load_bundle(out).manifest.files == load_bundle(bundle).manifest.files
 
 
 def test_nothing_but_a_bundle_is_replaced(network: nn.Module, tmp_path: Path) -> None:
@@ -311,27 +315,37 @@ def test_damaged_files_are_refused(copy: Path) -> None:
         load_bundle(copy)
 
 
+FILES = {"files": ["model.onnx"], "batch": [1, 1], "device": "cpu", "requires": {}}
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "schema": (lambda m: m.update(schema=1), "must have schema 2, but has 1"),
     "no classes": (lambda m: m.pop("classes"), "must have 'classes'"),
-    "classes": (lambda m: m.update(classes="abc"), "classes must be a list of str, but is 'abc'"),
-    "boolean": (lambda m: m["model"].update(codes=[True, 1, 2, 3]), "codes must be a list of int"),
+    "classes": (lambda m: m.update(classes="abc"), "classes must be array, but is 'abc'"),
+    "boolean": (lambda m: m["model"].update(codes=[True, 1, 2, 3]), "model.codes[0] must be int, but is True"),
     "more codes": (lambda m: m["model"]["codes"].append(1), "operators and codes must go together, but there are 4 and 5"),
-    "section": (lambda m: m.update(latency=[]), "latency must be a JSON object, but is []"),
-    "latency": (lambda m: m["latency"].update(predicted_ms="fast"), "predicted_ms must be a finite number, but is 'fast'"),
-    "huge": (lambda m: m["latency"].update(predicted_ms=10**400), "predicted_ms must be a finite number"),
+    "section": (lambda m: m.update(latency=[]), "latency must be object, but is []"),
+    "latency": (lambda m: m["latency"].update(predicted_ms="fast"), "latency.predicted_ms must be float | null, but is 'fast'"),
+    "huge": (lambda m: m["latency"].update(predicted_ms=10**400), f"latency.predicted_ms is 1{76 * '0'}...: Number out of range"),
     "shape": (lambda m: m["input"].update(shape=[3, 8, 10**9]), "shape must be [C, H, W]"),
     "batch": (lambda m: m["input"].update(batch=[4, 1]), "batch must be [fewest, most]"),
     "std": (lambda m: m["preprocessing"].update(std=[1, 0, 1]), "std positive"),
     "no fp32": (lambda m: m["variants"].pop("fp32"), "variants must have fp32"),
-    "other file": (lambda m: m["variants"]["fp32"].update(file="else.onnx"), "file must be one of"),
+    "other file": (lambda m: m["variants"]["fp32"].update(file="else.onnx"), "must hold 'else.onnx' of onnx fp32, but has ["),
     "scale": (lambda m: m["variants"]["fp32"].update(reference_scale=0), "reference_scale must be positive"),
-    "hash": (lambda m: m["files"].update({"README.md": 5}), "README.md must be a text, but is 5"),
+    "hash": (lambda m: m["files"].update({"README.md": 5}), "files.README.md must be str, but is 5"),
     "traversal": (lambda m: m["files"].update({"../secret": "0"}), "must lie in the bundle itself, but '../secret' does not"),
     "absolute": (lambda m: m["files"].update({"/etc/passwd": "0"}), "must lie in the bundle itself"),
     "outputs": (lambda m: m["check"].update(outputs=[[1.0]]), "check must hold 5 outputs for each image"),
-    "escapes": (lambda m: m["variants"].update({"\n\x1b[2J": 1}), r"variants: \n\x1b[2J must be a JSON object, but is 1"),
-    "no outputs": (lambda m: m["check"].update(outputs={}), "check must hold the outputs"),
+    "batch of a file": (
+        lambda m: m["compiled"].update(aoti={"fp32": {**m["variants"]["fp32"], **FILES, "batch": [2, 1]}}),
+        "compiled.aoti.fp32: batch must be [fewest, most]",
+    ),
+    "files of a file": (
+        lambda m: m["compiled"].update(aoti={"fp32": {**m["variants"]["fp32"], **FILES, "files": ["README.md"]}}),
+        "compiled.aoti.fp32: files must name 'model.onnx', but are ['README.md']",
+    ),
+    "unknown": (lambda m: m.update(colour="red"), "has an unknown field 'colour'"),
+    "escapes": (lambda m: m["variants"].update({"\n\x1b[2J": 1}), r"variants.\n\x1b[2J must be object, but is 1"),
+    "no outputs": (lambda m: m["check"].update(outputs={}), "check.outputs must be array, but is {}"),
 }
 
 
@@ -340,6 +354,7 @@ def test_an_edited_manifest_is_refused(copy: Path, change: Callable[[dict[str, A
     edit(copy, change)
     with pytest.raises(RunError, match=re.escape(message)) as caught:
         load_bundle(copy)
+    assert "manifest.json" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

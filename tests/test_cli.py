@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 
 from nar_hw.cli import main
+from nar_hw.errors import RuntimeUnavailableError
+from nar_hw.latency.device import fingerprint
 from nar_hw.latency.table import LatencyTable
+from nar_hw.runtimes import RuntimeConfig, runtime_class
 
 NET = f"{Path(__file__).parent / 'networks.py'}:tiny"
 DATA = "fake:3x8x8x4"
@@ -332,6 +335,48 @@ def test_a_table_of_another_device_is_refused_unless_allowed(run: Run, home: Pat
     )
     assert "device is another device in the table, fake device here" in refused(run(line))
     assert ok(run(f"{line} --allow-mismatch --json"))["measured_ms"] is None
+
+
+def test_a_table_of_another_cpu_is_refused_where_its_runtime_is_not_installed(
+    run: Run, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> dict[str, str]:
+        raise RuntimeUnavailableError("onnxruntime is not installed")
+
+    monkeypatch.setattr(runtime_class("onnxruntime"), "versions", missing)
+    mine = fingerprint(RuntimeConfig(runtime="torch_eager"))
+    mine |= {"runtime": "onnxruntime", "runtime_version": "1.31.1"}
+    options = f"--target-ms {reachable(home / 'table.json')} --epochs 1 --warmup-epochs 0 --batch 32"
+    line = f"search --model {NET} --data {DATA} {options} --table {tmp_path}/edited.json --out {tmp_path}/x"
+    table = edited(home, tmp_path, lambda content: content.update(fingerprint={**mine, "device": "another CPU"}))
+    for command in (line, f"table validate {table}"):
+        assert "device is another CPU in the table" in refused(run(command))
+    edited(home, tmp_path, lambda content: content.update(fingerprint=mine))
+    found = ok(run(f"{line} --json"))
+    (note,) = found["allowed_mismatch"]
+    assert note == "runtime_version is 1.31.1 in the table and cannot be compared: the runtime is not installed here"
+    assert found["measured_ms"] is None
+
+
+def test_a_folder_of_tables_may_hold_other_files_but_must_exist(run: Run, home: Path, tmp_path: Path) -> None:
+    shutil.copy(home / "table.json", tmp_path / "a.json")
+    (tmp_path / "b.json").write_text('{"other": 1}')
+    (tmp_path / "c.json").write_text("{")
+    found = ok(run(f"table list {tmp_path} --json"))
+    assert [Path(row["file"]).name for row in found["tables"]] == ["a.json"]
+    assert [Path(name).name for name in found["skipped"]] == ["b.json", "c.json"]
+    code, out, _ = run(f"table list {tmp_path}")
+    assert code == 0
+    assert f"no table: latency table {tmp_path}/b.json must have schema" in out
+    assert "must exist, but" in refused(run(f"table list {tmp_path}/nothing"))
+    assert "unknown runtime 'ort': use one of onnxruntime" in refused(run("table list --runtime ort"))
+
+
+def test_the_network_itself_can_be_named_and_lies_in_the_printed_range(run: Run, home: Path) -> None:
+    by_name = ok(run(f"table predict {home}/table.json --arch incumbent --json"))["predicted_ms"]
+    assert by_name == ok(run(f"table predict {home}/table.json --arch 0,0,0,0 --json"))["predicted_ms"]
+    shown = ok(run(f"table show {home}/table.json --json"))
+    assert shown["fastest_ms"] <= shown["incumbent_predicted_ms"] == by_name <= shown["slowest_ms"]
 
 
 def test_a_table_without_an_entry_names_it_and_the_command(run: Run, home: Path, tmp_path: Path) -> None:

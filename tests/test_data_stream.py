@@ -1,7 +1,6 @@
 """Images read from files while they are needed, and windows of images in memory."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,10 @@ from nar_hw.data.base import channel_statistics
 from nar_hw.data.loader import DeviceImages
 from nar_hw.data.stream import FileSplit, StreamedImages
 from nar_hw.errors import DataError
-from nar_hw.recipes import Recipe
+from nar_hw.records import replace
 from nar_hw.tasks import ClassificationTask, Task
-from nar_hw.training import train
+from nar_hw.training.loop import train
+from nar_hw.training.recipes import Recipe
 from tests.conformance.tasks import TaskConformance
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -165,10 +165,10 @@ class TestShares:
             return list(task.train_batches(6, torch.Generator().manual_seed(0), shared=shared))
 
         whole = epoch(False)
-        monkeypatch.setattr("nar_hw.ranks.ranks", lambda: 2)
+        monkeypatch.setattr("nar_hw.distributed.ranks", lambda: 2)
         shares = []
         for number in (0, 1):
-            monkeypatch.setattr("nar_hw.ranks.rank", lambda number=number: number)
+            monkeypatch.setattr("nar_hw.distributed.rank", lambda number=number: number)
             shares.append(epoch(True))
         assert len(whole) == len(shares[0]) == 4
         for all_of_them, first, second in zip(whole, *shares, strict=True):

@@ -1,6 +1,6 @@
 """Neither a search nor a training sees a test image: with others in their place, it finds the same."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -8,11 +8,12 @@ import torch
 
 from nar_hw.data import ImageData, SplitName, load_data
 from nar_hw.data.loader import DeviceImages
-from nar_hw.recipes import Recipe
+from nar_hw.records import replace
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.loop import search
 from nar_hw.tasks import ClassificationTask
-from nar_hw.training import train
+from nar_hw.training.loop import train
+from nar_hw.training.recipes import Recipe
 from tests.test_search_ranks import SPACE, TABLE, TARGET, Plain
 
 DATA = load_data("fake:3x8x8x5")

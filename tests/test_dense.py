@@ -15,13 +15,13 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
+from nar_hw.bundles.manifest import load_bundle
+from nar_hw.bundles.verify import verify_bundle
 from nar_hw.errors import ModelError
-from nar_hw.export.bundle import export_bundle
 from nar_hw.export.dense import convolutionize, export_dense, run_dense
-from nar_hw.export.manifest import load_bundle
 from nar_hw.export.onnx import open_session, run_torch
-from nar_hw.export.verify import verify_bundle
 from nar_hw.models import build_model
+from tests.bundles import exported
 from tests.networks import TinyResNet
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "dense" / "heat_map.py"
@@ -161,7 +161,7 @@ def strided() -> nn.Module:
 def test_the_file_is_the_network_for_any_size_and_the_same_each_time(strided: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "dense.onnx"
     found = export_dense(strided, path, input_shape=SHAPE, batch=(1, 8), metadata={"note": "x"})
-    assert found == {"smallest": [20, 14], "stride": [2, 2]}
+    assert found == {"smallest": (20, 14), "stride": (2, 2)}
     images = np.random.default_rng(0).standard_normal((3, 2, 25, 30)).astype(np.float32)
     with torch.no_grad():
         expected = convolutionize(strided, SHAPE)(torch.from_numpy(images))
@@ -184,25 +184,16 @@ def test_the_file_is_the_network_for_any_size_and_the_same_each_time(strided: nn
 def test_a_bundle_holds_it_and_checks_it(strided: nn.Module, tmp_path: Path) -> None:
     images = np.random.default_rng(0).standard_normal((12, *SHAPE)).astype(np.float32)
     labels = run_torch(strided, images).argmax(1)
-    about: dict[str, Any] = {"arch": (), "codes": (), "model": "strided", "mean": [0.5] * 2, "std": [0.2] * 2}
-    out = export_bundle(
-        strided,
-        tmp_path / "bundle",
-        input_shape=SHAPE,
-        classes="abc",
-        dense=True,
-        images=images,
-        labels=labels,
-        batch=(4, 4),
-        **about,
-    )
-    found = load_bundle(out).dense
+    about: dict[str, Any] = {"shape": SHAPE, "classes": "abc", "mean": (0.5,) * 2, "std": (0.2,) * 2}
+    about |= {"operators": (), "codes": ()}
+    out = exported(strided, tmp_path / "bundle", dense=True, images=images, labels=labels, batch=(4, 4), **about)
+    found = load_bundle(out).manifest.dense
     assert found is not None
     assert (found.file, found.smallest, found.stride, found.accuracy) == ("model.dense.onnx", (20, 14), (2, 2), 1.0)
     assert verify_bundle(out, images=images, labels=labels)["dense"]["accuracy"] == 1.0
     assert "`map` has an answer every 2x2 pixels" in (out / "README.md").read_text()
-    plain = export_bundle(strided, tmp_path / "plain", input_shape=SHAPE, classes="abc", **about)
-    assert load_bundle(plain).dense is None
+    plain = exported(strided, tmp_path / "plain", **about)
+    assert load_bundle(plain).manifest.dense is None
 
 
 class Ends(nn.Module):

@@ -18,13 +18,11 @@ from PIL import Image
 from torch import nn
 
 from nar_hw.data import load_data
-from nar_hw.export.bundle import export_bundle
 from nar_hw.export.onnx import run_torch
+from tests.bundles import CLASSES, MEAN, STD, exported
 from tests.networks import TinyResNet
 
 KIT = Path(__file__).parent.parent / "export"
-CLASSES = ("ant", "bee", "cat", "dog", "eel")
-MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 SIDE = 8
 
 
@@ -39,20 +37,7 @@ def network() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def bundle(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("kit") / "bundle"
-    arch = ("conv3x3",) * 4
-    return export_bundle(
-        network,
-        out,
-        input_shape=(3, SIDE, SIDE),
-        classes=CLASSES,
-        arch=arch,
-        codes=(0,) * 4,
-        model="tiny",
-        mean=MEAN,
-        std=STD,
-        batch=(1, 4),
-    )
+    return exported(network, tmp_path_factory.mktemp("kit") / "bundle", batch=(1, 4))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from nar_hw.latency.designs import contexts, d_optimal, held_out, latin, orthogonal, orthogonal_array
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
 
 
 def space_of(*candidates: tuple[int, ...]) -> SearchSpace:

@@ -4,7 +4,6 @@ import datetime
 import json
 import os
 import platform
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +12,8 @@ import torch
 
 from nar_hw.errors import UnknownNameError
 from nar_hw.latency import device
-from nar_hw.latency.device import MATTERS, device_slug, fingerprint, parse_cpuinfo, same_device
+from nar_hw.latency.device import MATTERS, device_slug, differing, fingerprint, parse_cpuinfo
+from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
 
 INTEL = """processor\t: 0
@@ -112,7 +112,7 @@ def test_without_a_driver_there_is_no_version() -> None:
 def test_the_fake_device_is_never_taken_for_this_machine() -> None:
     found = fingerprint(RuntimeConfig(runtime="fake"))
     assert (found["device"], found["kind"]) == ("fake device", "fake")
-    assert "device" in same_device(found, fingerprint(RuntimeConfig(runtime="torch_eager")))
+    assert "device" in differing(found, fingerprint(RuntimeConfig(runtime="torch_eager")))
 
 
 def test_unknown_runtime() -> None:
@@ -136,19 +136,19 @@ def test_unknown_runtime() -> None:
 def test_each_field_that_matters_is_reported(field: str, value: Any) -> None:
     first = fingerprint(RuntimeConfig(runtime="torch_eager"))
     assert field in MATTERS
-    assert same_device(first, {**first, field: value}) == [field]
-    assert same_device({**first, field: None}, first) == [field]
+    assert differing(first, {**first, field: value}) == [field]
+    assert differing({**first, field: None}, first) == [field]
 
 
 def test_fields_that_do_not_matter_are_not_reported() -> None:
     first = fingerprint(RuntimeConfig(runtime="torch_eager"))
     other = {**first, "date": "1999", "os": "Plan 9", "python": "3.99", "cores": 999}
-    assert same_device(first, other) == []
+    assert differing(first, other) == []
     version = {**first, "runtime_version": "2.15.1+cu130"}
-    assert same_device(version, {**version, "runtime_version": "2.15.0+cpu"}) == []
-    assert same_device(version, {**version, "runtime_version": "2.16.1+cu130"}) == ["runtime_version"]
+    assert differing(version, {**version, "runtime_version": "2.15.0+cpu"}) == []
+    assert differing(version, {**version, "runtime_version": "2.16.1+cu130"}) == ["runtime_version"]
     gpu = {**first, "kind": "cuda", "device": "NVIDIA L4"}
-    assert same_device(gpu, {**gpu, "isa": ["avx2"]}) == []
+    assert differing(gpu, {**gpu, "isa": ["avx2"]}) == []
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from nar_hw.errors import ExportError
 from nar_hw.export.graph import fold_norms
 from nar_hw.export.leaves import emit
 from nar_hw.export.onnx import compare, export_onnx, open_session, run_session, run_torch, verify_onnx, write_model
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
 from tests.networks import TinyResNet
 
 SHAPE = (3, 8, 8)

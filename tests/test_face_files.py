@@ -14,11 +14,11 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from nar_hw.data import data_root
-from nar_hw.data.face_bin import read_bin
-from nar_hw.data.face_images import FaceImages, Files, identity_folders
-from nar_hw.data.face_pairs import Pairs, by_identity, drawn_pairs, in_folds, load_pairs
-from nar_hw.data.face_records import Records
 from nar_hw.errors import DataError
+from nar_hw.faces.bin import read_bin
+from nar_hw.faces.images import FaceImages, Files, identity_folders
+from nar_hw.faces.pairs import Pairs, by_identity, drawn_pairs, in_folds, load_pairs
+from nar_hw.faces.records import Records
 from tests.faces import MAGIC, encoded, record, write_identities, write_records
 
 
@@ -392,7 +392,7 @@ class TestImages:
     def test_what_does_not_fit_in_memory_is_read_when_needed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         files = Files([path for paths in identity_folders(write_identities(tmp_path, [3, 2])).values() for path in paths])
         kept = FaceImages(files, size=16)[np.array([4, 0, 2])]
-        monkeypatch.setattr("nar_hw.data.face_images.MEMORY_LIMIT_GIB", 0)
+        monkeypatch.setattr("nar_hw.faces.images.MEMORY_LIMIT_GIB", 0)
         read = FaceImages(files, size=16)
         assert (read[np.array([4, 0, 2])] == kept).all()
         (tmp_path / "a" / "a_0001.png").write_bytes(b"")

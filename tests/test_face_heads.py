@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nar_hw.tasks.face_heads import CHUNK, FaceHead
+from nar_hw.faces.heads import CHUNK, FaceHead
 
 
 def head(kind: str = "arcface", identities: int = 7, **options: float) -> FaceHead:

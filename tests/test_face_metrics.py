@@ -12,16 +12,7 @@ from sklearn.model_selection import KFold
 from sklearn.neighbors import KNeighborsClassifier
 
 from nar_hw.errors import DataError
-from nar_hw.tasks.face_metrics import (
-    balanced_accuracy,
-    best_threshold,
-    plot_roc,
-    rank_1,
-    roc,
-    scores,
-    tar_at_far,
-    verification,
-)
+from nar_hw.faces.metrics import balanced_accuracy, best_threshold, plot_roc, rank_1, roc, scores, tar_at_far, verification
 
 VALUES = st.lists(st.tuples(st.integers(-5, 5).map(lambda n: n / 4), st.booleans()), min_size=2, max_size=30)
 

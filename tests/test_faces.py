@@ -3,7 +3,6 @@
 import copy
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,26 @@ import pytest
 import torch
 from torch import nn
 
-from nar_hw.checkpoints import load_state
 from nar_hw.data import load_data
-from nar_hw.data.face_proxy import make_proxy
-from nar_hw.data.faces import FaceConfig, load_faces
 from nar_hw.errors import DataError, UnknownNameError, UserError
+from nar_hw.faces.data import FaceConfig, load_faces
+from nar_hw.faces.metrics import scores, verification
+from nar_hw.faces.proxy import make_proxy
+from nar_hw.faces.task import FacesTask
 from nar_hw.models import build_model
-from nar_hw.pipeline import load_task, train_child
-from nar_hw.recipes import Recipe
-from nar_hw.runs import ModelInfo
+from nar_hw.models.info import ModelInfo
+from nar_hw.records import replace
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.loop import search
 from nar_hw.search.supernet import Supernet
-from nar_hw.space import SearchSpace
-from nar_hw.tasks import FacesTask, Task
-from nar_hw.tasks.face_metrics import scores, verification
-from nar_hw.training import train, two_phase
+from nar_hw.space.space import SearchSpace
+from nar_hw.steps.task import load_task
+from nar_hw.steps.train import train_child
+from nar_hw.tasks import Task
+from nar_hw.training.checkpoints import load_state
+from nar_hw.training.loop import train
+from nar_hw.training.phases import two_phase
+from nar_hw.training.recipes import Recipe
 from tests.conformance.tasks import TaskConformance
 from tests.faces import encoded, write_identities, write_records
 from tests.test_table import for_space
@@ -109,7 +112,7 @@ class TestData:
         whole = list(task.train_batches(8, torch.Generator().manual_seed(0)))
         shares = []
         for rank in range(2):
-            monkeypatch.setattr("nar_hw.tasks.faces.share", lambda items, rank=rank: items[rank::2])
+            monkeypatch.setattr("nar_hw.faces.task.share", lambda items, rank=rank: items[rank::2])
             shares.append(list(task.train_batches(8, torch.Generator().manual_seed(0), shared=True)))
         for (images, labels), (first, ours), (second, theirs) in zip(whole, *shares, strict=True):
             assert images[0::2].equal(first)
@@ -363,7 +366,7 @@ class TestTraining:
     def test_distillation_is_for_classifiers(self, folder: Path, tmp_path: Path) -> None:
         info = ModelInfo(name="resnet_digits", input_shape=(3, 16, 16), num_classes=10)
         with pytest.raises(UserError, match="ensembles and distillation are of classifiers, but 'faces:"):
-            train_child(info, None, f"faces:{folder},size=16,embedding=10", out=tmp_path, recipe=RECIPE, ensemble=2)
+            train_child(info, None, self.task(folder), out=tmp_path, recipe=RECIPE, ensemble=2)
 
 
 def state_tensors(state: object) -> list[torch.Tensor]:

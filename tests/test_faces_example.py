@@ -3,7 +3,6 @@
 import json
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from nar_hw.children import child_names, named_child
+from nar_hw.bundles.children import child_names, named_child
 from nar_hw.cli import main
 from nar_hw.errors import UnknownNameError
-from nar_hw.flops import SpaceCounts
-from nar_hw.pipeline import load_task
-from nar_hw.runs import Child
+from nar_hw.records import replace
+from nar_hw.space.flops import SpaceCounts
+from nar_hw.steps.task import load_task
+from nar_hw.training.child import Child
 from tests.faces import EXAMPLE, example, write_identities
 from tests.test_cli import Run, ok, reachable, refused, run
 
@@ -59,7 +59,7 @@ def test_people_who_were_never_learned_are_told_apart(home: Path) -> None:
     assert child.accuracy["test"] > 0.95
     assert child.accuracy["valid"] > 0.95
     assert child.init == "scratch"
-    assert child.classes == []
+    assert child.preprocessing.classes == ()
     torch.manual_seed(0)
     space = child.space()
     untrained = space.build(space.parse(child.arch))
@@ -187,10 +187,12 @@ class TestNamedChildren:
 
     def test_one_is_exported_by_name(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         child = named_child("resnet18-8")
-        small = replace(child, model=replace(child.model, input_shape=(3, 16, 16)), classes=())  # the paper's own takes long
-        monkeypatch.setattr("nar_hw.deployment.named_child", lambda name: small)
+        small = replace(
+            child, model=replace(child.model, input_shape=(3, 16, 16)), preprocessing=replace(child.preprocessing, classes=())
+        )  # the paper's own takes long
+        monkeypatch.setattr("nar_hw.steps.export.named_child", lambda name: small)
         ok(run("export resnet18-8 --out bundle --batch 1 --json"))
         manifest = json.loads(Path("bundle/manifest.json").read_text())
         assert manifest["model"]["operators"] == list(child.arch)
         assert (manifest["input"]["shape"], manifest["output"]["shape"]) == ([3, 16, 16], [1000])
-        assert manifest["preprocessing"]["mean"] == list(child.mean)
+        assert manifest["preprocessing"]["mean"] == list(child.preprocessing.mean)

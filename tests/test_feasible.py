@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from nar_hw.errors import TargetError
 from nar_hw.search import feasible as module
 from nar_hw.search.feasible import Feasible
-from nar_hw.space import Arch
+from nar_hw.space.spec import Arch
 from tests.conformance.strategies import CANDIDATES, FIXED_MS, feasible
 
 EVERY = list(itertools.product(*CANDIDATES))

@@ -1,5 +1,4 @@
 import copy
-import dataclasses
 import random
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ from torch import Tensor, nn
 
 from nar_hw.data import load_data
 from nar_hw.errors import RunError, SpaceError, TrainingError, UserError
-from nar_hw.operators import OpSpec
+from nar_hw.records import replace
 from nar_hw.search.fitting import FitConfig, Fitting, fit, relative_error
 from nar_hw.search.supernet import Supernet
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import OpSpec
 from nar_hw.tasks import ClassificationTask
 from tests.networks import Branching, PreActivation, SharedConv, TinyResNet
 
@@ -82,7 +82,7 @@ def test_candidates_come_nearer_and_nothing_else_changes(supernet: Supernet) -> 
     before, outputs = state(supernet), supernet.eval()(IMAGES)
     supernet.activate(space.sample(random.Random(0)))
     arch, training = supernet.arch, [module.training for module in supernet.modules()]
-    result = fit(supernet, TASK, dataclasses.replace(CONFIG, epochs=4))
+    result = fit(supernet, TASK, replace(CONFIG, epochs=4))
     assert supernet.arch == arch
     assert [module.training for module in supernet.modules()] == training
     supernet.activate(space.incumbent)
@@ -204,12 +204,12 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     torch.randn(7)
     fit(second, TASK, CONFIG)
     assert same(state(first), state(second))
-    fit(other, TASK, dataclasses.replace(CONFIG, seed=1))
+    fit(other, TASK, replace(CONFIG, seed=1))
     assert not same(state(first), state(other))
 
 
 def test_a_stopped_fitting_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, epochs=3)
+    config = replace(CONFIG, epochs=3)
     whole = made()
     expected = fit(whole, TASK, config)
 
@@ -235,7 +235,7 @@ def test_only_the_same_fitting_is_resumed(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds a fitting already"):
         fit(made(), TASK, CONFIG, out=tmp_path)
     with pytest.raises(RunError, match="another config"):
-        fit(made(), TASK, dataclasses.replace(CONFIG, lr=0.02), out=tmp_path, resume=True)
+        fit(made(), TASK, replace(CONFIG, lr=0.02), out=tmp_path, resume=True)
     with pytest.raises(RunError, match="another slots"):
         fit(made(manner="block"), TASK, CONFIG, out=tmp_path, resume=True)
     other = made()
@@ -266,5 +266,5 @@ def test_what_cannot_be_fitted_is_refused() -> None:
 
 
 def test_bf16_and_channels_last_fit_as_well() -> None:
-    plain, fast = fit(made(), TASK, CONFIG), fit(made(), TASK, dataclasses.replace(CONFIG, precision="bf16", channels_last=True))
+    plain, fast = fit(made(), TASK, CONFIG), fit(made(), TASK, replace(CONFIG, precision="bf16", channels_last=True))
     assert fast.history[-1]["error"] == pytest.approx(plain.history[-1]["error"], rel=0.05)

@@ -11,13 +11,14 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
-import nar_hw.flops
+import nar_hw.space.flops
 from nar_hw.errors import ModelError, SpaceError, UnknownNameError
-from nar_hw.flops import FORMULAS, Counts, SpaceCounts, count_module, count_spec
 from nar_hw.models import build_model
 from nar_hw.models.resnet_cifar import CifarResNet
-from nar_hw.operators import FAMILIES, INCUMBENT, OPERATORS, OpSpec, build_operator
-from nar_hw.space import SearchSpace
+from nar_hw.space.flops import FORMULAS, Counts, SpaceCounts, count_module, count_spec
+from nar_hw.space.operators import FAMILIES, INCUMBENT, OPERATORS, build_operator
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import OpSpec
 from tests.networks import PreActivation, SharedConv, TinyResNet
 
 Shape = tuple[int, int, int]
@@ -141,7 +142,7 @@ def test_adaptive_windows(size: int, outputs: int) -> None:
     for output in pooled:
         (gradient,) = torch.autograd.grad(output, values, retain_graph=True)
         reads += int((gradient > 0).sum())
-    assert nar_hw.flops._adaptive_reads(size, outputs) == reads
+    assert nar_hw.space.flops._adaptive_reads(size, outputs) == reads
 
 
 def test_convolutions_with_padding_by_name_count() -> None:
@@ -330,7 +331,9 @@ def test_a_users_operators_are_counted_once_per_spec(monkeypatch: pytest.MonkeyP
     operators = ["conv3x3", "max3x3", narrow_conv, odd_conv]
     space = SearchSpace.from_model(network, (3, 8, 8), operators=operators, limit_params=False)
     runs: list[nn.Module] = []
-    monkeypatch.setattr(nar_hw.flops, "count_module", lambda module, shape: runs.append(module) or count_module(module, shape))
+    monkeypatch.setattr(
+        nar_hw.space.flops, "count_module", lambda module, shape: runs.append(module) or count_module(module, shape)
+    )
     counts, rng = SpaceCounts(space), random.Random(2)
     # 4->4 at 8x8, 4->8 at stride 2, 8->8 at 4x4, of two operators each; and the network
     assert len(runs) == 3 * 2 + 1

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +23,27 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
-from nar_hw.checkpoints import check_resumable, load_state, load_weights, save_state, save_weights
+from nar_hw.bundles.manifest import load_bundle
+from nar_hw.data.preprocessing import Preprocessing
 from nar_hw.errors import ExportError, ModelError, UserError
 from nar_hw.export.aoti import read_metadata
-from nar_hw.export.bundle import export_bundle
 from nar_hw.export.engine import EngineInfo, info_file, read_engine
-from nar_hw.export.manifest import load_bundle
 from nar_hw.export.onnx import open_session, run_session
 from nar_hw.files import sha256
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
-from nar_hw.recipes import Recipe, recipe_named
-from nar_hw.runs import Child, ModelInfo, read_arch
+from nar_hw.models.info import ModelInfo
+from nar_hw.models.weights import load_weights, save_weights
+from nar_hw.records import plain
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
 from nar_hw.runtimes.onnx_graph import with_precision
-from nar_hw.space import SearchSpace
+from nar_hw.search.record import load_run
+from nar_hw.space.space import SearchSpace
+from nar_hw.training.checkpoints import check_resumable, load_state, save_state
+from nar_hw.training.child import Child
+from nar_hw.training.recipes import Recipe, recipe_named
+from tests.bundles import exported
 from tests.faketensorrt import VERSIONS, fake_tensorrt
 from tests.networks import TinyResNet
 
@@ -61,31 +66,28 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("good")
     torch.manual_seed(0)
     network = TinyResNet(width=4).eval()
-    about: dict[str, Any] = {"classes": "abcde", "arch": ["conv3x3"] * 4, "codes": [0] * 4, "model": "tiny"}
-    export_bundle(network, folder / "bundle", input_shape=SHAPE, mean=[0.5] * 3, std=[0.2] * 3, **about)
+    exported(network, folder / "bundle")
     Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save(folder / "image.png")
     save_weights(folder / "weights.safetensors", network)
     recipe = Recipe(epochs=2)
-    state = {"schema": 1, "recipe": recipe.to_json(), "history": [{"loss": 1.0}], "seed": 0, "task": {"name": "x"}}
+    state = {"schema": 1, "recipe": plain(recipe), "history": [{"loss": 1.0}], "seed": 0, "task": {"name": "x"}}
     save_state(folder / "state.pt", {**state, "model": network.state_dict()})
-    (folder / "recipe.json").write_text(json.dumps(recipe.to_json()))
+    (folder / "recipe.json").write_text(json.dumps(plain(recipe)))
     info = ModelInfo(name="resnet_digits", input_shape=(1, 8, 8), num_classes=10, manner="conv")
     child = Child(
         model=info,
         arch=("conv3x3",) * 8,
         data="digits",
-        recipe=recipe.to_json(),
+        recipe=recipe,
         seed=0,
         init="scratch",
         accuracy={"valid": 0.5, "test": 0.5},
         **dict.fromkeys(("params", "flops", "pool_ops"), 1),
         **dict.fromkeys(("target_ms", "predicted_ms", "table_hash", "fingerprint")),
-        mean=[0.5],
-        std=[0.5],
-        classes=["a", "b"],
+        preprocessing=Preprocessing(mean=(0.5,), std=(0.5,), classes=("a", "b")),
     )
     child.save(folder / "child", network)
-    (folder / "run.json").write_text(json.dumps({"arch": ["conv3x3"] * 8, "model": asdict(info)}))
+    (folder / "run.json").write_text(json.dumps({"arch": ["conv3x3"] * 8, "model": plain(info)}))
     with FakeRuntime.on(FakeDevice(noise=0.0)):
         space = SearchSpace.from_model(TinyResNet(width=32), SHAPE)
         config = RuntimeConfig(runtime="fake")
@@ -93,7 +95,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "model.engine").write_bytes(b"plan")
     words = {"tensorrt": "10.16.1", "gpu": "GPU", "compute_capability": "8.9", "precision": "fp32"}
     engine = EngineInfo(
-        schema=1,
         engine_sha256=sha256(folder / "model.engine"),
         **dict.fromkeys(("onnx_sha256", "timing_cache_sha256"), "0" * 64),
         **words,
@@ -105,7 +106,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         refit=False,
         metadata={"classes": json.dumps(["a", "b"]), "normalisation": json.dumps({"mean": [0.5], "std": [0.5]})},
     )
-    info_file(folder / "model.engine").write_text(json.dumps(asdict(engine)))
+    info_file(folder / "model.engine").write_text(json.dumps({"schema": 1, **plain(engine)}))
     import zipfile
 
     with zipfile.ZipFile(folder / "model.pt2", "w") as package:
@@ -159,8 +160,8 @@ def use_table(path: Path) -> None:
 
 def use_child(path: Path) -> None:
     child = Child.load(path.parent)
-    json.dumps(asdict(child), allow_nan=False)
-    [float(value) for value in (*child.mean, *child.std, *child.accuracy.values())]
+    json.dumps(plain(child), allow_nan=False)
+    [float(value) for value in (*child.preprocessing.mean, *child.preprocessing.std, *child.accuracy.values())]
 
 
 def use_state(path: Path) -> None:
@@ -178,9 +179,9 @@ LOADERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "package": ("model.pt2", read_metadata),
     "table": ("table.json", use_table),
     "child": ("child/child.json", use_child),
-    "search result": ("run.json", lambda path: read_arch(path.parent)),
+    "search result": ("run.json", lambda path: load_run(path.parent)),
     "recipe": ("recipe.json", lambda path: recipe_named(str(path))),
-    "weights": ("weights.safetensors", lambda path: load_weights(path, TinyResNet(width=4))),
+    "weights": ("weights.safetensors", lambda path: load_weights(TinyResNet(width=4), path)),
     "training state": ("state.pt", use_state),
 }
 JSON_LOADERS = [name for name, (file, _) in LOADERS.items() if file.endswith(".json")]

@@ -30,12 +30,12 @@ from benchmarks.gpu.runner import (
 )
 from nar_hw.data import data_root, load_data
 from nar_hw.errors import RunError
-from nar_hw.flops import SpaceCounts
 from nar_hw.latency import children as children_module
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
 from nar_hw.runtimes import RuntimeConfig, runtime_class
-from nar_hw.space import SearchSpace
+from nar_hw.space.flops import SpaceCounts
+from nar_hw.space.space import SearchSpace
 from tests.networks import TinyResNet
 
 ROOT = Path(__file__).parent.parent
@@ -85,7 +85,7 @@ def check_tables(device: Path) -> None:
     for piece in found.values():
         table = LatencyTable.load(device / "latency_tables" / piece["file"])
         assert table.validation is not None
-        assert table.validation["children"] == piece["validation"]["children"] == 4
+        assert table.validation.children == piece["validation"]["children"] == 4
         assert table.incumbent_ms == piece["incumbent_ms"]
         assert piece["file"].startswith(("fake-device__fake__fp32__TinyResNet", f"{device.name}__torch_eager__fp32__TinyResNet"))
     assert not list((device / "work/profiles").glob("*.part"))
@@ -322,7 +322,7 @@ def test_slow_loading_is_measured_in_small_batches(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(children_module.Journal, "add", watched)
     table = profile(space, config=config, model_name="tiny", method="regression", validate=0, journal=tmp_path / "p.part")
-    assert sum(batches) == table.method["children"]
+    assert sum(batches) == table.method.children
     assert batches[:-1] == [children_module.MARK_EVERY] * (len(batches) - 1)
     monkeypatch.setattr(children_module, "LOADING_S", 60.0)
     batches.clear()

@@ -9,52 +9,37 @@ import nar_hw
 
 ROOT = Path(nar_hw.__file__).parent
 ORDER = [
-    ["errors", "files"],
-    ["recipes", "tensorboard", "userfile"],
-    ["checkpoints", "precision"],
-    ["operators"],
-    ["trace"],
+    ["_version", "errors", "files", "records", "userfile"],
     ["space"],
-    ["ranks"],
-    ["flops", "models"],
-    ["runs"],
-    ["children"],
+    ["models"],
+    ["distributed"],
     ["export"],
     ["runtimes"],
-    ["bundle"],
     ["latency"],
-    ["data", "tasks"],
+    ["data"],
+    ["tasks"],
     ["training"],
+    ["faces"],
+    ["bundles"],
     ["search"],
     ["proxy"],
-    ["meters"],
-    ["benchmark"],
+    ["bench"],
     ["report"],
-    ["pipeline"],
-    ["deployment"],
-    ["demo"],
+    ["steps"],
     ["cli"],
     ["__main__"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
-BUNDLES = {"export/bundle.py", "export/judge.py", "export/targets.py", "export/verify.py"}
-"""Of export, but they run the files that they make."""
 MODULES = sorted(ROOT.rglob("*.py"))
 
 
-def room(path: Path) -> str:
-    if path.relative_to(ROOT).as_posix() in BUNDLES:
-        return "bundle"
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
-
-
 def imported(tree: ast.AST) -> set[str]:
+    """The rooms that a module imports from; "" for nar_hw itself, whose public names stand to the right of all."""
     names = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("nar_hw."):
-            names.add(node.module.split(".")[1])
-        elif isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("nar_hw.")}
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        modules += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+        names |= {f"{module}.".split(".")[1] for module in modules if module.split(".")[0] == "nar_hw"}
     return names
 
 
@@ -62,9 +47,10 @@ def imported(tree: ast.AST) -> set[str]:
 def test_imports_point_left(path: Path) -> None:
     if path == ROOT / "__init__.py":
         return
-    here = room(path)
+    here = path.relative_to(ROOT).parts[0].removesuffix(".py")
     assert here in RANK, f"{here} has no place in the order"
     for name in imported(ast.parse(path.read_text())):
+        assert name, f"{path.name} imports from nar_hw itself: import from the module that defines it"
         assert RANK[name] <= RANK[here], f"{path.name} imports nar_hw.{name}, which stands to its right"
 
 

@@ -4,9 +4,9 @@ import functools
 
 import pytest
 
-from nar_hw.flops import Counts, SpaceCounts, count_module
 from nar_hw.models import build_model
-from nar_hw.space import SearchSpace
+from nar_hw.space.flops import Counts, SpaceCounts, count_module
+from nar_hw.space.space import SearchSpace
 
 FACES = (3, 112, 112)
 IMAGES = (3, 224, 224)

@@ -1,4 +1,3 @@
-import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -18,9 +17,12 @@ from nar_hw.latency.in_context import Join
 from nar_hw.latency.journal import ChildTimes
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
+from nar_hw.models.info import ModelInfo
+from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch
 from tests.networks import SharedConv, TinyResNet
 
 SHAPE = (3, 16, 16)
@@ -41,7 +43,7 @@ def space() -> SearchSpace:
 
 
 def truth(space: SearchSpace, arch: Arch, device: FakeDevice) -> float:
-    return FakeRuntime.truth(space.build(arch), space.input_shape, device=dataclasses.replace(device, profiling_ms=0.0))
+    return FakeRuntime.truth(space.build(arch), space.input_shape, device=replace(device, profiling_ms=0.0))
 
 
 def largest_error(space: SearchSpace, table: LatencyTable, device: FakeDevice) -> float:
@@ -89,13 +91,13 @@ def test_the_slowdown_by_profiling_is_taken_out(space: SearchSpace) -> None:
     device = FakeDevice(noise=0.005, interaction=0.0, profiling_ms=0.008)
     table = profiled(space, device)
     assert largest_error(space, table, device) < 0.02
-    assert table.method["overhead_ms"] == pytest.approx(0.008, rel=0.5)
+    assert table.method.overhead_ms == pytest.approx(0.008, rel=0.5)
 
 
 def test_an_interaction_is_averaged_over_its_contexts(space: SearchSpace) -> None:
     """A reorder between unlike neighbours cannot be a sum over slots; what is left is smaller than the reorders are."""
     device = FakeDevice(noise=0.0, interaction=0.1)
-    plain = dataclasses.replace(device, interaction=0.0)
+    plain = replace(device, interaction=0.0)
     reorders = max(truth(space, arch, device) / truth(space, arch, plain) - 1 for arch in [space.incumbent, *ends(space)])
     table = profiled(space, device)
     assert reorders > 0.04
@@ -107,10 +109,7 @@ def test_block_slots_and_unequal_candidates_are_profiled() -> None:
     space = SearchSpace.from_model(TinyResNet(), SHAPE, manner="block")
     assert largest_error(space, profiled(space, device), device) < 1e-3
     unequal = SearchSpace.from_model(TinyResNet(), SHAPE, operators=["conv3x3", "conv5x5", "max3x3"])
-    cut = [
-        dataclasses.replace(slot, candidates=slot.candidates[:number])
-        for slot, number in zip(unequal.slots, (1, 2, 2, 1), strict=True)
-    ]
+    cut = [replace(slot, candidates=slot.candidates[:number]) for slot, number in zip(unequal.slots, (1, 2, 2, 1), strict=True)]
     unequal.slots = tuple(cut)
     assert largest_error(unequal, profiled(unequal, device), device) < 1e-3
 
@@ -135,11 +134,11 @@ def test_entries_with_one_spec_are_pooled_over_slots(space: SearchSpace) -> None
 
 def test_the_table_says_how_it_was_measured_and_for_what(space: SearchSpace) -> None:
     table = profiled(space, FakeDevice(), seed=7)
-    assert table.method["name"] == "in-context"
-    assert table.method["rounds"] == 4
-    assert table.method["seed"] == 7
-    assert table.method["children"] <= 7 * 3 + 1
-    assert (table.model, table.input_shape, table.num_classes, table.manner) == ("own", SHAPE, 5, "conv")
+    assert table.method.name == "in-context"
+    assert table.method.rounds == 4
+    assert table.method.seed == 7
+    assert table.method.children <= 7 * 3 + 1
+    assert table.network == ModelInfo.of(space, "own")
     assert table.fingerprint["runtime"] == "fake"
     assert table.check(space, table.fingerprint) == []
     assert table.validation is None
@@ -165,8 +164,8 @@ def test_progress_ends_full(space: SearchSpace) -> None:
 def test_a_budget_cuts_rounds_and_children_but_leaves_two_rounds(space: SearchSpace) -> None:
     progress = Progress(disable=True)
     table = profiled(space, FakeDevice(), budget_s=0.0, rounds=50, progress=progress)
-    assert table.method["rounds"] == 2
-    assert table.method["replicates"] == 4
+    assert table.method.rounds == 2
+    assert table.method.replicates == 4
     assert progress.tasks[0].finished
 
 
@@ -187,9 +186,9 @@ def test_other_methods_recover_additive_truth(space: SearchSpace, method: str) -
 def test_other_methods_need_no_layer_times(space: SearchSpace, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeRuntime, "layers", False)
     table = profiled(space, FakeDevice(), method=method, validate=5)
-    assert table.method["name"] == method
+    assert table.method.name == method
     assert table.validation is not None
-    assert table.validation["mape"] < 2
+    assert table.validation.mape < 2
 
 
 def test_regression_tells_operators_apart_that_differ_and_ties_those_that_do_not() -> None:
@@ -204,15 +203,15 @@ def test_regression_tells_operators_apart_that_differ_and_ties_those_that_do_not
 def test_regression_children_are_the_network_and_an_orthogonal_array(space: SearchSpace) -> None:
     table = profiled(space, FakeDevice(), method="regression")
     assert set(profiled_children(space, table.method)) == {space.incumbent, *orthogonal(space, seed=0)}
-    assert table.method["children"] == len(set(profiled_children(space, table.method)))
+    assert table.method.children == len(set(profiled_children(space, table.method)))
 
 
 def test_isolated_operators_are_calibrated_on_at_least_eight_children(space: SearchSpace) -> None:
     """On the fake device an operator alone pays the fixed part of a run each time: the plain sum would be far off."""
     device = FakeDevice(noise=0.0, interaction=0.0, fixed_ms=0.5)
     table = profiled(space, device, method="isolated")
-    assert table.method["children"] >= 8
-    assert table.method["overhead_ms"] > 0.3
+    assert table.method.children >= 8
+    assert table.method.overhead_ms > 0.3
     assert largest_error(space, table, device) < 2e-3
 
 
@@ -406,5 +405,5 @@ def test_a_real_runtime_is_profiled_into_a_table_that_predicts_the_network(space
     table = profile(space, config=RuntimeConfig(runtime=runtime), model_name="own", rounds=3, validate=4)
     assert table.predict(space.incumbent) == pytest.approx(table.incumbent_ms, rel=0.25)
     assert table.validation is not None
-    assert table.validation["children"] == 4
-    assert table.method["clock"] == "thread"
+    assert table.validation.children == 4
+    assert table.method.clock == "thread"

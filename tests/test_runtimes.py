@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,9 @@ from torch import Tensor, nn
 
 from nar_hw.errors import ModelError, RuntimeUnavailableError, UnknownNameError, UserError
 from nar_hw.export.onnx import export_onnx
-from nar_hw.runtimes import RUNTIMES, Runtime, RuntimeConfig, runtime_class, survey
+from nar_hw.records import plain
+from nar_hw.runtimes import RUNTIMES, RuntimeConfig, runtime_class, survey
+from nar_hw.runtimes.base import Runtime
 from nar_hw.runtimes.fake import FAULTS, FakeDevice, FakeRuntime
 from nar_hw.runtimes.inputs import in_batches, preset_images
 from nar_hw.runtimes.onnx_graph import OptimizedGraph, with_precision
@@ -65,7 +66,7 @@ class TestRuntimes(RuntimeConformance):
 
 def test_config_round_trips_through_json() -> None:
     config = RuntimeConfig(runtime="torch_eager", precision="bf16", batch=8, threads=4, device="cuda:1")
-    assert RuntimeConfig(**json.loads(json.dumps(asdict(config)))) == config
+    assert RuntimeConfig(**json.loads(json.dumps(plain(config)))) == config
     assert (config.device_type, config.device_index) == ("cuda", 1)
     assert (RuntimeConfig().device_type, RuntimeConfig().device_index) == ("cpu", 0)
 

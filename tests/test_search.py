@@ -1,4 +1,3 @@
-import dataclasses
 import io
 import itertools
 import json
@@ -28,20 +27,25 @@ from nar_hw.errors import (
     UnknownNameError,
     UserError,
 )
-from nar_hw.operators import OpSpec
-from nar_hw.runs import ModelInfo, read_arch
+from nar_hw.models.info import ModelInfo
+from nar_hw.records import as_record, plain, replace
 from nar_hw.search import loop
 from nar_hw.search.budget import Budget
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.feasible import Feasible
 from nar_hw.search.folder import SearchFolder
-from nar_hw.search.loop import SearchRun, search
+from nar_hw.search.loop import search
 from nar_hw.search.randomness import generator_states, restore_generators, seeded
+from nar_hw.search.record import load_run
 from nar_hw.search.result import Scored, SearchResult, choose
+from nar_hw.search.run import SearchRun
 from nar_hw.search.scoring import Scorer
-from nar_hw.search.strategies import STRATEGIES, GradientStrategy
+from nar_hw.search.strategies import STRATEGIES
+from nar_hw.search.strategies.gradient import GradientStrategy
+from nar_hw.search.strategies.random import RandomStrategy
 from nar_hw.search.supernet import Supernet
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch, OpSpec
 from nar_hw.tasks import ClassificationTask
 from tests.networks import TinyResNet
 from tests.test_table import for_space
@@ -103,7 +107,7 @@ def run(space: SearchSpace = SPACE, task: Task | None = None, *, config: SearchC
 def outcome(result: SearchResult) -> SearchResult:
     """Without the seconds that it took."""
     history = tuple({name: value for name, value in log.items() if not name.endswith("_s")} for log in result.history)
-    return dataclasses.replace(result, history=history)
+    return replace(result, history=history)
 
 
 RESULT = run()
@@ -151,12 +155,12 @@ def test_the_same_seed_gives_the_same_result_to_the_last_bit() -> None:
 
 
 def test_another_seed_gives_another_result() -> None:
-    assert outcome(run(config=dataclasses.replace(CONFIG, seed=1))).history != outcome(RESULT).history
+    assert outcome(run(config=replace(CONFIG, seed=1))).history != outcome(RESULT).history
 
 
 def test_the_callers_generators_are_left_as_they_were() -> None:
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    run(config=dataclasses.replace(CONFIG, epochs=1))
+    run(config=replace(CONFIG, epochs=1))
     assert before[0] == random.getstate()
     assert before[1] == np.random.get_state()[1].tolist()
     assert torch.equal(before[2], torch.get_rng_state())
@@ -165,7 +169,7 @@ def test_the_callers_generators_are_left_as_they_were() -> None:
 @pytest.mark.parametrize(("strategy", "paths"), [*((name, "strategy") for name in STRATEGIES), ("random", "fair")])
 def test_every_strategy_searches_and_resumes_to_the_same_bits(strategy: str, paths: Any, tmp_path: Path) -> None:
     """Stopped in the middle of the third epoch, with dropout and generators of Python and NumPy in play."""
-    config = dataclasses.replace(CONFIG, strategy=strategy, paths=paths)
+    config = replace(CONFIG, strategy=strategy, paths=paths)
     expected = run(config=config)
     task = made_task()
     steps = task.train_size // config.batch
@@ -193,7 +197,8 @@ def test_run_json_tells_everything(tmp_path: Path) -> None:
     info = ModelInfo(name="file.py:net", input_shape=(3, 8, 8), num_classes=5, operators=("conv3x3", "max3x3"))
     result = run(out=tmp_path, model=info, measure=lambda archs: [TABLE.predict(arch) for arch in archs])
     value = json.loads((tmp_path / "run.json").read_text())
-    model, arch, _ = read_arch(tmp_path)
+    found = load_run(tmp_path)
+    model, arch = found.network, found.arch
     assert model == info
     assert arch == SPACE.names(result.arch) == tuple(value["arch"])
     assert value["schema"] == 1
@@ -204,14 +209,14 @@ def test_run_json_tells_everything(tmp_path: Path) -> None:
     assert value["operators"] == ["conv3x3", "dwsep3x3", "max3x3", "avg3x3", "dwsep5x5"]
     assert value["data"] == "fake:3x8x8x5"
     assert value["table_hash"] == TABLE.hash == type(TABLE).load(value["table"]).hash
-    assert value["versions"]["torch"] == torch.__version__
+    assert value["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert [tuple(item["arch"]) for item in value["finalists"]] == [SPACE.names(item.arch) for item in result.finalists]
     assert len(value["pareto"]) == len(result.pareto)
     assert len(value["history"]) == 4
     supernet = Supernet(SPACE)
-    from nar_hw.checkpoints import load_weights
+    from nar_hw.models.weights import load_weights
 
-    load_weights(tmp_path / "supernet.safetensors", supernet)
+    load_weights(supernet, tmp_path / "supernet.safetensors")
 
 
 def test_a_folder_with_a_search_is_not_overwritten(tmp_path: Path) -> None:
@@ -235,7 +240,7 @@ def test_a_search_with_other_settings_is_not_resumed(tmp_path: Path, finished: b
     except KeyboardInterrupt:
         assert not finished
     with pytest.raises(RunError, match=r"config.lr is 0.05 there and 0.01 now"):
-        run(out=tmp_path, resume=True, config=dataclasses.replace(CONFIG, lr=0.01))
+        run(out=tmp_path, resume=True, config=replace(CONFIG, lr=0.01))
     with pytest.raises(RunError, match="target_ms is"):
         run(out=tmp_path, resume=True, target_ms=TARGET * 0.99)
     with pytest.raises(RunError, match=r"data\.name is 'fake:3x8x8x5' there and 'fake:3x8x8x6' now"):
@@ -267,7 +272,7 @@ def test_a_damaged_result_is_one_error(tmp_path: Path) -> None:
     value = json.loads(path.read_text())
     del value["finalists"]
     path.write_text(json.dumps(value))
-    with pytest.raises(RunError, match="must hold a search's result"):
+    with pytest.raises(RunError, match="must have 'finalists'"):
         run(out=tmp_path, resume=True)
     path.write_text("{")
     with pytest.raises(RunError, match="not valid JSON"):
@@ -312,12 +317,12 @@ def test_a_table_that_is_not_additive_is_refused() -> None:
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(TrainingError, match=r"batch=1000, images=350\): use a smaller batch"):
-        run(config=dataclasses.replace(CONFIG, batch=1000))
+        run(config=replace(CONFIG, batch=1000))
 
 
 def test_diverged_weights_are_an_error() -> None:
     with pytest.raises(TrainingError, match=r"must be finite, but was \w+ in epoch \d.*lower the learning rate, now 1e\+06"):
-        run(config=dataclasses.replace(CONFIG, lr=1e6))
+        run(config=replace(CONFIG, lr=1e6))
 
 
 @pytest.mark.parametrize("times", [[1.0], [1.0, 2.0, math.nan], [1.0, 2.0, 0.0]])
@@ -349,7 +354,7 @@ def test_others_are_tried_where_the_device_is_slower_than_the_table() -> None:
         return [1.15 * TABLE.predict(arch) for arch in archs]
 
     target = FASTEST + 0.5 * (SLOWEST - FASTEST)
-    config = dataclasses.replace(CONFIG, strategy="reinforce", paths="strategy", reward_options={"slope": -10.0})
+    config = replace(CONFIG, strategy="reinforce", paths="strategy", reward_options={"slope": -10.0})
     result = run(target_ms=target, measure=measure, config=config)
     first, second = asked
     assert all(1.15 * TABLE.predict(arch) > target for arch in first)  # this reward asks for archs at the very target
@@ -389,7 +394,7 @@ def test_choice_among_finalists() -> None:
     assert choose([scored(0.9, 2.0), scored(0.8, 1.9)]).accuracy == 0.9  # exactly at the target
 
 
-class Spy(STRATEGIES["random"]):  # type: ignore[misc]
+class Spy(RandomStrategy):  # type: ignore[misc]
     """Counts what it is asked and told."""
 
     calls: list[tuple[str, int]]
@@ -404,9 +409,9 @@ class Spy(STRATEGIES["random"]):  # type: ignore[misc]
 
 def made_run(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> SearchRun:
     monkeypatch.setitem(STRATEGIES, "random", Spy)
-    config = dataclasses.replace(CONFIG, strategy="random", **settings)
-    made = SearchRun(SPACE, made_task(), Budget.of(SPACE, [TABLE], [TARGET], config), config)
-    made.strategy.calls = []
+    config = replace(CONFIG, strategy="random", **settings)
+    made = SearchRun(SPACE, made_task(), [Budget.of(SPACE, [TABLE], [TARGET], config)], config)
+    made.players[0].strategy.calls = []
     return made
 
 
@@ -414,9 +419,9 @@ def test_the_strategy_is_frozen_during_the_warm_up(monkeypatch: pytest.MonkeyPat
     made = made_run(monkeypatch, warmup_epochs=2, epochs=1)
     made.advance()
     made.advance()
-    assert made.strategy.calls == []
+    assert made.players[0].strategy.calls == []
     made.advance()
-    assert made.strategy.calls == [("ask", 4), ("tell", 4)] * 2
+    assert made.players[0].strategy.calls == [("ask", 4), ("tell", 4)] * 2
 
 
 @pytest.mark.parametrize(("kind", "most"), [("fair", 1), ("uniform", 5)])
@@ -437,7 +442,7 @@ def test_paths_of_the_warm_up(monkeypatch: pytest.MonkeyPatch, kind: str, most: 
 def test_steps_train_what_the_strategy_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     made = made_run(monkeypatch, warmup_epochs=0, paths="strategy")
     fixed = SPACE.sample(random.Random(3))
-    monkeypatch.setattr(made.strategy, "paths", lambda n: [fixed] * n)
+    monkeypatch.setattr(made.players[0].strategy, "paths", lambda n: [fixed] * n)
     before = {name: value.clone() for name, value in made.supernet.named_parameters()}
     made._train_weights()
     made.supernet.activate(fixed)
@@ -506,7 +511,7 @@ def test_a_search_by_gradients_is_told_the_slopes(monkeypatch: pytest.MonkeyPatc
         learn(self, archs, rewards, slopes)
 
     monkeypatch.setattr(GradientStrategy, "learn", spy)
-    config = dataclasses.replace(CONFIG, strategy="gradient")
+    config = replace(CONFIG, strategy="gradient")
     result = run(config=config)
     assert told == [(config.samples, len(SPACE.slots))] * (config.updates * config.epochs)
     assert result.met
@@ -552,10 +557,10 @@ def test_scores_are_not_reused_when_weights_have_changed(monkeypatch: pytest.Mon
     made = made_run(monkeypatch, warmup_epochs=0, samples=2, updates=1)
     arch = (
         SPACE.incumbent
-        if made.budget.feasible.meets([SPACE.incumbent])[0]
-        else made.budget.feasible.sample(1, np.random.default_rng(0))[0]
+        if made.players[0].budget.feasible.meets([SPACE.incumbent])[0]
+        else made.players[0].budget.feasible.sample(1, np.random.default_rng(0))[0]
     )
-    monkeypatch.setattr(made.strategy, "ask", lambda n: [arch] * n)
+    monkeypatch.setattr(made.players[0].strategy, "ask", lambda n: [arch] * n)
     counted = []
     forward = made.supernet.forward
     monkeypatch.setattr(made.supernet, "forward", lambda images: (counted.append(len(images)), forward(images))[1])
@@ -571,22 +576,59 @@ def test_a_score_that_is_no_number_is_left_out(monkeypatch: pytest.MonkeyPatch) 
     made.advance()
     assert made.history[0]["dropped"] == 2
     assert made.history[0]["accuracy"] == 0.5
-    assert all(math.isfinite(reward) for reward, _, _ in made.scores.values())
-    assert [call for call in made.strategy.calls if call[0] == "tell"] == [("tell", 3)] * 2
+    assert all(math.isfinite(accuracy) for accuracy, _ in made.scores.values())
+    assert [call for call in made.players[0].strategy.calls if call[0] == "tell"] == [("tell", 3)] * 2
+
+
+def test_one_search_finds_an_arch_for_each_target(tmp_path: Path) -> None:
+    lowest, highest = TABLE.bounds()
+    targets = [highest - 0.2 * (highest - lowest), highest - 0.7 * (highest - lowest)]
+    measured: list[list[Arch]] = []
+
+    def measure(archs: list[Arch]) -> list[float]:
+        measured.append(list(archs))
+        return [TABLE.predict(arch) for arch in archs]
+
+    result = run(target_ms=targets, out=tmp_path, measure=measure)
+    assert [found.target_ms for found in result.outcomes] == targets
+    for found in result.outcomes:
+        assert found.met
+        assert found.pick.measured_ms == TABLE.predict(found.pick.arch) <= found.target_ms
+    assert len(measured) == 1  # the finalists of all targets, in one session
+    assert set(measured[0]) == {item.arch for found in result.outcomes for item in found.finalists}
+    kept = load_run(tmp_path)
+    assert [item.pick.arch for item in kept.outcomes] == [SPACE.names(found.pick.arch) for found in result.outcomes]
+    assert kept.outcome(targets[1]).pick.arch == SPACE.names(result.outcomes[1].pick.arch)
+    with pytest.raises(RunError, match=r"the target must be one that the search was asked for \(.* ms\), but got 99"):
+        kept.outcome(99.0)
+    assert outcome(run(target_ms=targets, out=tmp_path, resume=True, measure=measure)) == outcome(result)
+
+
+def test_a_score_counts_for_every_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    lowest, highest = TABLE.bounds()
+    targets = [highest, (lowest + highest) / 2]
+    config = replace(CONFIG, strategy="surrogate", warmup_epochs=0, updates=2)
+    made = SearchRun(SPACE, made_task(), [Budget.of(SPACE, [TABLE], [target], config) for target in targets], config)
+    seen: list[list[Arch]] = [[], []]
+    for player, archs in zip(made.players, seen, strict=True):
+        monkeypatch.setattr(player.strategy, "learn", lambda asked, *_, archs=archs: archs.extend(asked))
+    made.advance()
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == config.updates * config.samples
 
 
 def test_only_archs_within_the_budget_are_scored_whatever_is_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
     made = made_run(monkeypatch, warmup_epochs=0, epochs=1)
     slow = max(itertools.product(*(slot.candidates for slot in SPACE.slots)), key=TABLE.predict)
-    good = made.budget.feasible.sample(1, np.random.default_rng(0))
-    assert made._within(lambda n: [slow, *good], 3) == good * 3
-    archs = made._within(lambda n: [slow] * n, 5)
+    good = made.players[0].budget.feasible.sample(1, np.random.default_rng(0))
+    assert made._within(made.players[0], lambda n: [slow, *good], 3) == good * 3
+    archs = made._within(made.players[0], lambda n: [slow] * n, 5)
     assert len(archs) == 5
-    assert made.budget.feasible.meets(archs).all()
+    assert made.players[0].budget.feasible.meets(archs).all()
 
 
 def test_channels_last_searches_the_same_space() -> None:
-    result = run(config=dataclasses.replace(CONFIG, channels_last=True, epochs=1))
+    result = run(config=replace(CONFIG, channels_last=True, epochs=1))
     assert result.met
 
 
@@ -601,8 +643,8 @@ def test_half_precision_trains_and_scores_and_keeps_weights_in_fp32(precision: A
         return output
 
     monkeypatch.setattr(Supernet, "forward", spy)
-    config = dataclasses.replace(CONFIG, precision=precision, epochs=1, lr=0.01)
-    search_run = SearchRun(SPACE, made_task(), Budget.of(SPACE, [TABLE], [TARGET], config), config)
+    config = replace(CONFIG, precision=precision, epochs=1, lr=0.01)
+    search_run = SearchRun(SPACE, made_task(), [Budget.of(SPACE, [TABLE], [TARGET], config)], config)
     while search_run.epoch < search_run.epochs:
         search_run.advance()
     wanted = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -612,7 +654,7 @@ def test_half_precision_trains_and_scores_and_keeps_weights_in_fp32(precision: A
 
 
 def test_no_more_archs_are_scored_at_the_end_than_there_are() -> None:
-    result = run(target_ms=FASTEST, config=dataclasses.replace(CONFIG, epochs=1))
+    result = run(target_ms=FASTEST, config=replace(CONFIG, epochs=1))
     assert len(result.finalists) == 1
     assert result.pick.predicted_ms == pytest.approx(FASTEST)
 
@@ -635,7 +677,7 @@ def test_progress_is_shown() -> None:
 
 def test_the_package_is_callable() -> None:
     assert nar_hw.search is not loop.search
-    result = nar_hw.search(SPACE, made_task(), TABLE, target_ms=TARGET, config=dataclasses.replace(CONFIG, epochs=1))  # type: ignore[operator]
+    result = nar_hw.search(SPACE, made_task(), TABLE, target_ms=TARGET, config=replace(CONFIG, epochs=1))  # type: ignore[operator]
     assert isinstance(result, SearchResult)
 
 
@@ -643,7 +685,7 @@ def test_a_config_survives_json() -> None:
     config = SearchConfig(
         strategy="reinforce", strategy_options={"lr": 0.1}, reward_options={"slope": -0.2}, epochs=7, channels_last=True
     )
-    assert SearchConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert as_record(json.loads(json.dumps(plain(config))), SearchConfig, where="search") == config
 
 
 @pytest.mark.parametrize(
@@ -679,8 +721,8 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], error: type[UserEr
 
 
 def test_an_unknown_setting_is_refused() -> None:
-    with pytest.raises(UnknownNameError, match="unknown search setting 'epoch': use one of epochs"):
-        SearchConfig.from_json({"epoch": 3})
+    with pytest.raises(RunError, match=r"search: it has an unknown field 'epoch' \(is 'epochs' meant\?\)"):
+        as_record({"epoch": 3}, SearchConfig, where="search")
 
 
 def draws() -> tuple[float, float, float]:

@@ -1,6 +1,5 @@
 """Several limits at once: every answer is compared with listing all archs."""
 
-import dataclasses
 import itertools
 import json
 from collections import Counter
@@ -14,15 +13,16 @@ from hypothesis import given, settings, strategies as st
 
 from nar_hw.data import load_data
 from nar_hw.errors import RunError, TargetError, UnknownNameError, UserError
-from nar_hw.flops import count_module
-from nar_hw.operators import OpSpec
+from nar_hw.records import as_record, plain, replace
 from nar_hw.search.budget import Budget, Cost, Within
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.loop import search
 from nar_hw.search.result import SearchResult
 from nar_hw.search.reward import REWARDS
 from nar_hw.search.strategies import STRATEGIES
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.flops import count_module
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch, OpSpec
 from nar_hw.tasks import ClassificationTask
 from tests.conformance.strategies import CANDIDATES
 from tests.networks import SharedConv, TinyResNet
@@ -42,7 +42,7 @@ def made_budget(seed: int, shares: tuple[float, ...], combine: str = "worst") ->
             entries[position, list(codes)] = rng.uniform(0.1, 1, len(codes))
         cost = Cost(name=f"cost {number}", entries=entries, fixed=float(rng.uniform(0, 2)), target=1.0)
         values = cost.of(EVERY)
-        costs.append(dataclasses.replace(cost, target=float(values.min() + share * np.ptp(values))))
+        costs.append(replace(cost, target=float(values.min() + share * np.ptp(values))))
     mixes = np.eye(len(costs)) if combine == "worst" else np.full((1, len(costs)), 1 / len(costs))
     return Budget(candidates=CANDIDATES, costs=tuple(costs), mixes=mixes)
 
@@ -120,9 +120,7 @@ def test_of_several_limits_an_upper_bound_is_counted() -> None:
 def test_targets_that_are_exactly_one_archs_costs_are_met() -> None:
     budget = made_budget(3, (0.5, 0.5))
     arch = min(EVERY, key=lambda arch: float(budget.loads([arch])[0]))
-    exact = dataclasses.replace(
-        budget, costs=tuple(dataclasses.replace(cost, target=float(cost.of([arch])[0])) for cost in budget.costs)
-    )
+    exact = replace(budget, costs=tuple(replace(cost, target=float(cost.of([arch])[0])) for cost in budget.costs))
     assert exact.feasible.meets([arch]).all()
     assert set(exact.feasible.sample(5, np.random.default_rng(0))) <= set(within(exact))
     assert exact.feasible.best(np.zeros((len(CANDIDATES), 4))) in within(exact)
@@ -134,11 +132,9 @@ def test_a_load_never_falls_with_a_cost_and_the_worst_is_at_least_the_mean(seed:
     worst, mean = (made_budget(seed, (0.5, 0.5), combine) for combine in ("worst", "mean"))
     assert (worst.loads(EVERY) >= mean.loads(EVERY) - 1e-12).all()
     for budget in (worst, mean):
-        dearer = dataclasses.replace(
+        dearer = replace(
             budget,
-            costs=tuple(
-                dataclasses.replace(cost, target=cost.target / factor) for cost, factor in zip(budget.costs, factors, strict=True)
-            ),
+            costs=tuple(replace(cost, target=cost.target / factor) for cost, factor in zip(budget.costs, factors, strict=True)),
         )
         assert (dearer.loads(EVERY) >= budget.loads(EVERY) - 1e-12).all()
 
@@ -155,7 +151,7 @@ def test_rewards_of_a_load(name: str, q: float, over: float, more: float) -> Non
 
 def test_a_budget_is_made_of_tables_and_counts() -> None:
     """Loads against predictions of the tables and counts of the built children."""
-    budget = Budget.of(SPACE, [FAST, SLOW], TARGETS, dataclasses.replace(CONFIG, max_flops=LIMITS[0], max_params=LIMITS[1]))
+    budget = Budget.of(SPACE, [FAST, SLOW], TARGETS, replace(CONFIG, max_flops=LIMITS[0], max_params=LIMITS[1]))
     archs = [tuple(slot.candidates[turn % len(slot.candidates)] for slot in SPACE.slots) for turn in range(5)]
     expected = []
     for arch in archs:
@@ -170,7 +166,7 @@ def test_a_budget_is_made_of_tables_and_counts() -> None:
 
 
 def test_a_weighted_mean_of_tables() -> None:
-    config = dataclasses.replace(CONFIG, combine="mean", weights=(3.0, 1.0))
+    config = replace(CONFIG, combine="mean", weights=(3.0, 1.0))
     budget = Budget.of(SPACE, [FAST, SLOW], TARGETS, config)
     arch = SPACE.incumbent
     expected = 0.75 * FAST.predict(arch) / TARGETS[0] + 0.25 * SLOW.predict(arch) / TARGETS[1]
@@ -203,7 +199,7 @@ def run(config: SearchConfig = CONFIG, **options: Any) -> SearchResult:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_everything_scored_is_within_every_limit(strategy: str) -> None:
-    result = run(dataclasses.replace(CONFIG, strategy=strategy, max_flops=LIMITS[0], max_params=LIMITS[1]))
+    result = run(replace(CONFIG, strategy=strategy, max_flops=LIMITS[0], max_params=LIMITS[1]))
     assert result.met
     for item in result.scored:
         counts = count_module(SPACE.build(item.arch), SPACE.input_shape)
@@ -214,7 +210,7 @@ def test_everything_scored_is_within_every_limit(strategy: str) -> None:
 
 
 def test_run_json_tells_every_target_and_resumes_with_the_same_only(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, max_flops=LIMITS[0])
+    config = replace(CONFIG, max_flops=LIMITS[0])
     result = run(config, out=tmp_path)
     record = json.loads((tmp_path / "run.json").read_text())
     arch = result.arch
@@ -246,7 +242,7 @@ def test_a_measurement_takes_the_place_of_the_first_tables_prediction() -> None:
         return [1.4 * FAST.predict(arch) for arch in archs]
 
     targets = [0.8 * FAST.bounds()[1], SLOW.bounds()[1]]
-    result = run(dataclasses.replace(CONFIG, reward_options={"slope": -10.0}), target_ms=targets, measure=measure)
+    result = run(replace(CONFIG, reward_options={"slope": -10.0}), target_ms=targets, measure=measure)
     assert result.met
     assert result.pick.measured_ms == pytest.approx(1.4 * FAST.predict(result.arch))
     assert result.pick.load == pytest.approx(max(result.pick.ms / targets[0], SLOW.predict(result.arch) / targets[1]))
@@ -256,8 +252,8 @@ def test_a_measurement_takes_the_place_of_the_first_tables_prediction() -> None:
     ("options", "message"),
     [
         ({"target_ms": [1.0, 2.0, 3.0]}, "one target, or one for each of 2 tables, but got 3"),
-        ({"config": dataclasses.replace(CONFIG, combine="mean", weights=(1.0,))}, "one weight for each of 2 tables, but got 1"),
-        ({"config": dataclasses.replace(CONFIG, max_flops=1000)}, r"none does: the nearest takes .* of 1000 FLOPs \(each alone"),
+        ({"config": replace(CONFIG, combine="mean", weights=(1.0,))}, "one weight for each of 2 tables, but got 1"),
+        ({"config": replace(CONFIG, max_flops=1000)}, r"none does: the nearest takes .* of 1000 FLOPs \(each alone"),
         ({"target_ms": [TARGETS[0], 0.01]}, r"the nearest takes .* of 0.01 ms on a CPU \(fake fp32\)"),
         ({"target_ms": [TARGETS[0], 0.0]}, "targets must be more than 0, but got"),
     ],
@@ -286,7 +282,7 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], error: type[UserEr
 
 def test_settings_survive_json() -> None:
     config = SearchConfig(combine="mean", weights=(1.0, 2.0), max_flops=10, max_params=20)
-    assert SearchConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert as_record(json.loads(json.dumps(plain(config))), SearchConfig, where="search") == config
 
 
 def test_parameters_that_slots_share_cannot_be_limited() -> None:

@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nar_hw.checkpoints import load_state, save_state
 from nar_hw.data import Augmentation, load_data
 from nar_hw.search import loop
 from nar_hw.search.config import SearchConfig
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
 from nar_hw.tasks import ClassificationTask
+from nar_hw.training.checkpoints import load_state, save_state
 from tests.networks import TinyResNet
 from tests.test_table import for_space
 
@@ -55,7 +55,7 @@ def work(out: Path, watch: Callable[..., None] | None = None) -> None:
     conclude = loop.conclude
 
     def kept(run: loop.SearchRun, *args: Any) -> Any:
-        save_state(out.with_suffix(".strategy"), run.strategy.state_dict())
+        save_state(out.with_suffix(".strategy"), run.players[0].strategy.state_dict())
         return conclude(run, *args)
 
     loop.conclude = kept

@@ -5,7 +5,6 @@ norm sees one image), and without dropout. Gradients are then means over the sam
 count answers.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +14,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nar_hw.checkpoints import load_state
 from nar_hw.data import Augmentation, load_data
+from nar_hw.distributed import average_gradients, rank
 from nar_hw.errors import TrainingError
-from nar_hw.ranks import average_gradients, rank
+from nar_hw.records import replace
 from nar_hw.search import loop
 from nar_hw.search.config import SearchConfig
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
 from nar_hw.tasks import ClassificationTask
+from nar_hw.training.checkpoints import load_state
 from tests.processes import command, run
 from tests.test_table import for_space
 
@@ -146,7 +146,7 @@ def test_the_command_in_two_processes_prints_once(tmp_path: Path) -> None:
     """As `torchrun --nproc-per-node 2 -m nar_hw search`; the table's device is another one."""
     model = f"{__file__}:plain"
     fingerprint = {**TABLE.fingerprint, "memory_format": "contiguous"}
-    dataclasses.replace(TABLE, model=model, fingerprint=fingerprint).save(tmp_path / "t.json")
+    replace(TABLE, model=model, fingerprint=fingerprint).save(tmp_path / "t.json")
     line = f"search --model {model} --data fake:3x8x8x5 --table {tmp_path}/t.json --target-ms {TARGET} --out {tmp_path}/x"
     line += " --epochs 1 --warmup-epochs 0 --batch 64 --allow-mismatch --tensorboard --json"
     assert run(2, command, *line.split()) == [0, 0]

@@ -1,4 +1,3 @@
-import dataclasses
 import random
 from pathlib import Path
 
@@ -9,8 +8,8 @@ from torch import Tensor, fx, nn
 
 from nar_hw.errors import ModelError, SpaceError, UnknownNameError
 from nar_hw.models import build_model
-from nar_hw.operators import OpSpec
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import OpSpec
 from tests.networks import PreActivation, SharedConv, TinyResNet
 
 SPACE = SearchSpace.from_model(TinyResNet(), (3, 8, 8))
@@ -233,7 +232,7 @@ def test_a_users_operator_from_a_file_makes_the_space_again(tmp_path: Path) -> N
         model, (3, 8, 8), operators=["max3x3", f"{file}:relu1x1"], slots="layer1.*", limit_params=False
     )
     assert space.names((6, 2)) == ("relu1x1", "max3x3")
-    again = SearchSpace.from_model(model, (3, 8, 8), **dataclasses.asdict(space.choices))
+    again = SearchSpace.from_model(model, (3, 8, 8), **space.asked)
     assert again.slots == space.slots
     with pytest.raises(SpaceError, match=r"operator '.*' must name a function, but 'number' is a int"):
         SearchSpace.from_model(model, (3, 8, 8), operators=[f"{file}:number"])

@@ -19,8 +19,8 @@ from nar_hw.errors import ExportError, SpaceError
 from nar_hw.export.leaves import LAYERS, emit
 from nar_hw.export.onnx import export_onnx, open_session, run_session, run_torch
 from nar_hw.export.splice import ChildExporter
-from nar_hw.operators import OpSpec
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import OpSpec
 from tests.networks import TinyResNet
 
 Node = tuple[str, str, tuple[tuple[str, str], ...]]

@@ -8,18 +8,14 @@ import scipy.stats
 import torch
 
 from nar_hw.search.feasible import Feasible
-from nar_hw.search.strategies import (
-    STRATEGIES,
-    EvolutionStrategy,
-    GradientStrategy,
-    RandomStrategy,
-    ReinforceStrategy,
-    Strategy,
-    SurrogateStrategy,
-)
-from nar_hw.search.strategies.reinforce import GRADIENT_NORM, Baseline
-from nar_hw.search.strategies.surrogate import PAIRS, SHRINKAGE
-from nar_hw.space import Arch
+from nar_hw.search.strategies import STRATEGIES, strategy_class
+from nar_hw.search.strategies.base import Strategy
+from nar_hw.search.strategies.evolution import EvolutionStrategy
+from nar_hw.search.strategies.gradient import GradientStrategy
+from nar_hw.search.strategies.random import RandomStrategy
+from nar_hw.search.strategies.reinforce import GRADIENT_NORM, Baseline, ReinforceStrategy
+from nar_hw.search.strategies.surrogate import PAIRS, SHRINKAGE, SurrogateStrategy
+from nar_hw.space.spec import Arch
 from tests.conformance.strategies import CANDIDATES, StrategyConformance, feasible, play, quality
 
 torch.set_num_threads(1)
@@ -82,10 +78,12 @@ def random_quality() -> float:
 
 def mean_quality(name: str) -> float:
     tasks = [Planted(seed) for seed in range(4)]
-    return float(np.mean([task.search(STRATEGIES[name](task.limits, seed=seed)) for seed, task in enumerate(tasks)]))
+    return float(np.mean([task.search(strategy_class(name)(task.limits, seed=seed)) for seed, task in enumerate(tasks)]))
 
 
-@pytest.mark.parametrize("name", sorted(name for name, kind in STRATEGIES.items() if name != "random" and not kind.wants_slopes))
+@pytest.mark.parametrize(
+    "name", sorted(name for name in STRATEGIES if name != "random" and not strategy_class(name).wants_slopes)
+)
 def test_learning_beats_random_search_at_equal_evaluations(name: str, random_quality: float) -> None:
     assert mean_quality(name) > random_quality + 0.5
 
@@ -259,7 +257,7 @@ def test_scalars_are_logged_once_there_are_rewards() -> None:
 def test_every_arch_under_the_target_can_be_proposed() -> None:
     members = {arch for arch in itertools.product(*CANDIDATES) if feasible().meets([arch])[0]}
     for name in STRATEGIES:
-        assert set(STRATEGIES[name](feasible(), seed=0).ask(30 * len(members))) == members
+        assert set(strategy_class(name)(feasible(), seed=0).ask(30 * len(members))) == members
 
 
 def features(archs: list[Arch]) -> np.ndarray:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nar_hw.errors import SpaceError
 from nar_hw.search.supernet import FairPaths, Supernet, fair_archs
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
 from tests.networks import Branching, PreActivation, SharedConv, TinyResNet
 
 

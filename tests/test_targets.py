@@ -17,19 +17,20 @@ import torch
 from PIL import Image
 from torch import nn
 
+from nar_hw.bundles import targets
+from nar_hw.bundles.manifest import load_bundle
+from nar_hw.bundles.verify import verify_bundle
 from nar_hw.errors import ExportError, ModelError, RunError, RuntimeUnavailableError, UnknownNameError
-from nar_hw.export import aoti, targets
-from nar_hw.export.bundle import export_bundle
-from nar_hw.export.manifest import load_bundle
-from nar_hw.export.onnx import run_torch
-from nar_hw.export.verify import verify_bundle
+from nar_hw.export import aoti
+from nar_hw.export.onnx import export_onnx, run_torch
 from nar_hw.files import sha256
+from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig, runtime_class
+from nar_hw.runtimes.exporting import Exported, Source
+from nar_hw.runtimes.openvino import OpenVino
+from tests.bundles import CLASSES, MEAN, SHAPE, STD, exported as export
 from tests.networks import TinyResNet
 
-SHAPE = (3, 8, 8)
-CLASSES = ("ant", "bee", "cat", "dog", "eel")
-MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 SCRIPT = Path(__file__).parent.parent / "export" / "run_pt2.py"
 
 compiled = pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler")
@@ -53,11 +54,6 @@ def network() -> nn.Module:
     with torch.no_grad():
         network.fc.weight.mul_(20)
     return network.eval()
-
-
-def export(network: nn.Module, out: Path, **options: Any) -> Path:
-    about = {"classes": CLASSES, "arch": ("conv3x3",) * 4, "codes": (0,) * 4, "model": "tiny", "mean": MEAN, "std": STD}
-    return export_bundle(network, out, **{"input_shape": SHAPE, **about, **options})
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +82,7 @@ def ir(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @compiled
 def test_a_package_computes_what_torch_computes_and_tells_of_itself(package: Path, network: nn.Module) -> None:
-    found = load_bundle(package).compiled["aoti"]["fp32"]
+    found = load_bundle(package).manifest.compiled["aoti"]["fp32"]
     assert (found.file, found.files, found.batch, found.device) == ("model.pt2", ("model.pt2",), (1, 1), "cpu")
     assert (found.accuracy, found.accuracy_delta) == (1.0, 0.0)
     assert found.tolerance is not None
@@ -120,7 +116,7 @@ def test_a_package_runs_for_its_batch_and_precision_only(package: Path) -> None:
     ):
         with pytest.raises(ModelError, match=message):
             runtime_class("aoti")(file, SHAPE, RuntimeConfig(runtime="aoti", **options))
-    with pytest.raises(RunError, match=r"has no aoti package in fp32 for batch 8: export it with --to onnx,aoti"):
+    with pytest.raises(RunError, match=r"has no aoti file in fp32 for batch 8: export it with --to onnx,aoti"):
         load_bundle(package).file("aoti", "fp32", 8)
     assert load_bundle(package).file("aoti", "fp32", 1) == file
     assert load_bundle(package).file("onnxruntime", "fp32", 8) == package / "model.onnx"
@@ -253,7 +249,7 @@ def load_entry(bundle: Path) -> dict[str, Any]:
 def test_packages_in_bf16_and_their_bytes(network: nn.Module, tmp_path: Path) -> None:
     for name in ("a", "b"):
         export(network, tmp_path / name, targets=("aoti",), precisions=("bf16",), images=images(), labels=labels(network))
-    found = load_bundle(tmp_path / "a").compiled["aoti"]
+    found = load_bundle(tmp_path / "a").manifest.compiled["aoti"]
     assert list(found) == ["bf16"]
     assert found["bf16"].max_abs_error > 1e-4 * found["bf16"].reference_scale  # it does compute in bf16
     assert sha256(tmp_path / "a" / "model.bf16.pt2") == sha256(tmp_path / "b" / "model.bf16.pt2")
@@ -262,7 +258,7 @@ def test_packages_in_bf16_and_their_bytes(network: nn.Module, tmp_path: Path) ->
 
 @openvino
 def test_openvino_files_are_true_to_torch(ir: Path, network: nn.Module) -> None:
-    bundle = load_bundle(ir)
+    bundle = load_bundle(ir).manifest
     found = bundle.compiled["openvino"]
     assert found["fp32"].files == ("model.xml", "model.bin")
     assert found["int8"].files == ("model.int8.xml", "model.int8.bin")
@@ -326,7 +322,10 @@ def test_a_target_that_does_not_work_here_is_one_line_and_leaves_nothing(
 
 
 def test_a_precision_that_no_target_has_is_refused() -> None:
-    with pytest.raises(ExportError, match=r"bf16 needs a target that has it, but onnx has fp32, fp16, int8: use --to with aoti"):
+    with pytest.raises(
+        ExportError,
+        match=r"bf16 needs a target that has it, but onnx has .*: use --to with one of tensorrt, openvino, aoti$",
+    ):
         targets.plan(("onnx",), ("fp32", "bf16"), "cpu")
     with pytest.raises(UnknownNameError, match="unknown export target 'ort'"):
         targets.plan(("ort",), ("fp32",), "cpu")
@@ -336,20 +335,14 @@ def test_a_precision_that_no_target_has_is_refused() -> None:
 def test_a_compiled_file_that_is_off_is_not_left_behind(
     network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(precision: str, source: targets.Source, folder: Path, stem: str) -> dict[str, Any]:
+    def wrong(source: Source, config: RuntimeConfig) -> Exported:
         torch.manual_seed(1)
-        other = targets.Source(**{**vars(source), "onnx": {"fp32": folder / "other.onnx"}})
-        targets_export(TinyResNet().eval(), folder / "other.onnx")
-        return original(precision, other, folder, stem)
-
-    from nar_hw.export.onnx import export_onnx
-
-    def targets_export(other: nn.Module, path: Path) -> None:
-        export_onnx(other, path, input_shape=SHAPE)
+        export_onnx(TinyResNet().eval(), source.folder / "other.onnx", input_shape=SHAPE)
+        return original(replace(source, onnx={"fp32": source.folder / "other.onnx"}), config)
 
     pytest.importorskip("openvino")
-    original = targets._ir
-    monkeypatch.setattr(targets, "_ir", wrong)
+    original = OpenVino.export
+    monkeypatch.setattr(OpenVino, "export", wrong)
     with pytest.raises(ExportError, match="openvino fp32: an exported network must agree with torch"):
         export(network, tmp_path / "bundle", targets=("openvino",))
     assert list(tmp_path.iterdir()) == []
@@ -359,8 +352,8 @@ def test_a_network_that_gives_embeddings(network: nn.Module, tmp_path: Path) -> 
     out = export(
         network, tmp_path / "bundle", classes=(), precisions=("fp32", "int8"), calibration_images=images(), images=images()
     )
-    bundle = load_bundle(out)
-    assert (bundle.classes, bundle.outputs) == ((), 5)
+    bundle = load_bundle(out).manifest
+    assert (bundle.classes, bundle.output.shape) == ((), (5,))
     assert bundle.variants["fp32"].cosine == pytest.approx(1)
     assert 0.98 < (bundle.variants["int8"].cosine or 0) < 1
     assert bundle.variants["int8"].accuracy is None

@@ -25,20 +25,22 @@ from torch import nn
 
 import nar_hw.export.tensorrt
 import nar_hw.runtimes.tensorrt
+from nar_hw.bundles.manifest import load_bundle
+from nar_hw.bundles.triton import triton_model
+from nar_hw.bundles.verify import verify_bundle
 from nar_hw.errors import ExportError, ModelError, RunError, RuntimeUnavailableError, UnknownNameError, UserError
-from nar_hw.export.bundle import export_bundle
 from nar_hw.export.engine import EngineInfo, info_file, misfit, read_engine
-from nar_hw.export.manifest import load_bundle
 from nar_hw.export.onnx import export_onnx
 from nar_hw.export.quantize import precision_of, to_bf16, to_fp16, to_int8
 from nar_hw.export.tensorrt import build_engine, load_engine
-from nar_hw.export.triton import triton_model
-from nar_hw.export.verify import verify_bundle
 from nar_hw.files import sha256
 from nar_hw.latency.in_context import Join
-from nar_hw.runtimes import Runtime, RuntimeConfig, runtime_class
+from nar_hw.records import replace
+from nar_hw.runtimes import RuntimeConfig, runtime_class
+from nar_hw.runtimes.base import Runtime
 from nar_hw.runtimes.tensorrt import TensorRT, node_names, producers
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
+from tests.bundles import exported
 from tests.conformance.runtimes import SHAPE, RuntimeConformance
 from tests.faketensorrt import FAULTS, GOLDEN, VERSIONS, fake_tensorrt, settings_of
 from tests.networks import TinyResNet
@@ -135,16 +137,10 @@ def bundled(module: nn.Module, out: Path, *precisions: str) -> Path:
     images = np.random.default_rng(0).standard_normal((16, *SHAPE), dtype=np.float32)
     with torch.inference_mode():
         labels = module(torch.from_numpy(images)).numpy().argmax(1)
-    return export_bundle(
+    return exported(
         module,
         out,
-        input_shape=SHAPE,
-        classes=CLASSES,
-        arch=("conv3x3",) * 4,
-        codes=(0,) * 4,
-        model="tiny",
-        mean=MEAN,
-        std=STD,
+        shape=SHAPE,
         targets=("onnx", "tensorrt"),
         precisions=precisions,
         batch=(1, 16),
@@ -485,7 +481,6 @@ def test_an_engine_that_tensorrt_rejects_is_told(trt: Any, engine: Path) -> None
 
 
 INFO = EngineInfo(
-    schema=1,
     engine_sha256="",
     onnx_sha256="",
     timing_cache_sha256="",
@@ -521,7 +516,7 @@ INFO = EngineInfo(
     ],
 )
 def test_where_an_engine_runs(changes: dict[str, Any], version: str, gpu: tuple[str, str], fits: bool) -> None:
-    info = dataclasses.replace(INFO, **changes)
+    info = replace(INFO, **changes)
     assert (misfit(info, version, *gpu) is None) == fits
 
 
@@ -544,7 +539,7 @@ def test_int8_and_modules(trt: Any, module: nn.Module, files: dict[str, Path]) -
         expected = module(torch.from_numpy(images)).numpy()
     with TensorRT(module, SHAPE, CONFIG) as loaded:
         np.testing.assert_allclose(loaded.predict(images), expected, atol=1e-5 * np.abs(expected).max())
-    with TensorRT(files["int8"], SHAPE, dataclasses.replace(CONFIG, precision="int8")) as loaded:
+    with TensorRT(files["int8"], SHAPE, replace(CONFIG, precision="int8")) as loaded:
         assert np.abs(loaded.predict(images) - expected).max() < 0.1 * np.abs(expected).max()
     one_line(ModelError, f"{files['int8']} computes in int8, but fp32", lambda: TensorRT(files["int8"], SHAPE, CONFIG))
 
@@ -575,7 +570,7 @@ def test_an_engine_file_is_taken_as_it_is(trt: Any, engine: Path, module: nn.Mod
     with TensorRT(engine, SHAPE, CONFIG) as loaded:
         np.testing.assert_allclose(loaded.predict(images), expected, atol=1e-5 * np.abs(expected).max())
     for change in ({"batch": 5}, {"precision": "fp16"}):
-        config = dataclasses.replace(CONFIG, **change)
+        config = replace(CONFIG, **change)
         one_line(
             ModelError, f"{engine} is for fp32 and batch 1 to 4, but ", lambda config=config: TensorRT(engine, SHAPE, config)
         )
@@ -585,19 +580,19 @@ def test_an_engine_file_is_taken_as_it_is(trt: Any, engine: Path, module: nn.Mod
 def test_engines_are_files_of_a_bundle_and_checked_with_it(trt: Any, module: nn.Module, tmp_path: Path) -> None:
     out = bundled(module, tmp_path / "bundle", "fp32", "fp16", "bf16", "int8")
     bundle = load_bundle(out)
-    found = bundle.compiled["tensorrt"]
+    found = bundle.manifest.compiled["tensorrt"]
     ends = ("", ".json", ".layers.json", ".cache")
     assert {name: item.files for name, item in found.items()} == {
         name: tuple(f"model{middle}.engine{end}" for end in ends)
         for name, middle in {"fp32": "", "fp16": ".fp16", "bf16": ".bf16", "int8": ".int8"}.items()
     }
-    assert set(bundle.variants) == {"fp32", "fp16", "int8"}  # ONNX Runtime could not check bf16
+    assert set(bundle.manifest.variants) == {"fp32", "fp16", "int8"}  # ONNX Runtime could not check bf16
     assert found["bf16"].batch == (1, 16)
     assert found["fp32"].requires == {"tensorrt": trt.__version__, "gpu": GPU[0], "compute_capability": GPU[1]}
     assert settings_of(out / "model.engine")["profiles"][0]["input"][1][0] == 2
     assert bundle.file("tensorrt", "fp16", 8) == out / "model.fp16.engine"
     assert bundle.file("tensorrt", "fp16", 17) == out / "model.fp16.onnx"
-    assert set(verify_bundle(out)) == {*bundle.variants, *(f"tensorrt {name}" for name in found)}
+    assert set(verify_bundle(out)) == {*bundle.manifest.variants, *(f"tensorrt {name}" for name in found)}
     assert "Test GPU with TensorRT" in (out / "README.md").read_text()
     served = triton_model(out, tmp_path / "models", target="tensorrt", precision="fp16")
     assert (served / "1/model.plan").read_bytes() == (out / "model.fp16.engine").read_bytes()
@@ -871,10 +866,10 @@ def test_the_script_asks_for_what_it_needs(monkeypatch: pytest.MonkeyPatch, caps
 
 def test_the_script_judges_engines_as_the_package_does(trt: Any, script: ModuleType) -> None:
     for changes in ({}, {"version_compatible": True}, {"hardware_compatibility": "ampere_plus"}):
-        info = dataclasses.replace(INFO, **changes)  # type: ignore[arg-type]
+        info = replace(INFO, **changes)  # type: ignore[arg-type]
         for version in ("10.8.0", "10.9.0", "10.10.0", "11.0.0"):
             for gpu in (("A", "8.6"), ("B", "8.6"), ("B", "12.0"), ("B", "7.5")):
-                assert script.misfit(dataclasses.asdict(info), version, *gpu) == misfit(info, version, *gpu)
+                assert script.misfit(dataclasses.plain(info), version, *gpu) == misfit(info, version, *gpu)
 
 
 # Where there is a GPU
@@ -912,7 +907,7 @@ def test_real_engines_are_rebuilt_the_same_and_run(files: dict[str, Path], modul
         layers = path.with_name(f"{path.name}.layers.json").read_bytes()
         build_engine(files[precision], path, batch=(1, 2, 4))
         assert path.with_name(f"{path.name}.layers.json").read_bytes() == layers
-        with TensorRT(path, SHAPE, dataclasses.replace(CONFIG, precision=precision)) as loaded:
+        with TensorRT(path, SHAPE, replace(CONFIG, precision=precision)) as loaded:
             assert np.abs(loaded.predict(images) - expected).max() < tolerance * np.abs(expected).max()
 
 

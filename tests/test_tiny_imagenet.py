@@ -18,7 +18,7 @@ from PIL import Image
 from nar_hw.cli import main
 from nar_hw.data import load_data
 from nar_hw.models import build_model
-from nar_hw.recipes import recipe_named
+from nar_hw.training.recipes import recipe_named
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny_imagenet"
 CLASSES = ("n01443537", "n01698640", "n02094433")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nar_hw.errors import ModelError
-from nar_hw.trace import trace
+from nar_hw.space.trace import trace
 from tests.networks import Branching, PreActivation, SharedConv, TinyResNet
 
 

@@ -6,7 +6,6 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,18 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from nar_hw.checkpoints import load_state, load_weights, save_weights
 from nar_hw.data import Augmentation, load_data
 from nar_hw.data.loader import Batch
 from nar_hw.errors import ModelError, RunError, TrainingError, UnknownNameError
-from nar_hw.recipes import RECIPES, Recipe, fine_tuning, recipe_named
+from nar_hw.models.weights import load_weights, save_weights
+from nar_hw.records import as_record, plain, replace
 from nar_hw.tasks import ClassificationTask
-from nar_hw.training import TrainResult, set_seed, train, two_phase
+from nar_hw.training.checkpoints import load_state
+from nar_hw.training.loop import train
+from nar_hw.training.phases import two_phase
+from nar_hw.training.recipes import RECIPES, Recipe, fine_tuning, recipe_named
+from nar_hw.training.result import TrainResult
+from nar_hw.training.seed import set_seed
 
 DATA = load_data("fake:3x8x8x4")  # 280, 40 and 80 images
 SHORT = Recipe(epochs=4, batch=40, t_0=2, t_mult=1, lr=0.05, weight_decay=1e-3)
@@ -110,8 +114,8 @@ class TestSchedules:
 class TestRecipes:
     @pytest.mark.parametrize("recipe", [*RECIPES.values(), Recipe(epochs=3, milestones=(1, 2), clip_norm=1.0, ema_decay=0.9)])
     def test_json_keeps_everything(self, recipe: Recipe) -> None:
-        assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
-        assert recipe.to_json().keys() == {field.name for field in fields(Recipe)}
+        assert Recipe.from_json(json.loads(json.dumps(plain(recipe)))) == recipe
+        assert plain(recipe).keys() == set(Recipe.__struct_fields__)
 
     @pytest.mark.parametrize(
         ("values", "message"),
@@ -145,13 +149,13 @@ class TestRecipes:
         with pytest.raises(UnknownNameError, match="unknown precision 'int8'"):
             Recipe(epochs=1, precision="int8")  # type: ignore[arg-type]
         with pytest.raises(UnknownNameError, match="unknown recipe field 'momentun': use one of momentum"):
-            Recipe.from_json({"epochs": 1, "momentun": 0.9})
+            as_record({"epochs": 1, "momentun": 0.9}, Recipe, where="recipe", error=TrainingError)
 
     def test_files_of_the_wrong_kind(self) -> None:
         with pytest.raises(TrainingError, match="must say its epochs"):
-            Recipe.from_json({"lr": 0.1})
+            as_record({"lr": 0.1}, Recipe, where="recipe", error=TrainingError)
         with pytest.raises(TrainingError, match="every recipe field must have its type"):
-            Recipe.from_json({"epochs": "many"})
+            as_record({"epochs": "many"}, Recipe, where="recipe", error=TrainingError)
 
     def test_two_phases_share_the_epochs(self) -> None:
         first, then = fine_tuning(RECIPES["paper"])
@@ -384,7 +388,7 @@ class TestResume:
         result = train(second, Interrupted(epoch=1, step=1), SHORT, out=tmp_path, resume=True)
         assert result == expected
         assert equal(weights(first), weights(second))
-        load_weights(tmp_path / "last.safetensors", third := network(seed=8))
+        load_weights(third := network(seed=8), tmp_path / "last.safetensors")
         assert equal(weights(first), weights(third))
 
     def test_an_existing_training_is_not_overwritten(self, tmp_path: Path) -> None:
@@ -397,9 +401,9 @@ class TestResume:
     @pytest.mark.parametrize(
         ("recipe", "seed", "augmentation", "message"),
         [
-            (SHORT, 1, {}, "the same training seed only, but was trained with 0 and 1 was asked for"),
-            (replace(SHORT, lr=0.06), 0, {}, r"the same lr only, but was trained with 0\.05 and 0\.06 was asked for"),
-            (SHORT, 0, {"flip": True}, "the same data augmentation flip only, but was trained with False and True was asked for"),
+            (SHORT, 1, {}, "training seed is 0 there and 1 now"),
+            (replace(SHORT, lr=0.06), 0, {}, r"lr is 0\.05 there and 0\.06 now"),
+            (SHORT, 0, {"flip": True}, "data.augmentation.flip is False there and True now"),
             (replace(SHORT, epochs=3), 0, {}, "has trained for 4 epochs already, but 3 were asked for: ask for 4 or more"),
         ],
     )
@@ -451,7 +455,7 @@ class TestFiles:
         scores = [log.valid_accuracy for log in result.history]
         assert result.best_valid_accuracy == max(scores)
         assert result.best_epoch == 8 - scores[::-1].index(max(scores))
-        load_weights(tmp_path / "best.safetensors", model := network(seed=9))
+        load_weights(model := network(seed=9), tmp_path / "best.safetensors")
         assert work.evaluate(model, "valid") == max(scores)
 
     def test_the_history_file_has_every_epoch(self, tmp_path: Path) -> None:
@@ -464,21 +468,21 @@ class TestFiles:
         shared = nn.Linear(4, 4)
         save_weights(tmp_path / "w.safetensors", nn.Sequential(shared, shared))
         other = nn.Linear(4, 4)
-        load_weights(tmp_path / "w.safetensors", nn.Sequential(other, other))
+        load_weights(nn.Sequential(other, other), tmp_path / "w.safetensors")
         assert torch.equal(other.weight, shared.weight)
 
     def test_weights_that_cannot_be_loaded(self, tmp_path: Path) -> None:
         path = tmp_path / "w.safetensors"
         with pytest.raises(RunError, match="do not exist: train first"):
-            load_weights(path, linear())
+            load_weights(linear(), path)
         save_weights(path, linear())
         with pytest.raises(
             RunError, match=r"must fit the network, but '0.weight' is absent there and \(16, 3, 3, 3\) in the network"
         ):
-            load_weights(path, network())
+            load_weights(network(), path)
         path.write_bytes(path.read_bytes()[:100])
         with pytest.raises(RunError, match=r"cannot be read .* truncated or no safetensors file"):
-            load_weights(path, linear())
+            load_weights(linear(), path)
 
 
 class Poisoned(nn.Sequential):
@@ -515,7 +519,7 @@ class TestFailures:
         with pytest.raises(TrainingError, match=message):
             train(Poisoned(at=10), task(), SHORT, out=tmp_path)
         assert len(load_state(tmp_path / "state.pt")["history"]) == 1
-        load_weights(tmp_path / "last.safetensors", model := linear())
+        load_weights(model := linear(), tmp_path / "last.safetensors")
         assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
     def test_the_first_bad_step_is_named_where_losses_are_looked_at_rarely(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -569,7 +573,7 @@ class TestTwoPhases:
         model = network()
         before = weights(model)
         result = two_phase(model, task(), replace(SHORT, epochs=5), new=["3.weight", "4"], out=tmp_path)
-        load_weights(tmp_path / "first" / "last.safetensors", middle := network())
+        load_weights(middle := network(), tmp_path / "first" / "last.safetensors")
         moved = {name for name, value in middle.named_parameters() if not torch.equal(value, before[name])}
         assert moved == {"3.weight", "4.weight", "4.bias", "9.weight", "9.bias"}
         assert all(not torch.equal(value, before[name]) for name, value in model.named_parameters())
@@ -581,7 +585,7 @@ class TestTwoPhases:
         model = network()
         before = weights(model)
         two_phase(model, task(), SHORT, new=[], head="3", out=tmp_path)
-        load_weights(tmp_path / "first" / "last.safetensors", middle := network())
+        load_weights(middle := network(), tmp_path / "first" / "last.safetensors")
         moved = {name for name, value in middle.named_parameters() if not torch.equal(value, before[name])}
         assert moved == {"3.weight", "3.bias"}
 
@@ -592,7 +596,7 @@ class TestTwoPhases:
 
         before = weights(model := convolutional())
         two_phase(model, task(), SHORT, new=[], out=tmp_path)
-        load_weights(tmp_path / "first" / "last.safetensors", middle := convolutional())
+        load_weights(middle := convolutional(), tmp_path / "first" / "last.safetensors")
         assert torch.equal(middle[0].weight, before["0.weight"])
         assert not torch.equal(middle[1].weight, before["1.weight"])
         with pytest.raises(ModelError, match="has neither: name the head"):

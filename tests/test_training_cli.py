@@ -15,8 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from nar_hw.cli import main
-from nar_hw.data import load_data
-from nar_hw.runs import Child
+from nar_hw.data import fake, load_data
+from nar_hw.errors import DataError
+from nar_hw.steps import task
+from nar_hw.training.child import Child
 from tests.test_cli import Run, run
 
 __all__ = ["run"]  # a fixture
@@ -43,6 +45,41 @@ def ok(result: tuple[int, str, str]) -> Any:
     code, out, err = result
     assert code == 0, err
     return json.loads(out)
+
+
+@pytest.mark.parametrize("option", ["", "--download"])
+def test_the_data_are_loaded_once(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    loads = []
+    load = fake.load
+
+    def counted(name: str, *arguments: Any, **options: Any) -> Any:
+        loads.append((name, options["download"]))
+        return load(name, *arguments, **options)
+
+    monkeypatch.setattr(fake, "load", counted)
+    code, _, err = run(f"{TRAIN} --arch incumbent --epochs 1 --out {tmp_path / 'child'} {option}")
+    assert code == 0, err
+    assert loads == [(DATA, option == "--download")]
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(0, [True, "wait"]), (1, ["wait", False])])
+def test_the_first_process_downloads_and_the_others_wait(
+    monkeypatch: pytest.MonkeyPatch, rank: int, expected: list[bool | str]
+) -> None:
+    events: list[bool | str] = []
+    load = fake.load
+
+    def noted(name: str, *arguments: Any, **options: Any) -> Any:
+        events.append(options["download"])
+        return load(name, *arguments, **options)
+
+    monkeypatch.setattr(fake, "load", noted)
+    monkeypatch.setattr(task, "rank", lambda: rank)
+    monkeypatch.setattr(task, "barrier", lambda: events.append("wait"))
+    task.load_task(DATA, download=True)
+    assert events == expected
+    with pytest.raises(DataError, match="--download fetches cifar10, cifar100 and fashion-mnist, but 'faces:x' is a folder"):
+        task.load_task("faces:x", download=True)
 
 
 def test_accuracies_are_kept_and_printed(run: Run, baseline: Path) -> None:

@@ -3,7 +3,6 @@
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nar_hw.checkpoints import load_weights, save_weights
 from nar_hw.data import Augmentation, load_data
 from nar_hw.errors import RunError, TrainingError, UnknownNameError
-from nar_hw.recipes import RECIPES, Recipe, fine_tuning, recipe_named
+from nar_hw.models.weights import load_weights, save_weights
+from nar_hw.records import plain, replace
 from nar_hw.tasks import ClassificationTask
-from nar_hw.training import score_ensemble, train, two_phase
-from nar_hw.training.snapshots import snapshot_epochs, snapshot_path
+from nar_hw.training.loop import train
+from nar_hw.training.phases import two_phase
+from nar_hw.training.recipes import RECIPES, Recipe, fine_tuning, recipe_named
+from nar_hw.training.snapshots import score_ensemble, snapshot_epochs, snapshot_path
 
 DATA = load_data("fake:3x8x8x7")
 SHORT = Recipe(epochs=6, batch=35, t_0=2, t_mult=1, lr=0.05)
@@ -90,7 +91,7 @@ class TestEnsembles:
         labels = DATA.test.labels
         chances, choices = [], []
         for epoch in (2, 4, 6):
-            load_weights(snapshot_path(tmp_path, epoch), member := network(9))
+            load_weights(member := network(9), snapshot_path(tmp_path, epoch))
             with torch.no_grad():
                 logits = np.concatenate([member.eval()(images).double().numpy() for images, _ in task().eval_batches("test")])
             odds = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -130,8 +131,8 @@ class TestEnsembles:
     def test_snapshots_of_the_second_phase(self, tmp_path: Path) -> None:
         result = two_phase(network(), task(), SHORT, new=[], out=tmp_path, snapshots=2)
         assert result.snapshots == (5, 6)
-        load_weights(snapshot_path(tmp_path, 6), last := network(9))
-        load_weights(tmp_path / "last.safetensors", also := network(8))
+        load_weights(last := network(9), snapshot_path(tmp_path, 6))
+        load_weights(also := network(8), tmp_path / "last.safetensors")
         assert all(torch.equal(one, two) for one, two in zip(last.state_dict().values(), also.state_dict().values(), strict=True))
 
     def test_a_snapshot_that_was_not_kept(self, tmp_path: Path) -> None:
@@ -207,7 +208,7 @@ class TestTeachers:
 class TestRecipeFiles:
     def test_a_recipe_comes_back(self, tmp_path: Path) -> None:
         path = tmp_path / "mine.json"
-        path.write_text(json.dumps(RECIPES["fast"].to_json()))
+        path.write_text(json.dumps(plain(RECIPES["fast"])))
         assert recipe_named(str(path)) == RECIPES["fast"]
 
     def test_a_file_that_is_none(self, tmp_path: Path) -> None:

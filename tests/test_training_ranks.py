@@ -5,7 +5,7 @@ each process's share: their result differs, but it is the same network in both p
 """
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nar_hw.data import Augmentation, load_data
+from nar_hw.distributed import rank
 from nar_hw.errors import TrainingError
-from nar_hw.ranks import rank
-from nar_hw.recipes import Recipe
+from nar_hw.records import replace
 from nar_hw.tasks import ClassificationTask
-from nar_hw.training import train, two_phase
+from nar_hw.training.loop import train
+from nar_hw.training.phases import two_phase
+from nar_hw.training.recipes import Recipe
 from tests.processes import command, run
 
 torch.set_num_threads(1)

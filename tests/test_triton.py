@@ -9,19 +9,16 @@ import onnx
 import pytest
 import torch
 
+from nar_hw.bundles.triton import triton_model
 from nar_hw.errors import ExportError, RunError, UnknownNameError, UserError
-from nar_hw.export.bundle import export_bundle
-from nar_hw.export.triton import triton_model
+from tests.bundles import exported
 from tests.networks import TinyResNet
-
-SHAPE = (3, 8, 8)
-ABOUT = {"arch": ["conv3x3"] * 4, "codes": [0] * 4, "mean": [0.4, 0.5, 0.6], "std": [0.2] * 3}
 
 
 def export(out: Path, **options: Any) -> Path:
     torch.manual_seed(0)
-    fixed = {"classes": ("ant", "b ee", "c\nat", 'd"og', "eel"), "model": "timm:tiny", "input_shape": SHAPE}
-    return export_bundle(TinyResNet().eval(), out, **{**fixed, **ABOUT, **options})
+    fixed = {"classes": ("ant", "b ee", "c\nat", 'd"og', "eel"), "name": "timm:tiny", "std": (0.2,) * 3}
+    return exported(TinyResNet().eval(), out, **{**fixed, **options})
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +75,7 @@ def test_other_precisions_and_fixed_batches(bundle: Path, tmp_path: Path) -> Non
     ("options", "error", "message"),
     [
         ({"target": "aoti"}, UnknownNameError, "unknown Triton target 'aoti'"),
-        ({"target": "tensorrt"}, ExportError, "must have an engine in fp32, but has none"),
+        ({"target": "tensorrt"}, ExportError, "must have tensorrt in fp32, but has none"),
         ({"precision": "int8"}, RunError, "has fp32, fp16, but int8 is asked for"),
         ({"name": "../up"}, ExportError, "but is '../up'"),
         ({"name": ".hidden"}, ExportError, "but is '.hidden'"),

@@ -11,13 +11,16 @@ from typing import Any
 
 from benchmarks.gpu.plan import ROOT, Session, TableJob
 from benchmarks.gpu.runner import NotReadyError, Piece
-from nar_hw.benchmark import measure_children
 from nar_hw.errors import RunError, TargetError
 from nar_hw.files import read_json, write_bytes
+from nar_hw.latency.measure import measure_children
 from nar_hw.latency.table import LatencyTable
-from nar_hw.pipeline import search_run, train_child
-from nar_hw.recipes import Recipe
-from nar_hw.runs import Child
+from nar_hw.records import plain
+from nar_hw.steps.search import search_run
+from nar_hw.steps.task import load_task
+from nar_hw.steps.train import train_child
+from nar_hw.training.child import Child
+from nar_hw.training.recipes import Recipe
 
 SHEETS, RESTORE, DATA = 120, "restore_cifar10.py", "data"
 BASELINE, CHILD, INHERITED = "baseline", "child", "child, inherited"
@@ -98,13 +101,11 @@ def _trained(
     child = train_child(
         plan.network,
         arch,
-        plan.data,
+        load_task(plan.data, root=session.data_root, device=plan.device),
         out=out,
         recipe=recipe,
         seed=seed,
         baseline=baseline,
-        data_root=session.data_root,
-        device=plan.device,
         resume=True,
     )
     rates = [epoch["images_per_s"] for epoch in read_json(out / "history.json")["epochs"]]
@@ -172,7 +173,7 @@ def _search(session: Session) -> dict[str, Any]:
                 "search_s": round(seconds, 1),
                 "in one call": not resumed,
                 "epochs_s": round(sum(log["train_s"] + log["strategy_s"] for log in result.history), 1),
-                "config": plan.search.to_json(),
+                "config": plain(plan.search),
                 "targets": {
                     f"<= {SEARCH_MINUTES:g} minutes": {
                         "value": None if resumed else round(seconds / 60, 2),

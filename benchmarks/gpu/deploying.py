@@ -8,12 +8,14 @@ from torch import nn
 from benchmarks.gpu.cifar import BASELINE, CHILD, trained_child
 from benchmarks.gpu.plan import Session, called
 from benchmarks.gpu.runner import NotReadyError, Piece
-from nar_hw.benchmark import bench, compare, to_json, unusable
-from nar_hw.deployment import export_child
-from nar_hw.export.manifest import load_bundle
-from nar_hw.files import read_json
-from nar_hw.runs import Child
+from nar_hw.bench.benchmark import bench, unusable
+from nar_hw.bench.rows import BenchFile, compare
+from nar_hw.bundles.config import ExportConfig
+from nar_hw.bundles.manifest import load_bundle
+from nar_hw.records import plain
 from nar_hw.runtimes import RuntimeConfig, runtime_class
+from nar_hw.steps.export import export_child
+from nar_hw.training.child import Child
 
 NAMES = (BASELINE, CHILD)
 
@@ -44,16 +46,13 @@ def _bundle(session: Session, name: str, target: str, precisions: tuple[str, ...
     path = export_child(
         trained_child(session, name),
         _place(session, name, stem(target, precisions, batch)),
-        targets=(target,),
-        precisions=precisions,
-        batch=batch,
-        device=session.plan.device,
+        ExportConfig(targets=(target,), precisions=precisions, batch=batch, device=session.plan.device),
         data_root=session.data_root,
     )
-    manifest = read_json(path / "manifest.json")
-    sizes = {file.name: file.stat().st_size for file in sorted(path.iterdir()) if file.is_file()}
+    manifest = load_bundle(path).manifest
+    sizes = {file.name: round(file.stat().st_size / 2**20, 2) for file in sorted(path.iterdir()) if file.is_file()}
     kept = ("variants", "compiled", "left_out", "validation")
-    return {**{key: manifest[key] for key in kept}, "mib": {file: round(size / 2**20, 2) for file, size in sizes.items()}}
+    return {**{key: plain(getattr(manifest, key)) for key in kept}, "mib": sizes}
 
 
 def _bench(session: Session, config: RuntimeConfig) -> dict[str, Any]:
@@ -67,7 +66,7 @@ def _bench(session: Session, config: RuntimeConfig) -> dict[str, Any]:
         bundled = runtime.consumes == "onnx" or bool(runtime.files)
         subjects[name] = _bundle_for(session, name, config) if bundled else Child.load(child).network(child)
     rows = bench(subjects, input_shape=session.plan.network.input_shape, configs=[config], rounds=session.plan.rounds)
-    return to_json(rows, compare(rows[1:], rows[:1]))
+    return plain(BenchFile(rows=tuple(rows), comparisons=compare(rows[1:], rows[:1])))
 
 
 def _bundle_for(session: Session, name: str, config: RuntimeConfig) -> Path:

@@ -8,9 +8,11 @@ import torch
 
 from benchmarks.gpu.plan import COMPILED, Session, TableJob, called, short
 from benchmarks.gpu.runner import Piece
-from nar_hw.benchmark import bench, compare, to_json
+from nar_hw.bench.benchmark import bench
+from nar_hw.bench.rows import BenchFile, compare
 from nar_hw.latency.device import device_slug
 from nar_hw.latency.profiler import profile
+from nar_hw.records import changes, plain
 from nar_hw.runtimes import survey
 
 LIMITS = {"mape": (2.0, "<="), "within_10": (1.0, ">="), "spearman": (0.995, ">=")}
@@ -32,7 +34,7 @@ def _noise(session: Session, config: Any) -> dict[str, Any]:
     rows = bench(
         {"network": network, "copy": network}, input_shape=info.input_shape, configs=[config], rounds=session.plan.rounds
     )
-    return {"network": short(info), **to_json(rows, compare(rows[:1], rows[1:]))}
+    return {"network": short(info), **plain(BenchFile(rows=tuple(rows), comparisons=compare(rows[:1], rows[1:])))}
 
 
 def tables(session: Session) -> list[Piece]:
@@ -56,12 +58,12 @@ def _table(session: Session, job: TableJob) -> dict[str, Any]:
     name = f"{device_slug(table.fingerprint)}__{job.stem}.json"
     table.save(session.out / "latency_tables" / name)
     assert table.validation is not None
-    validation = {key: value for key, value in table.validation.items() if key != "pairs"}
+    validation = {key: value for key, value in plain(table.validation).items() if key != "pairs"}
     return {
         "file": name,
         "incumbent_ms": table.incumbent_ms,
         "range_ms": list(table.bounds()),
-        "method": table.method,
+        "method": plain(changes(table.method)),
         "validation": validation,
         "notes": list(table.notes),
         "targets": targets(validation),

@@ -1,16 +1,17 @@
 """What a session measures, in full and in miniature."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.runner import NotReadyError
 from nar_hw.files import read_json
-from nar_hw.operators import PAPER_OPERATORS
-from nar_hw.recipes import RECIPES, Recipe
-from nar_hw.runs import ModelInfo
+from nar_hw.models.info import ModelInfo
+from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.search.config import SearchConfig
+from nar_hw.space.operators import PAPER_OPERATORS
+from nar_hw.training.recipes import RECIPES, Recipe
 
 ROOT = Path(__file__).parents[2]
 FOUR = tuple(PAPER_OPERATORS[:4])

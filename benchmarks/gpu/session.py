@@ -141,12 +141,12 @@ def no_device(device: str) -> str | None:
 
 def header(device: str) -> dict[str, Any]:
     """On what is measured."""
+    from nar_hw._version import versions
     from nar_hw.latency.device import fingerprint
-    from nar_hw.pipeline import versions
     from nar_hw.runtimes import RuntimeConfig
 
     return {
-        "versions": versions(),
+        "versions": versions("torch"),
         "device": fingerprint(RuntimeConfig(runtime="torch_eager", device=device)),
         "system": platform.platform(),
     }

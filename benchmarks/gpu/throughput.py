@@ -3,7 +3,6 @@
 import random
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,15 @@ from benchmarks.bench_training import Unscored, minimal, timed
 from benchmarks.gpu.plan import Session, SupernetCase, short
 from benchmarks.gpu.runner import Piece
 from nar_hw.data import Augmentation, Split, load_data
+from nar_hw.faces.heads import FaceHead
 from nar_hw.models import build_model
-from nar_hw.precision import autocast
-from nar_hw.recipes import Precision, Recipe
+from nar_hw.records import replace
 from nar_hw.search.config import SearchConfig
-from nar_hw.search.loop import optimizer_of
+from nar_hw.search.run import optimizer_of
 from nar_hw.search.supernet import FairPaths, Supernet
-from nar_hw.tasks.face_heads import FaceHead
-from nar_hw.training import train
+from nar_hw.training.loop import train
+from nar_hw.training.precision import autocast
+from nar_hw.training.recipes import Precision, Recipe
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 LOOP_ROUNDS, STEP_ROUNDS = 5, 10
@@ -67,7 +67,7 @@ def laid_out(tensor: Any, precision: Precision) -> Any:
 
 
 def loop(session: Session, precision: Precision) -> dict[str, Any]:
-    """Epochs of `nar_hw.training.train`, which augments and checks the loss, and of a minimal loop, which does not, in turn."""
+    """Epochs of `train`, which augments and checks the loss, and of a minimal loop, which does not, in turn."""
     plan, info, device = session.plan, session.plan.network, torch.device(session.plan.device)
     rng, count = np.random.default_rng(0), session.plan.loop_images
     data = replace(

@@ -21,14 +21,15 @@ import torch
 from rich.progress import Progress, track
 from yardstick import ARCHS, CHILDREN, FOLDER, RECIPE, TABLE, Yardstick, space, task
 
-from nar_hw.benchmark import measure_children
+from nar_hw._version import versions
 from nar_hw.files import read_json, write_json
+from nar_hw.latency.measure import measure_children
 from nar_hw.latency.profiler import profile
-from nar_hw.pipeline import versions
+from nar_hw.records import plain
 from nar_hw.runtimes import RuntimeConfig
-from nar_hw.space import Arch
+from nar_hw.space.spec import Arch
 from nar_hw.tasks import ClassificationTask
-from nar_hw.training import train
+from nar_hw.training.loop import train
 
 JOURNAL = FOLDER / "journal.part"
 RUNTIME = RuntimeConfig(runtime="onnxruntime", device="cpu", batch=128)
@@ -81,8 +82,8 @@ def train_all(seeds: int, repeated: int, jobs: int) -> None:
         CHILDREN,
         {
             "command": f"python benchmarks/nar_bench_digits/make.py --seeds {seeds} --repeated {repeated}",
-            "versions": versions(),
-            "recipe": RECIPE.to_json(),
+            "versions": versions("torch"),
+            "recipe": plain(RECIPE),
             "splits": shared_task().data.splits,
             "order": "itertools.product of the operators, the last slot fastest",
             "images": sizes,

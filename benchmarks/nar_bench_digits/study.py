@@ -20,7 +20,6 @@ pictures beside it.
 """
 
 import argparse
-import dataclasses
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -36,20 +35,21 @@ from scipy.stats import kendalltau, spearmanr
 from torch.nn.modules.batchnorm import _BatchNorm
 from yardstick import ARCHS, FOLDER, Yardstick, space, task
 
+from nar_hw._version import versions
 from nar_hw.files import write_json
 from nar_hw.latency.device import fingerprint
-from nar_hw.pipeline import versions
+from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.budget import Budget
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.feasible import Feasible
 from nar_hw.search.finals import conclude
-from nar_hw.search.loop import SearchRun
 from nar_hw.search.randomness import seeded
 from nar_hw.search.reward import REWARDS
-from nar_hw.search.strategies import STRATEGIES
+from nar_hw.search.run import SearchRun
+from nar_hw.search.strategies import STRATEGIES, strategy_class
 from nar_hw.search.supernet import Supernet, Switch
-from nar_hw.space import Arch
+from nar_hw.space.spec import Arch
 from nar_hw.tasks import ClassificationTask, evaluating
 
 JOURNAL = FOLDER / "study.part"
@@ -115,7 +115,7 @@ def played(
     reward: str = "accuracy",
 ) -> tuple[dict[int, float], Arch]:
     """Regret at each mark, and the last pick: of the 32 most promising archs, the best on the whole validation split."""
-    player = STRATEGIES[strategy](feasible, seed=seed)
+    player = strategy_class(strategy)(feasible, seed=seed)
     seen: dict[Arch, float] = {}
     regrets: dict[int, float] = {}
     pick: Arch = ()
@@ -167,7 +167,7 @@ def trained(seed: int, *, fair: bool, own_norms: bool, epochs: int = EPOCHS) -> 
     config = SearchConfig(
         seed=seed, warmup_epochs=epochs, epochs=1, warmup_paths="fair" if fair else "uniform", t_0=epochs, strategy="random"
     )
-    run = SearchRun(space(seed), shared_task(), Budget.of(space(), [known().table], [target_ms()], config), config)
+    run = SearchRun(space(seed), shared_task(), [Budget.of(space(), [known().table], [target_ms()], config)], config)
     if not own_norms:
         for module in run.supernet.modules():
             if isinstance(module, Switch) and isinstance(module.current(), _BatchNorm):
@@ -260,7 +260,7 @@ def search_part(seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
             budget = Budget.of(space(), [known().table], [target_ms()], config)
             regrets = {}
             with seeded(seed):
-                run = SearchRun(space(seed), shared_task(), budget, config)
+                run = SearchRun(space(seed), shared_task(), [budget], config)
                 while run.epoch < run.epochs:
                     run.advance()
                     evaluations = (run.epoch - warmup) * samples
@@ -285,7 +285,7 @@ def rewards_part(seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
         for masked in (True, False):
             feasible = limits(target)
             if not masked:
-                feasible = dataclasses.replace(feasible, target_ms=feasible.bounds_ms[1])
+                feasible = replace(feasible, target_ms=feasible.bounds_ms[1])
             for reward in REWARDS:
                 _, pick = played("reinforce", feasible, target, seed, alone(seed), known().valid[0], reward)
                 ratio = float(known().predicted_ms[INDEX[pick]]) / target
@@ -327,7 +327,7 @@ def summary(seeds: int) -> dict[str, Any]:
     quality, under = yard.quality, yard.predicted_ms <= target_ms()
     return {
         "command": f"python benchmarks/nar_bench_digits/study.py --seeds {seeds}",
-        "versions": versions(),
+        "versions": versions("torch"),
         "device": fingerprint(RuntimeConfig(runtime="torch_eager"))["device"],
         "truth": {
             "children under the target": int(under.sum()),

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from nar_hw.data import SPLITS, Augmentation, ImageData, load_data
 from nar_hw.data.base import Pool, stratified
 from nar_hw.latency.table import LatencyTable
-from nar_hw.recipes import Recipe
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch
 from nar_hw.tasks import ClassificationTask
+from nar_hw.training.recipes import Recipe
 
 FOLDER = Path(__file__).parent
 CHILDREN, TABLE = FOLDER / "children.json", FOLDER / "table.json"

@@ -14,7 +14,7 @@ import onnxruntime
 import torch
 from torch import nn
 
-from nar_hw import export_bundle
+from nar_hw.bundles.bundle import Arch, BundleImages, ExportConfig, Preprocessing, export_bundle
 from nar_hw.data import load_data
 
 CLASSES = (*map(str, range(10)), "nothing")
@@ -35,16 +35,10 @@ def main() -> None:
     bundle = export_bundle(
         network,
         arguments.out / "bundle",
-        input_shape=(1, 8, 8),
-        classes=CLASSES,
-        arch=(),
-        codes=(),
-        model="digit_windows",
-        mean=[0.0],
-        std=[1.0],
-        dense=True,
-        images=images,
-        labels=labels,
+        arch=Arch(name="digit_windows", input_shape=(1, 8, 8)),
+        preprocessing=Preprocessing(mean=(0.0,), std=(1.0,), classes=CLASSES),
+        config=ExportConfig(dense=True),
+        images=BundleImages(images, labels),
     )
     picture = compose()
     scores = class_map(bundle, picture)

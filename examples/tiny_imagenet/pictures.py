@@ -16,9 +16,9 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 
-from nar_hw.pipeline import load_task
-from nar_hw.runs import Child
+from nar_hw.steps.task import load_task
 from nar_hw.tasks import evaluating
+from nar_hw.training.child import Child
 
 COLUMNS = 8
 WRONG = 24
@@ -34,7 +34,7 @@ def first_filters(network: nn.Module) -> Tensor:
 def mistakes(network: nn.Module, child: Child, data_root: Path | None) -> list[tuple[Tensor, int, int, float]]:
     """(image (3, H, W) in [0, 1], label, prediction, its probability) of all wrong test images, the surest first."""
     task = load_task(child.data, root=data_root)
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (child.mean, child.std))
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (child.preprocessing.mean, child.preprocessing.std))
     found = []
     with evaluating(network):
         for images, labels in task.eval_batches("test", 200):
@@ -49,7 +49,7 @@ def words(child: Child) -> list[str]:
     """Names of the classes: of words.txt beside train/, up to the first comma, where it is there."""
     path = Path(child.data.partition(":")[2].partition("@")[0]) / "words.txt"
     known = dict(line.split("\t", 1) for line in path.read_text().splitlines()) if path.is_file() else {}
-    return [known.get(name, name).partition(",")[0] for name in child.classes]
+    return [known.get(name, name).partition(",")[0] for name in child.preprocessing.classes]
 
 
 def draw(images: list[Tensor], titles: list[str], path: Path, heading: str) -> None:

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from nar_hw import __version__
+from nar_hw._version import __version__
 from nar_hw.errors import NarError
 
 if TYPE_CHECKING:
-    from nar_hw.flops import Counts
-    from nar_hw.runs import ModelInfo
+    from nar_hw.models.info import ModelInfo
+    from nar_hw.space.flops import Counts
 
 # Everything that needs torch is imported inside the command that uses it: --help answers at once.
 
@@ -105,6 +105,9 @@ Precision = Annotated[str, typer.Option(help="fp32, fp16, bf16 or int8.")]
 Batch = Annotated[int, typer.Option(help="Images per inference.")]
 Threads = Annotated[int, typer.Option(help="CPU threads of one inference.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<index>.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Another setting, as name=value; once for each. Lists have commas.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from what was kept.")]
 
 
@@ -139,7 +142,7 @@ def model_info(
     limit_params: bool = True,
 ) -> "ModelInfo":
     """What the options --model, --input, --manner, --operators, --classes, --slots and --limit-params describe."""
-    from nar_hw.runs import ModelInfo, parse_shape
+    from nar_hw.models.info import ModelInfo, parse_shape
 
     shape = parse_shape(input)
     return ModelInfo(

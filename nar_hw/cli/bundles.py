@@ -1,17 +1,24 @@
 """Commands about what is deployed: export, bench and bundle."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
+from nar_hw.bundles.config import ExportConfig
 from nar_hw.cli.app import DataRoot, Device, Json, Threads, app, bundle_app, console, emit, progress_bar
 from nar_hw.errors import UserError
+from nar_hw.export.calibration import Calibration
+from nar_hw.records import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nar_hw.bench.rows import BenchRow, Conditions
     from nar_hw.runtimes import RuntimeConfig
 
+USUAL = ExportConfig()
 Folder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")]
 
 
@@ -21,55 +28,54 @@ def export(
         Path, typer.Argument(help="Folder of a trained child, or the name of one of the paper, whose weights are untrained.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
-    to: Annotated[str, typer.Option(help="Of onnx, tensorrt, aoti and openvino, separated by commas.")] = "onnx",
-    precision: Annotated[str, typer.Option(help="Of fp32, fp16, bf16 and int8, separated by commas.")] = "fp32",
-    batch: Annotated[str, typer.Option(help="One batch size, or a range like 1-64; aoti takes the first.")] = "1-64",
-    calibration: Annotated[
-        Literal["minmax", "entropy", "percentile"], typer.Option(help="How int8 finds its ranges in training images.")
-    ] = "minmax",
-    device: Annotated[str, typer.Option(help="Where aoti files shall run: cpu or cuda.")] = "cpu",
-    dense: Annotated[bool, typer.Option("--dense", help="Write the network for larger images too: a map of classes.")] = False,
+    to: Annotated[str, typer.Option(help="Of onnx, tensorrt, aoti and openvino, separated by commas.")] = ",".join(USUAL.targets),
+    precision: Annotated[str, typer.Option(help="Of fp32, fp16, bf16 and int8, separated by commas.")] = ",".join(
+        USUAL.precisions
+    ),
+    batch: Annotated[str, typer.Option(help="One batch size, or a range like 1-64; aoti takes the first.")] = "-".join(
+        map(str, USUAL.batch)
+    ),
+    calibration: Annotated[Calibration, typer.Option(help="How int8 finds its ranges in training images.")] = USUAL.calibration,
+    device: Annotated[str, typer.Option(help="Where aoti files shall run: cpu or cuda.")] = USUAL.device,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Write the network for larger images too: a map of classes.")
+    ] = USUAL.dense,
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
     """Write a bundle that runs without nar_hw. Example: nar-hw export runs/x/child --to onnx,openvino --out bundle"""
-    from nar_hw.deployment import export_child
-    from nar_hw.files import read_json
+    from nar_hw.bundles.manifest import load_bundle
+    from nar_hw.steps.export import export_child
 
     fewest, _, most = batch.partition("-")
     if not fewest.isdigit() or not (most or fewest).isdigit():
         raise UserError(f"--batch must be one number or a range like 1-64, but got {batch!r}")
+    config = ExportConfig(
+        targets=tuple(to.split(",")),
+        precisions=tuple(precision.split(",")),
+        batch=(int(fewest), int(most or fewest)),
+        calibration=calibration,
+        device=device,
+        dense=dense,
+    )
     with progress_bar() as progress:
         progress.add_task("exporting", total=None)
-        path = export_child(
-            child,
-            out,
-            targets=to.split(","),
-            precisions=precision.split(","),
-            batch=(int(fewest), int(most or fewest)),
-            calibration=calibration,
-            device=device,
-            dense=dense,
-            data_root=data_root,
-        )
-    manifest = read_json(path / "manifest.json")
+        manifest = load_bundle(path := export_child(child, out, config, data_root=data_root)).manifest
     value: dict[str, Any] = {
         "bundle": str(path),
         "files": sorted(file.name for file in path.iterdir()),
-        **{key: manifest[key] for key in ("variants", "compiled", "dense", "left_out", "validation")},
+        **{key: plain(getattr(manifest, key)) for key in ("variants", "compiled", "dense", "left_out", "validation")},
     }
 
     def show() -> None:
-        entries = [("onnx", name, item) for name, item in value["variants"].items()]
-        entries += [("dense", "fp32", value["dense"])] if value["dense"] is not None else []
-        entries += [(target, name, item) for target, items in value["compiled"].items() for name, item in items.items()]
         table = Table("target", "precision", "file", "largest error", "accuracy", "against torch")
-        for target, name, item in entries:
-            known = item["accuracy"] is not None
-            accuracy = (f"{100 * item['accuracy']:.2f} %", f"{100 * item['accuracy_delta']:+.2f} points") if known else ("", "")
-            table.add_row(target, name, item["file"], f"{item['max_abs_error'] / item['reference_scale']:.1e}", *accuracy)
+        for target, precision, item in manifest.entries():
+            delta = "" if item.accuracy_delta is None else f"{100 * item.accuracy_delta:+.2f} points"
+            accuracy = "" if item.accuracy is None else f"{100 * item.accuracy:.2f} %"
+            error = f"{item.max_abs_error / item.reference_scale:.1e}"
+            table.add_row(target, precision, item.file, error, accuracy, delta)
         console.print(table)
-        for name, reason in value["left_out"].items():
+        for name, reason in manifest.left_out.items():
             console.print(f"left out {name}: {reason}", highlight=False, soft_wrap=True, markup=False)
         console.print(f"bundle {path}", highlight=False, soft_wrap=True)
 
@@ -92,39 +98,41 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Time bundles side by side on this device. Example: nar-hw bench bundle --against baseline --batch 1,8"""
-    from nar_hw.benchmark import read_rows, to_csv
-    from nar_hw.deployment import bench_bundles
-    from nar_hw.files import write_json, write_text
+    from nar_hw.bench.rows import SCHEMA, to_csv
+    from nar_hw.files import write_text
     from nar_hw.report.latencies import bench_png
+    from nar_hw.steps.bench import bench_bundles
 
     if not all(size.isdigit() for size in batch.split(",")):
         raise UserError(f"--batch must be numbers separated by commas, but got {batch!r}")
     configs = _configs(runtime, precision, batch, threads, device)
     with progress_bar() as progress:
         subjects = {str(path): path for path in (bundle, against) if path is not None}
-        value = bench_bundles(subjects, configs, rounds=rounds, progress=progress)
-    rows = read_rows(value)
+        found = bench_bundles(subjects, configs, rounds=rounds, progress=progress)
     if output is not None:
-        write_json(output, value)
+        found.save(output)
     if csv is not None:
-        write_text(csv, to_csv(rows))
+        write_text(csv, to_csv(found.rows))
     if plot is not None:
-        bench_png(rows, plot)
+        bench_png(found.rows, plot)
 
     def show() -> None:
-        _show_rows(value["rows"])
-        for item in value["comparisons"]:
+        _show_rows(found.rows)
+        for pair in found.comparisons:
             console.print(
-                f"{item['runtime']} {item['precision']}, batch {item['batch']}: {item['subject']} takes {item['ratio']:.3f} of "
-                f"{item['against']} (95 % interval {item['low']:.3f} to {item['high']:.3f})",
+                f"{_called(pair)}: {pair.subject} takes {pair.ratio:.3f} of {pair.against} (95 % interval {pair.low:.3f} to "
+                f"{pair.high:.3f})",
                 highlight=False,
                 soft_wrap=True,
             )
-        for item in value["left_out"]:
-            what = f"{item['runtime']} {item['precision']}, batch {item['batch']}"
-            console.print(f"left out {what}: {item['reason']}", highlight=False, soft_wrap=True, markup=False)
+        for item in found.left_out:
+            console.print(f"left out {_called(item)}: {item.reason}", highlight=False, soft_wrap=True, markup=False)
 
-    emit(as_json, value, show)
+    emit(as_json, {"schema": SCHEMA, **plain(found)}, show)
+
+
+def _called(item: "Conditions") -> str:
+    return f"{item.runtime} {item.precision}, batch {item.batch}"
 
 
 def _configs(runtimes: str, precisions: str, batches: str, threads: int, device: str) -> "list[RuntimeConfig]":
@@ -150,17 +158,16 @@ _COLUMNS = {
 }
 
 
-def _show_rows(rows: list[dict[str, Any]]) -> None:
-    known = {key: title for key, title in _COLUMNS.items() if any(row[key] is not None for row in rows)}
-    several = len({row["subject"] for row in rows}) > 1
+def _show_rows(rows: "Sequence[BenchRow]") -> None:
+    known = {key: title for key, title in _COLUMNS.items() if any(getattr(row, key) is not None for row in rows)}
+    several = len({row.subject for row in rows}) > 1
     table = Table(*(["bundle"] if several else []), "runtime, batch", *known.values())
     for row in rows:
-        cells = ["" if row[key] is None else f"{row[key]:.4g}" for key in known]
-        name = [row["subject"]] if several else []
-        table.add_row(*name, f"{row['runtime']} {row['precision']}, {row['batch']}", *cells)
+        cells = ["" if (value := getattr(row, key)) is None else f"{value:.4g}" for key in known]
+        name = [row.subject] if several else []
+        table.add_row(*name, f"{row.runtime} {row.precision}, {row.batch}", *cells)
     console.print(table)
-    mark = rows[0]["fingerprint"]
-    console.print(f"on {mark.get('device')}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"on {rows[0].fingerprint.get('device')}", highlight=False, soft_wrap=True, markup=False)
 
 
 @bundle_app.command("verify")
@@ -173,7 +180,7 @@ def bundle_verify(
     as_json: Json = False,
 ) -> None:
     """Check hashes, run every file, compare with what torch gave. Example: nar-hw bundle verify bundle"""
-    from nar_hw.deployment import verify_again
+    from nar_hw.steps.verify import verify_again
 
     value: dict[str, Any] = {"bundle": str(bundle), "checked": verify_again(bundle, data=data, data_root=data_root)}
 
@@ -204,7 +211,7 @@ def bundle_triton(
     as_json: Json = False,
 ) -> None:
     """Add a bundle to a Triton Inference Server repository. Example: nar-hw bundle triton bundle --out models"""
-    from nar_hw.export.triton import triton_model
+    from nar_hw.bundles.triton import triton_model
 
     path = triton_model(bundle, out, target=target, precision=precision, name=name)
     value = {"model": path.name, "files": sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())}

@@ -28,7 +28,7 @@ def faces_proxy(
     as_json: Json = False,
 ) -> None:
     """Copy a part of a set of faces to search on. Example: nar-hw data faces-proxy faces_emore --out proxy"""
-    from nar_hw.data.face_proxy import LISTING, make_proxy
+    from nar_hw.faces.proxy import LISTING, make_proxy
 
     made = make_proxy(source, out, identities=identities, images=images, valid=valid, test_identities=test_identities, seed=seed)
 
@@ -58,9 +58,9 @@ def faces_verify(
     as_json: Json = False,
 ) -> None:
     """10-fold verification of pairs. Example: nar-hw data faces-verify runs/x/child --pairs lfw.bin --plot roc.png"""
-    from nar_hw.runs import Child
-    from nar_hw.tasks.face_metrics import plot_roc, roc
-    from nar_hw.tasks.face_protocols import verify
+    from nar_hw.faces.metrics import plot_roc, roc
+    from nar_hw.faces.protocols import verify
+    from nar_hw.training.child import Child
 
     trained = Child.load(child)
     size = trained.model.input_shape[-1]
@@ -98,8 +98,8 @@ def faces_identify(
     as_json: Json = False,
 ) -> None:
     """Rank-1 identification. Example: nar-hw data faces-identify runs/x/child --gallery known --probes seen"""
-    from nar_hw.runs import Child
-    from nar_hw.tasks.face_protocols import identify
+    from nar_hw.faces.protocols import identify
+    from nar_hw.training.child import Child
 
     trained = Child.load(child)
     share, known, asked = identify(trained.network(child), gallery, probes, size=trained.model.input_shape[-1], device=device)

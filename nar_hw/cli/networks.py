@@ -26,8 +26,8 @@ from nar_hw.cli.app import (
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Which runtimes work here, and for each that does not, why and what to do. Example: nar-hw doctor"""
+    from nar_hw._version import versions
     from nar_hw.latency.device import fingerprint
-    from nar_hw.pipeline import versions
     from nar_hw.runtimes import RuntimeConfig, survey
 
     here = fingerprint(RuntimeConfig(runtime="torch_eager"))
@@ -37,7 +37,7 @@ def doctor(as_json: Json = False) -> None:
     def show() -> None:
         console.print(f"{machine['cpu']}, {machine['cores']} cores, {machine['os']}", highlight=False)
         console.print(f"instruction sets: {', '.join(machine['isa'] or ['unknown'])}", highlight=False)
-        console.print(", ".join(f"{name} {version}" for name, version in versions().items()), highlight=False)
+        console.print(", ".join(f"{name} {version}" for name, version in versions("torch").items()), highlight=False)
         table = Table("runtime", "works", "devices", "precisions", "per-layer times", "version")
         for item in runtimes:
             version = next(iter(item["versions"].values()), "")
@@ -54,7 +54,7 @@ def doctor(as_json: Json = False) -> None:
             if not item["works"]:
                 console.print(f"{item['name']}: {item['reason']}", highlight=False, soft_wrap=True, markup=False)
 
-    emit(as_json, {"versions": versions(), **machine, "runtimes": runtimes}, show)
+    emit(as_json, {"versions": versions("torch"), **machine, "runtimes": runtimes}, show)
 
 
 @app.command()
@@ -69,7 +69,7 @@ def space(
     as_json: Json = False,
 ) -> None:
     """The slots of a network and what may stand in them. Example: nar-hw space --model resnet18 --input 3x32x32"""
-    from nar_hw.flops import SpaceCounts
+    from nar_hw.space.flops import SpaceCounts
 
     found = model_info(model, input, manner, operators, classes, slots, limit_params).space()
     counts = SpaceCounts(found)
@@ -119,7 +119,7 @@ def count(
     as_json: Json = False,
 ) -> None:
     """Parameters, FLOPs and pool operations. Example: nar-hw count --model lresnet50e_ir --input 3x112x112 --manner block"""
-    from nar_hw.flops import SpaceCounts, count_module
+    from nar_hw.space.flops import SpaceCounts, count_module
 
     info = model_info(model, input, manner, operators, classes, slots, limit_params)
     if arch is None:

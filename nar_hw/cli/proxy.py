@@ -1,6 +1,5 @@
 """Commands about proxy data: proxy study, select."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,8 +45,9 @@ def study(
 
     Example: nar-hw proxy study --model resnet_digits --data digits --batch 64 --epochs 30 --out runs/study
     """
+    from nar_hw.distributed import launched
     from nar_hw.proxy.steps import run_study
-    from nar_hw.ranks import launched
+    from nar_hw.records import plain
 
     with launched(device) as device, progress_bar() as progress:
         scorer = _scorer(model, data, data_root, score_epochs, backbone, backbone_weights, device, seed, progress)
@@ -57,8 +57,8 @@ def study(
         "epochs": found.distances.shape[0],
         "batches": found.distances.shape[1],
         "standard_error": found.standard_error,
-        "quarters": [asdict(item) for item in found.quarters],
-        "findings": [asdict(item) for item in found.findings],
+        "quarters": plain(found.quarters),
+        "findings": plain(found.findings),
     }
 
     def show() -> None:
@@ -94,8 +94,8 @@ def select(
 
     Example: nar-hw proxy select --model resnet18 --data cifar10 --size 5000 --by gradient --out proxy.json
     """
+    from nar_hw.distributed import launched
     from nar_hw.proxy.steps import run_select
-    from nar_hw.ranks import launched
 
     with launched(device) as device, progress_bar() as progress:
         scorer = _scorer(model, data, data_root, score_epochs, backbone, backbone_weights, device, seed, progress)

@@ -1,6 +1,5 @@
 """Commands that make and use children: demo, search, train, export, bench, report."""
 
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +15,7 @@ from nar_hw.cli.app import (
     Operators,
     Resume,
     Seed,
+    Settings,
     Slots,
     app,
     console,
@@ -25,6 +25,10 @@ from nar_hw.cli.app import (
     sentence,
 )
 from nar_hw.errors import UserError
+from nar_hw.records import plain, replace, with_settings
+from nar_hw.search.config import SearchConfig
+
+SEARCH = SearchConfig()
 
 
 @app.command()
@@ -34,8 +38,8 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """The whole path on embedded data: table, search, train, export, bench, report. Example: nar-hw demo"""
-    from nar_hw.demo import run_demo
     from nar_hw.report import terminal_table
+    from nar_hw.steps.demo import run_demo
 
     with progress_bar() as progress:
         outcome = run_demo(out, seed=seed, progress=progress)
@@ -60,24 +64,29 @@ def search(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     reward: Annotated[
         str, typer.Option(help="absolute, one-sided, mnasnet-soft, mnasnet-hard, proxyless-rl or accuracy.")
-    ] = "absolute",
+    ] = SEARCH.reward,
     combine: Annotated[
         str, typer.Option(help="Of several tables: worst (each target is met) or mean (of latency / target, at most 1).")
-    ] = "worst",
+    ] = SEARCH.combine,
     weight: Annotated[list[float] | None, typer.Option(help="Of a table in the mean; once for each.")] = None,
     max_flops: Annotated[int | None, typer.Option(help="Most FLOPs (multiply-adds of one image).")] = None,
     max_params: Annotated[int | None, typer.Option(help="Most parameters.")] = None,
     strategy: Annotated[
         str, typer.Option(help="How archs are proposed: surrogate, reinforce, gradient, evolution or random.")
-    ] = "surrogate",
-    epochs: Annotated[int, typer.Option(help="Epochs of shared weights and strategy in turn.")] = 140,
-    warmup_epochs: Annotated[int, typer.Option(help="Epochs of the shared weights alone, before these.")] = 10,
-    warmup_paths: Annotated[str, typer.Option(help="Whether these deal operators (fair) or draw them (uniform).")] = "fair",
-    paths: Annotated[str, typer.Option(help="The same of the other epochs, or what the strategy draws (strategy).")] = "fair",
-    batch: Annotated[int, typer.Option(help="Training images per step.")] = 128,
-    precision: Annotated[str, typer.Option(help="Arithmetic of the shared weights: fp32, bf16 or fp16.")] = "fp32",
+    ] = SEARCH.strategy,
+    epochs: Annotated[int, typer.Option(help="Epochs of shared weights and strategy in turn.")] = SEARCH.epochs,
+    warmup_epochs: Annotated[int, typer.Option(help="Epochs of the shared weights alone, before these.")] = SEARCH.warmup_epochs,
+    warmup_paths: Annotated[
+        str, typer.Option(help="Whether these deal operators (fair) or draw them (uniform).")
+    ] = SEARCH.warmup_paths,
+    paths: Annotated[
+        str, typer.Option(help="The same of the other epochs, or what the strategy draws (strategy).")
+    ] = SEARCH.paths,
+    batch: Annotated[int, typer.Option(help="Training images per step.")] = SEARCH.batch,
+    precision: Annotated[str, typer.Option(help="Arithmetic of the shared weights: fp32, bf16 or fp16.")] = SEARCH.precision,
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Store images with the channels innermost.")] = False,
     seed: Seed = 0,
+    settings: Settings = None,
     device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
     data_root: DataRoot = None,
     proxy: Annotated[Path | None, typer.Option(help="Search on the images that nar-hw proxy select chose.")] = None,
@@ -90,10 +99,9 @@ def search(
 
     Example: nar-hw search --model resnet_digits --data digits --table t.json --target-ms 0.2 --out runs/x
     """
+    from nar_hw.distributed import launched
     from nar_hw.latency.table import LatencyTable
-    from nar_hw.pipeline import search_run
-    from nar_hw.ranks import launched
-    from nar_hw.search.config import SearchConfig
+    from nar_hw.steps.search import search_run
 
     config = SearchConfig(
         strategy=strategy,
@@ -111,6 +119,7 @@ def search(
         channels_last=channels_last,
         seed=seed,
     )
+    config = with_settings(config, settings or ())
     tables = [LatencyTable.load(path) for path in table]
     with launched(device) as device, progress_bar() as progress:
         result = search_run(
@@ -135,7 +144,7 @@ def search(
         "target_ms": result.target_ms,
         "predicted_ms": result.pick.predicted_ms,
         "measured_ms": result.pick.measured_ms,
-        "others": [asdict(item) for item in result.others],
+        "others": plain(result.others),
         "met": result.met,
         "allowed_mismatch": list(result.allowed_mismatch),
     }
@@ -171,6 +180,7 @@ def train(
     slots: Slots = None,
     limit_params: LimitParams = True,
     seed: Seed = 0,
+    settings: Settings = None,
     device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that read stream: images; default: one a core, to 8.")
@@ -187,12 +197,12 @@ def train(
 
     Example: nar-hw train --arch runs/x --data digits --recipe demo --out runs/x/child
     """
-    from nar_hw.data import load_data
-    from nar_hw.pipeline import find_arch, train_child
-    from nar_hw.ranks import launched, rank, wait
-    from nar_hw.recipes import recipe_named
+    from nar_hw.distributed import launched
+    from nar_hw.steps.task import load_task
+    from nar_hw.steps.train import find_arch, train_child
+    from nar_hw.training.recipes import recipe_named
 
-    chosen = recipe_named(recipe)
+    chosen = with_settings(recipe_named(recipe), settings or ())
     chosen = replace(
         chosen, epochs=chosen.epochs if epochs is None else epochs, distill=chosen.distill if distill is None else distill
     )
@@ -203,40 +213,33 @@ def train(
             f"but got --init {init}, --distill {chosen.distill:g} and --baseline {baseline}"
         )
     with launched(device) as device, progress_bar() as progress:
-        if download:
-            if rank() == 0:
-                load_data(data, root=data_root, download=True)
-            wait()
+        task = load_task(data, root=data_root, device=device, workers=workers, download=download)
         wanted = find_arch(
             arch,
             model=model,
-            data=data,
+            task=task,
             manner=manner,
             operators=names(operators),
             slots=slots,
             limit_params=limit_params,
-            data_root=data_root,
         )
         child = train_child(
             wanted.info,
             wanted.arch,
-            data,
+            task,
             out=out,
             recipe=chosen,
             seed=seed,
             baseline=baseline,
             inherit=inherit,
             ensemble=ensemble,
-            device=device,
-            workers=workers,
-            data_root=data_root,
             table=wanted.table,
             target_ms=wanted.target_ms,
             resume=resume,
             tensorboard=tensorboard,
             progress=progress,
         )
-    value: dict[str, Any] = {"out": str(out), **asdict(child)}
+    value: dict[str, Any] = {"out": str(out), **plain(child)}
 
     def show() -> None:
         parts = [f"{split} {accuracies(top1, child.top5.get(split))}" for split, top1 in child.accuracy.items()]

@@ -1,6 +1,5 @@
 """Commands about latency tables: profile and table."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,14 +102,28 @@ def table_list(
     as_json: Json = False,
 ) -> None:
     """The tables of a folder. Example: nar-hw table list --runtime onnxruntime --model resnet18"""
+    from nar_hw.errors import TableError, UserError, unknown_name
     from nar_hw.latency.table import LatencyTable, shipped_tables
+    from nar_hw.runtimes import PRECISIONS, RUNTIMES
 
+    if folder is not None and not folder.is_dir():
+        raise TableError(
+            f"a folder of tables must exist, but {folder} does not: leave it out for the tables that ship with nar_hw"
+        )
     paths = shipped_tables() if folder is None else sorted(folder.glob("*.json"))
+    found, skipped = [], {}
+    for path in paths:
+        try:
+            found.append({"file": str(path), **outline(LatencyTable.load(path))})
+        except UserError as problem:
+            skipped[str(path)] = str(problem)
     asked = {"runtime": runtime, "precision": precision, "model": model}
+    for key, known in (("runtime", RUNTIMES), ("precision", PRECISIONS)):
+        if asked[key] is not None and asked[key] not in known:
+            raise unknown_name(key, str(asked[key]), known)
     tables = [
         row
-        for path in paths
-        for row in [{"file": str(path), **outline(LatencyTable.load(path))}]
+        for row in found
         if all(value in (None, row[key]) for key, value in asked.items())
         and (device or "").lower() in (row["device"] or "").lower()
     ]
@@ -128,8 +141,10 @@ def table_list(
             console.print(f"  {row['device']}\n  {row['file']}", style="dim", highlight=False, soft_wrap=True, markup=False)
         if not tables:
             console.print("no such tables here: make one with `nar-hw profile`")
+        for problem in skipped.values():
+            console.print(f"no table: {problem}", style="dim", highlight=False, soft_wrap=True, markup=False)
 
-    emit(as_json, {"tables": tables}, show)
+    emit(as_json, {"tables": tables, "skipped": skipped}, show)
 
 
 @table_app.command("show")
@@ -164,7 +179,9 @@ def table_show(path: Path, as_json: Json = False) -> None:
 
 @table_app.command("predict")
 def table_predict(
-    path: Path, arch: Annotated[str, typer.Option(help="Codes or names, separated by commas.")], as_json: Json = False
+    path: Path,
+    arch: Annotated[str, typer.Option(help="Codes or names, separated by commas, or incumbent.")],
+    as_json: Json = False,
 ) -> None:
     """The latency of one arch. Example: nar-hw table predict table.json --arch 0,0,2,0,1,0,0,0"""
     from nar_hw.latency.table import LatencyTable
@@ -185,8 +202,8 @@ def table_validate(
 ) -> None:
     """Measure held-out children, keep the errors in the table. Example: nar-hw table validate table.json --plot table.png"""
     from nar_hw.latency.table import LatencyTable
-    from nar_hw.pipeline import revalidate
     from nar_hw.report.scatter import validation_png
+    from nar_hw.steps.profile import revalidate
 
     with progress_bar() as progress:
         table = revalidate(LatencyTable.load(path), children=children, seed=seed, progress=progress)
@@ -201,6 +218,7 @@ def table_diff(first: Path, second: Path, as_json: Json = False) -> None:
     """Two tables of one network slot by slot: devices, runtimes or days. Example: nar-hw table diff monday.json friday.json"""
     from nar_hw.latency.diff import diff
     from nar_hw.latency.table import LatencyTable
+    from nar_hw.records import plain
 
     found = diff(LatencyTable.load(first), LatencyTable.load(second))
     real = [item for item in found.changes if item.beyond_noise]
@@ -219,9 +237,10 @@ def table_diff(first: Path, second: Path, as_json: Json = False) -> None:
         for name, (old, new) in found.conditions.items():
             console.print(f"{name}: {old} -> {new}", highlight=False, soft_wrap=True, markup=False)
         before, after = found.incumbent_ms
+        rank = "" if found.spearman is None else f"Rank correlation {found.spearman:.3f}."
         console.print(
             f"second / first; ~ within noise. {len(real)} of {len(found.changes)} differences exceed the noise. "
-            f"The network itself: {before:.4g} -> {after:.4g} ms ({after / before:.2f}). Rank correlation {found.spearman:.3f}.",
+            f"The network itself: {before:.4g} -> {after:.4g} ms ({after / before:.2f}). {rank}",
             highlight=False,
         )
         flips: dict[tuple[str, str], list[str]] = {}
@@ -232,36 +251,31 @@ def table_diff(first: Path, second: Path, as_json: Json = False) -> None:
                 f"{faster} is faster than {slower} in the first and slower in the second: {', '.join(where)}", highlight=False
             )
 
-    value = {
-        "conditions": {name: list(pair) for name, pair in found.conditions.items()},
-        "incumbent_ms": list(found.incumbent_ms),
-        "spearman": found.spearman,
-        "beyond_noise": len(real),
-        "flips": [list(flip) for flip in found.flips],
-        "changes": [{**asdict(item), "beyond_noise": item.beyond_noise} for item in found.changes],
-    }
+    changes = [{**plain(item), "beyond_noise": item.beyond_noise} for item in found.changes]
+    value = {**plain(found), "beyond_noise": len(real), "changes": changes}
     emit(as_json, value, show)
 
 
 def outline(table: "LatencyTable") -> dict[str, Any]:
     """What a table says as a whole, for JSON."""
     fastest, slowest = table.bounds()
-    validation = table.validation or {}
+    validation = table.validation
     return {
-        "model": table.model,
-        "input_shape": list(table.input_shape),
-        "manner": table.manner,
+        "model": table.network.name,
+        "input_shape": list(table.network.input_shape),
+        "manner": table.network.manner,
         **{key: table.fingerprint.get(key) for key in ("device", "runtime", "runtime_version", "precision", "batch", "threads")},
-        "method": table.method.get("name"),
+        "method": table.method.name,
         "slots": len(table.slots),
         "entries": len(table.entries),
         "fixed_ms": table.fixed_ms,
         "incumbent_ms": table.incumbent_ms,
+        "incumbent_predicted_ms": table.predict(table.incumbent),
         "fastest_ms": fastest,
         "slowest_ms": slowest,
-        "mape_percent": validation.get("mape"),
-        "noise_floor_percent": validation.get("floor_mape"),
-        "spearman": validation.get("spearman"),
+        "mape_percent": None if validation is None else validation.mape,
+        "noise_floor_percent": None if validation is None else validation.floor_mape,
+        "spearman": None if validation is None else validation.spearman,
         "notes": list(table.notes),
     }
 
@@ -274,8 +288,8 @@ def show_outline(table: "LatencyTable", path: Path) -> None:
         f"{path}: {whole['model']} {shape} on {whole['device']}",
         f"{whole['runtime']} {whole['runtime_version']}, {whole['precision']}, "
         f"batch {whole['batch']}, {whole['threads']} threads",
-        f"the network itself {whole['incumbent_ms']:.4g} ms; "
-        f"archs from {whole['fastest_ms']:.4g} to {whole['slowest_ms']:.4g} ms",
+        f"the network itself {whole['incumbent_ms']:.4g} ms, predicted {whole['incumbent_predicted_ms']:.4g} ms; "
+        f"archs are predicted from {whole['fastest_ms']:.4g} to {whole['slowest_ms']:.4g} ms",
     ]
     if whole["mape_percent"] is not None:
         lines.append(

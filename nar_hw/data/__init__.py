@@ -21,7 +21,7 @@ DATA_SETS: dict[str, str] = {
 }
 """Name -> module and function that loads it; a name that ends in a colon is followed by a detail of the user's."""
 FACES = "faces:"
-"""Begins the name of a set of faces, which is loaded by :func:`nar_hw.data.faces.load_faces`."""
+"""Begins the name of a set of faces, which is loaded by :func:`nar_hw.faces.data.load_faces`."""
 ROOT_VARIABLE = "NAR_HW_DATA"
 """Environment variable that names the folder of downloaded data sets."""
 
@@ -46,7 +46,7 @@ def load_data(name: str, *, root: str | Path | None = None, seed: int = 0, downl
     """
     key, colon, detail = name.partition(":")
     if key + colon == FACES:
-        raise DataError(f"{name!r} holds identities, not classes: load it with nar_hw.data.faces.load_faces")
+        raise DataError(f"{name!r} holds identities, not classes: load it with nar_hw.faces.data.load_faces")
     if key + colon not in DATA_SETS:
         raise unknown_name("data set", name, (*DATA_SETS, FACES))
     module, function = DATA_SETS[key + colon].split(":")

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nar_hw.data.base import Augmentation, Split
+from nar_hw.distributed import share
 from nar_hw.errors import DataError
-from nar_hw.ranks import share
 
 Batch = tuple[Tensor, Tensor]
 

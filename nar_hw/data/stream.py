@@ -20,8 +20,8 @@ from torchvision.transforms import v2
 from nar_hw.data.base import Augmentation, ImageData, Part, Unsplit, assemble, channel_statistics
 from nar_hw.data.folder import classes_of, colour, files_of, parsed, parts_of
 from nar_hw.data.loader import Batch, Normalisation
+from nar_hw.distributed import share
 from nar_hw.errors import DataError
-from nar_hw.ranks import share
 
 CROP = 224
 SAMPLE = 2000

@@ -62,7 +62,7 @@ def export_dense(
     """Write the dense form of ``model`` as ONNX for images of ``input_shape`` or larger; its outputs are "map" and "output".
 
     Returns:
-        smallest: [H, W]; stride: [rows, columns] of pixels from one place of the map to the next.
+        smallest: (H, W); stride: (rows, columns) of pixels from one place of the map to the next.
 
     Raises:
         ModelError: it cannot become dense.
@@ -80,7 +80,7 @@ def export_dense(
     for outputs, reference in zip(found, expected, strict=True):
         compare(outputs.reshape(count, -1), reference.numpy().reshape(count, -1), tolerance=1e-5)
     rows, columns = tall.shape[2] - expected[0].shape[2], wide.shape[3] - expected[0].shape[3]
-    return {"smallest": [height, width], "stride": [round(2 * height / rows), round(2 * width / columns)]}
+    return {"smallest": (height, width), "stride": (round(2 * height / rows), round(2 * width / columns))}
 
 
 def run_dense(path: Path, images: Images) -> Images:

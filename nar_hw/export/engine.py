@@ -2,20 +2,17 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from nar_hw.errors import RunError
-from nar_hw.files import misfits, read_json
+from nar_hw.records import Record, read_record
 
 SCHEMA = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineInfo:
+class EngineInfo(Record, frozen=True, kw_only=True):
     """What an engine was made of, how, and where it runs."""
 
-    schema: int
     engine_sha256: str
     onnx_sha256: str
     timing_cache_sha256: str
@@ -36,6 +33,12 @@ class EngineInfo:
     metadata: dict[str, str]
     """What the ONNX file says of itself: for files of a bundle the model, its classes and normalisation, as JSON texts."""
 
+    def __post_init__(self) -> None:
+        """Raises RunError for versions without a number."""
+        for name in ("tensorrt", "compute_capability"):
+            if not numbers(getattr(self, name)):
+                raise RunError(f"{name} must be a version, but is {getattr(self, name)!r}")
+
 
 def info_file(engine: Path) -> Path:
     """Where the `EngineInfo` of an engine lies: model.engine.json for model.engine."""
@@ -44,7 +47,7 @@ def info_file(engine: Path) -> Path:
 
 def read_engine(path: Path) -> tuple[bytes, EngineInfo]:
     """An engine whose hash is the noted one. Raises RunError when it or its info is missing or was changed."""
-    info = _read_info(info_file(path))
+    info = read_record(info_file(path), EngineInfo, what="engine info", schema=SCHEMA, fix="build the engine again")
     try:
         data = path.read_bytes()
     except OSError as problem:
@@ -76,14 +79,3 @@ def misfit(info: EngineInfo, version: str, gpu: str, capability: str) -> str | N
 def numbers(version: str) -> tuple[int, ...]:
     """(10, 16, 1, 11) for "10.16.1.11"."""
     return tuple(map(int, re.findall(r"\d{1,9}", version)))
-
-
-def _read_info(file: Path) -> EngineInfo:
-    values = read_json(file, what="engine info")
-    if values.get("schema") != SCHEMA:
-        raise RunError(f"{file} must have schema {SCHEMA}, but has {repr(values.get('schema'))[:60]}: build the engine again")
-    wrong = misfits(EngineInfo, values)
-    wrong += [name for name in ("tensorrt", "compute_capability") if name not in wrong and not numbers(values[name])]
-    if wrong:
-        raise RunError(f"{file} is damaged ({', '.join(map(repr, wrong))[:200]}): build the engine again")
-    return EngineInfo(**{**values, "batch": tuple(values["batch"])})

@@ -9,11 +9,12 @@ import io
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from nar_hw.errors import ExportError, unknown_name
+from nar_hw.export.calibration import Calibration
 from nar_hw.export.graph import rename_values
 from nar_hw.export.onnx import Images, write_model
 from nar_hw.files import write_bytes
@@ -21,7 +22,6 @@ from nar_hw.files import write_bytes
 if TYPE_CHECKING:
     import onnx
 
-Calibration = Literal["minmax", "entropy", "percentile"]
 PRODUCER = "nar_hw"
 """As which `to_int8` signs its files."""
 

@@ -20,7 +20,7 @@ from nar_hw.export.graph import bypass, clean, constant, fold_norms, initializer
 from nar_hw.export.leaves import emit
 from nar_hw.export.onnx import OPSET, Batch, traced
 from nar_hw.files import write_bytes
-from nar_hw.space import SearchSpace, Site
+from nar_hw.space.space import SearchSpace, Site
 
 if TYPE_CHECKING:
     import onnx

@@ -8,18 +8,17 @@ its layers) and the timing cache, from which a rebuild takes its kernels instead
 
 import functools
 import hashlib
-import json
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nar_hw.errors import ExportError, RuntimeUnavailableError, unknown_name
 from nar_hw.export.engine import SCHEMA, EngineInfo, info_file, misfit, numbers, read_engine
 from nar_hw.export.quantize import PRODUCER, precision_of, to_symmetric
-from nar_hw.files import atomic_path, sha256
+from nar_hw.files import atomic_path, json_text, sha256
+from nar_hw.records import plain
 
 _INSTALL = "pip install 'nar-hw[tensorrt]'"
 
@@ -79,7 +78,6 @@ def build_engine(
     timings = bytes(required(cache.serialize(), f"keep the timings of {source}"))
     layers = layer_information(required(_deserialized(plan, version_compatible), f"read back what it built from {source}"))
     info = EngineInfo(
-        schema=SCHEMA,
         engine_sha256=hashlib.sha256(plan).hexdigest(),
         onnx_sha256=sha256(source),
         timing_cache_sha256=hashlib.sha256(timings).hexdigest(),
@@ -92,7 +90,7 @@ def build_engine(
         **settings,
     )
     files = {
-        info_file(target): f"{json.dumps(asdict(info), indent=1)}\n".encode(),
+        info_file(target): json_text({"schema": SCHEMA, **plain(info)}).encode(),
         target: plan,
         target.with_name(f"{target.name}.layers.json"): layers.encode(),
         cache_path: timings,

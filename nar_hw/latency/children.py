@@ -28,7 +28,8 @@ from nar_hw.latency.journal import Batch, ChildTimes, Journal
 from nar_hw.latency.timing import check_samples, summarize
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.runtimes.base import Runtime
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -126,7 +127,7 @@ def measure(
 
     ``at_once`` of them are loaded together and visited in turn, ``rounds`` times (and once before, which is dropped), in another
     order each time; every time is divided by how slow the machine was in that round. The reference network is visited in
-    between, never twice in a row: that would find its weights in the caches. It tells how slow the machine was beside other
+    between, never twice in a row: that would find its weights in the caches. It shows how slow the machine was beside other
     batches, so that all children are given at the speed of the whole measurement.
 
     Args:

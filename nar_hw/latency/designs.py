@@ -9,13 +9,14 @@ held_out     random children that no profile has seen (validation)
 import itertools
 import math
 import random
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.latency.record import Method
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch
 
 Ints = npt.NDArray[np.int64]
 
@@ -58,7 +59,7 @@ def contexts(space: SearchSpace, *, replicates: int = 3, seed: int = 0) -> list[
 
 
 def orthogonal(space: SearchSpace, *, seed: int = 0) -> list[Arch]:
-    """Children from which least squares tells the operators of all slots apart.
+    """Children from which least squares can estimate the operators of all slots.
 
     Where every slot has the same prime-power number of candidates and the array is not much larger than the number of
     unknowns: an orthogonal array of strength 2 (Rao-Hamming: every pair of slots shows each pair of operators equally
@@ -111,11 +112,11 @@ def _nearer(space: SearchSpace, arch: Arch, rng: random.Random) -> Arch:
     return tuple(slot.incumbent if rng.random() < 0.5 else code for code, slot in zip(arch, space.slots, strict=True))
 
 
-def profiled(space: SearchSpace, method: Mapping[str, Any]) -> list[Arch]:
-    """The children on which a table stands, from what its "method" says."""
-    if method["name"] == "regression":
-        return [space.incumbent, *orthogonal(space, seed=method["seed"])]
-    return contexts(space, replicates=method["replicates"], seed=method["seed"])
+def profiled(space: SearchSpace, method: Method) -> list[Arch]:
+    """The children on which a table stands."""
+    if method.name == "regression":
+        return [space.incumbent, *orthogonal(space, seed=method.seed)]
+    return contexts(space, replicates=method.replicates or 1, seed=method.seed)
 
 
 def orthogonal_array(levels: int, columns: int) -> Ints:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nar_hw.errors import RuntimeUnavailableError
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 
 # Instruction sets that decide which kernels a runtime picks
@@ -48,9 +49,23 @@ def fingerprint(config: RuntimeConfig) -> dict[str, Any]:
 
     Raises UnknownNameError for an unknown runtime and RuntimeUnavailableError for one that is not installed.
     """
+    return _fingerprint(config, runtime_class(config.runtime).versions())
+
+
+def here(config: RuntimeConfig) -> dict[str, Any]:
+    """`fingerprint`, but where the runtime is not installed with None as its version: the machine can be compared all the same.
+
+    Raises UnknownNameError for an unknown runtime.
+    """
+    try:
+        return fingerprint(config)
+    except RuntimeUnavailableError:
+        return _fingerprint(config, {})
+
+
+def _fingerprint(config: RuntimeConfig, versions: Mapping[str, str]) -> dict[str, Any]:
     import torch
 
-    versions = runtime_class(config.runtime).versions()
     cpu, isa = _cpu()
     gpu = _gpu(config) if config.device_type == "cuda" else {}
     kind = "fake" if config.runtime == "fake" else config.device_type
@@ -65,20 +80,20 @@ def fingerprint(config: RuntimeConfig) -> dict[str, Any]:
         "cuda": torch.version.cuda if kind == "cuda" else None,
         "cudnn": gpu.get("cudnn"),
         "runtime": config.runtime,
-        "runtime_version": next(iter(versions.values())),
+        "runtime_version": next(iter(versions.values()), None),
         "precision": config.precision,
         "batch": config.batch,
         "threads": config.threads,
         "memory_format": config.memory_format,
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "versions": versions,
+        "torch": str(torch.__version__),
+        "versions": dict(versions),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
-def same_device(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """The fields of MATTERS in which two fingerprints differ; an unknown value equals nothing but another unknown one.
 
     The CPU's instruction sets do not count for a measurement on a GPU.

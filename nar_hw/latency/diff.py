@@ -1,17 +1,20 @@
 """Two latency tables of one network side by side: two devices, two runtimes, or one device on two days."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
 
 from nar_hw.errors import TableMismatchError
 from nar_hw.latency.device import MATTERS
-from nar_hw.latency.schema import TableSlot
+from nar_hw.latency.record import TableSlot
 from nar_hw.latency.table import LatencyTable
+from nar_hw.records import Record
 
 
-@dataclass(frozen=True, kw_only=True)
-class Change:
+class Change(Record, frozen=True, kw_only=True):
     """One operator of one slot in both tables."""
 
     slot: str
@@ -23,12 +26,11 @@ class Change:
 
     @property
     def beyond_noise(self) -> bool | None:
-        """Whether the difference is real; None where that cannot be told."""
+        """Whether the difference is real; None where that is unknown."""
         return None if self.noise_ms is None else abs(self.second_ms - self.first_ms) > self.noise_ms
 
 
-@dataclass(frozen=True, kw_only=True)
-class Diff:
+class Diff(Record, frozen=True, kw_only=True):
     """What `diff` found."""
 
     conditions: dict[str, tuple[object, object]]
@@ -36,8 +38,8 @@ class Diff:
     incumbent_ms: tuple[float, float]
     """The network itself in both tables."""
     changes: tuple[Change, ...]
-    spearman: float
-    """Rank correlation of the entries."""
+    spearman: float | None
+    """Rank correlation of the entries; None where one table has one value for all."""
     flips: tuple[tuple[str, str, str], ...]
     """(slot, a, b): a is faster than b beyond noise in the first table, and slower beyond noise in the second."""
 
@@ -47,8 +49,8 @@ def diff(first: LatencyTable, second: LatencyTable) -> Diff:
 
     Raises TableMismatchError when they are of different networks.
     """
-    fields = ("model", "input_shape", "manner")
-    differing = [name for name in fields if getattr(first, name) != getattr(second, name)]
+    names = {"model": "name", "input_shape": "input_shape", "manner": "manner"}
+    differing = [word for word, name in names.items() if getattr(first.network, name) != getattr(second.network, name)]
     if [slot.name for slot in first.slots] != [slot.name for slot in second.slots]:
         differing.append("slots")
     if differing:
@@ -67,8 +69,6 @@ def diff(first: LatencyTable, second: LatencyTable) -> Diff:
             orders = [_order(*(sides[name][side] for name in pair)) for side in (0, 1)]
             if orders[0] * orders[1] < 0:
                 flips.append((own.name, *(pair if orders[0] < 0 else pair[::-1])))
-    from scipy.stats import spearmanr
-
     return Diff(
         conditions={
             name: (first.fingerprint.get(name), second.fingerprint.get(name))
@@ -77,7 +77,7 @@ def diff(first: LatencyTable, second: LatencyTable) -> Diff:
         },
         incumbent_ms=(first.incumbent_ms, second.incumbent_ms),
         changes=tuple(changes),
-        spearman=float(spearmanr([item.first_ms for item in changes], [item.second_ms for item in changes]).statistic),
+        spearman=_rank_correlation([item.first_ms for item in changes], [item.second_ms for item in changes]),
         flips=tuple(flips),
     )
 
@@ -89,8 +89,22 @@ def _cost(table: LatencyTable, slot: TableSlot, operator: str) -> tuple[float, f
     return sum(entry.ms for entry in entries), sum(known) if len(known) == len(entries) else None
 
 
+def _rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Spearman's, without SciPy, whose import takes longer than all the rest."""
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
+
+
+def _ranks(values: Sequence[float]) -> npt.NDArray[np.float64]:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: npt.NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[places]
+    return ranks
+
+
 def _order(a: tuple[float, float | None], b: tuple[float, float | None]) -> int:
-    """-1 where a is faster than b beyond noise, 1 where slower, 0 where that cannot be told."""
+    """-1 where a is faster than b beyond noise, 1 where slower, 0 where that is unknown."""
     if a[1] is None or b[1] is None or abs(a[0] - b[0]) <= math.hypot(a[1], b[1]):
         return 0
     return -1 if a[0] < b[0] else 1

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nar_hw.latency.schema import Entry
-from nar_hw.operators import OpSpec
+from nar_hw.latency.record import Entry
+from nar_hw.space.spec import OpSpec
 
 Floats = npt.NDArray[np.float64]
 
@@ -18,8 +19,8 @@ class Estimate:
 
     entries: dict[OpSpec, Entry]
     fixed_ms: float
-    details: dict[str, float]
-    """What the table's "method" says beside the common fields."""
+    details: dict[str, Any]
+    """Fields of the table's `Method` that this one has, numbers."""
 
 
 def half_width(values: Sequence[float], ms: float) -> float | None:

@@ -1,6 +1,5 @@
 """Entries added to a table: operators that its space has got since it was measured."""
 
-import dataclasses
 import datetime
 from collections import defaultdict
 from pathlib import Path
@@ -8,13 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nar_hw.latency.device import fingerprint
+from nar_hw.latency.device import here
 from nar_hw.latency.profiler import profile, slots_of
-from nar_hw.latency.schema import Entry
+from nar_hw.latency.record import Entry, Filled
 from nar_hw.latency.table import LatencyTable
-from nar_hw.latency.validate import config_of, validate as validated, with_validation
-from nar_hw.operators import OpSpec
-from nar_hw.space import SearchSpace
+from nar_hw.latency.validate import validate as validated, with_validation
+from nar_hw.models.info import ModelInfo
+from nar_hw.records import replace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import OpSpec
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -46,24 +47,23 @@ def fill(
         TableMismatchError: another network, device or conditions.
         RuntimeUnavailableError, MeasurementError, RunError: as `profile`.
     """
-    config = config_of(table)
-    table = dataclasses.replace(table, operators=space.operators)
+    table = replace(table, operators=space.operators)
     lacking = table.lacking(space)
     if not lacking:
         return table
-    table.check_conditions(fingerprint(config))
+    table.check_conditions(here(table.config))
     narrow = space.narrowed(
         {
             slot.name: (slot.incumbent, *(space.operators.index(name) for name in lacking.get(slot.name, ())))
             for slot in space.slots
         }
     )
-    name, seed = table.method["name"], int(table.method["seed"])
+    seed = table.method.seed
     found = profile(
         narrow,
-        config=config,
-        model_name=table.model,
-        method=name,
+        config=table.config,
+        model_name=table.network.name,
+        method=table.method.name,
         seed=seed,
         validate=0,
         journal=journal,
@@ -72,17 +72,19 @@ def fill(
     )
     entries = {**_comparable(table, found), **{entry.spec: entry for entry in table.entries}}
     slots, specs = slots_of(space)
-    added = {
-        "operators": sorted({operator for names in lacking.values() for operator in names}),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **{key: found.method[key] for key in ("children", "rounds", "seconds")},
-    }
-    filled = dataclasses.replace(
+    added = Filled(
+        operators=tuple(sorted({operator for names in lacking.values() for operator in names})),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        children=found.method.children,
+        rounds=found.method.rounds,
+        seconds=found.method.seconds,
+    )
+    filled = replace(
         table,
-        choices=space.choices,
+        network=ModelInfo.of(space, table.network.name),
         slots=slots,
         entries=tuple(entries[spec] for spec in specs),
-        method={**table.method, "filled": [*table.method.get("filled", []), added]},
+        method=replace(table.method, filled=(*table.method.filled, added)),
         validation=None,
         notes=tuple(dict.fromkeys((*table.notes, *found.notes))),
     )
@@ -107,4 +109,4 @@ def _comparable(table: LatencyTable, found: LatencyTable) -> dict[OpSpec, Entry]
 def _moved(entry: Entry, speed: float, more: float) -> Entry:
     lowest = 0.01 * speed * entry.ms
     ms, p10, p90 = (float(f"{max(speed * value + more, lowest):.6g}") for value in (entry.ms, entry.p10, entry.p90))
-    return dataclasses.replace(entry, ms=ms, p10=p10, p90=p90)
+    return replace(entry, ms=ms, p10=p10, p90=p90)

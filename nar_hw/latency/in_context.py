@@ -21,10 +21,10 @@ from nar_hw.errors import MeasurementError
 from nar_hw.latency.children import Measured
 from nar_hw.latency.estimate import Estimate, calibrate, mean_of_middle
 from nar_hw.latency.journal import ChildTimes
+from nar_hw.latency.record import Entry
 from nar_hw.latency.regression import contrast_errors, least_squares
-from nar_hw.latency.schema import Entry
-from nar_hw.operators import OpSpec
-from nar_hw.space import Arch, SearchSpace, Site
+from nar_hw.space.space import SearchSpace, Site
+from nar_hw.space.spec import Arch, OpSpec
 
 Floats = npt.NDArray[np.float64]
 

@@ -11,11 +11,11 @@ from torch import nn
 
 from nar_hw.latency.children import Measured
 from nar_hw.latency.estimate import Estimate, calibrate, half_width, mean_of_middle
-from nar_hw.latency.schema import Entry
-from nar_hw.operators import OpSpec
+from nar_hw.latency.record import Entry
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.runtimes.base import Runtime
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch, OpSpec
 
 
 def operator_loader(space: SearchSpace, config: RuntimeConfig) -> tuple[list[OpSpec], Callable[[OpSpec, bool], Runtime]]:
@@ -39,7 +39,7 @@ def operator_loader(space: SearchSpace, config: RuntimeConfig) -> tuple[list[OpS
 
 def estimate(space: SearchSpace, operators: Measured[OpSpec], children: Measured[Arch]) -> Estimate:
     """Entries from operators alone, scaled so that they sum up to the whole children."""
-    # Both were measured beside the network itself: its time tells how much slower the machine was the second time.
+    # Both were measured beside the network itself: its time shows how much slower the machine was the second time.
     speed = float(np.median(children.reference) / np.median(operators.reference))
     raw = {spec: speed * mean_of_middle(times.whole) for spec, times in operators.children.items()}
     used = [[spec for _, _, spec in space.specs(arch)] for arch in children.children]

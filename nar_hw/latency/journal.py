@@ -7,22 +7,24 @@ import hashlib
 import json
 import os
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
 from nar_hw.errors import RunError
 from nar_hw.files import write_text
+from nar_hw.records import Record, as_record, check_same, plain
 
 Floats = npt.NDArray[np.float64]
 K = TypeVar("K", bound=Hashable)
 
+_AGAIN = "delete it and start anew without --resume"
 
-@dataclass(frozen=True, kw_only=True)
-class ChildTimes:
+
+class ChildTimes(Record, frozen=True, kw_only=True):
     """One child's times, at the speed that the machine had in the median over the whole measurement."""
 
     whole: Floats
@@ -30,11 +32,10 @@ class ChildTimes:
     layers: dict[str, Floats]
     """Node -> (runs,) ms of each profiled run; empty unless profiled."""
     producers: dict[str, list[str]]
-    """Node -> the nodes that it reads from; empty where the runtime does not tell."""
+    """Node -> the nodes that it reads from; empty where the runtime does not say."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
+class Batch(Record, frozen=True, kw_only=True):
     """Children that were measured in the same rounds; `ChildTimes` at the speed of these rounds."""
 
     children: tuple[ChildTimes, ...]
@@ -48,6 +49,16 @@ class Batch:
     """What is wrong with the times although they can be used."""
 
 
+class _Line(Batch, frozen=True, kw_only=True):
+    """A batch in the file."""
+
+    stage: str
+    design: str
+    """Hash of all that the stage measures."""
+    members: tuple[int, ...]
+    """Which of these the children are."""
+
+
 class Journal:
     """Batches on disk."""
 
@@ -57,46 +68,29 @@ class Journal:
         Raises RunError when it was begun under other ``conditions`` (JSON values), or is no journal.
         """
         self.path = path
-        first = json.loads(json.dumps(dict(conditions)))
-        self._lines: list[dict[str, Any]] = []
+        self._lines: list[_Line] = []
+        first = dict(conditions)
         if resume and path.exists():
-            begun, *self._lines = _lines(path)
-            if differing := [key for key in first if begun.get(key) != first[key]]:
-                names = ", ".join(differing)
-                raise RunError(f"{path} was begun under other conditions ({names}): give those, or leave out --resume")
-        write_text(path, "".join(json.dumps(line) + "\n" for line in (first, *self._lines)))
+            begun, *lines = _read(path)
+            check_same(begun, first, where=str(path), fix="use the same settings, or leave out --resume")
+            self._lines = [as_record(line, _Line, where=str(path), fix=_AGAIN) for line in lines]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in (first, *map(plain, self._lines))))
 
     def add(self, stage: str, keys: Sequence[Hashable], members: Sequence[Hashable], batch: Batch) -> None:
         """Keep the batch of ``members``, in their order; ``keys`` are all that the stage measures."""
-        children = [
-            {
-                "whole": child.whole.tolist(),
-                "layers": {name: runs.tolist() for name, runs in child.layers.items()},
-                "producers": child.producers,
-            }
-            for child in batch.children
-        ]
-        line = {
-            "stage": stage,
-            "design": _design(keys),
-            "members": [keys.index(member) for member in members],
-            "children": children,
-            "reference": batch.reference.tolist(),
-            "rounds": batch.rounds,
-            "disturbed": batch.disturbed,
-            "doubts": list(batch.doubts),
-        }
+        places = tuple(keys.index(member) for member in members)
+        line = _Line(stage=stage, design=_design(keys), members=places, **structs.asdict(batch))
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(plain(line)) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def batches(self, stage: str, keys: Sequence[K]) -> list[tuple[list[K], Batch]]:
         """What was kept of a stage that measures the same ``keys``."""
         return [
-            ([keys[position] for position in line["members"]], _batch(line))
+            ([keys[position] for position in line.members], line)
             for line in self._lines
-            if line["stage"] == stage and line["design"] == _design(keys)
+            if line.stage == stage and line.design == _design(keys)
         ]
 
     def close(self) -> None:
@@ -108,25 +102,7 @@ def _design(keys: Sequence[Hashable]) -> str:
     return hashlib.sha256(repr(keys).encode()).hexdigest()
 
 
-def _batch(line: Mapping[str, Any]) -> Batch:
-    children = tuple(
-        ChildTimes(
-            whole=np.array(child["whole"]),
-            layers={name: np.array(runs) for name, runs in child["layers"].items()},
-            producers=child["producers"],
-        )
-        for child in line["children"]
-    )
-    return Batch(
-        children=children,
-        reference=np.array(line["reference"]),
-        rounds=line["rounds"],
-        disturbed=line["disturbed"],
-        doubts=tuple(line["doubts"]),
-    )
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> list[dict[str, Any]]:
     found = []
     text = path.read_text(encoding="utf-8", errors="replace")
     for line in text.splitlines(keepends=True):
@@ -134,7 +110,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             found.append(json.loads(line))
         except ValueError:
             if line.endswith("\n") or not found:
-                raise RunError(f"{path} is damaged: delete it and start anew without --resume") from None
+                raise RunError(f"{path} is damaged: {_AGAIN}") from None
     if not found or not all(isinstance(line, dict) for line in found):
-        raise RunError(f"{path} is damaged: delete it and start anew without --resume")
+        raise RunError(f"{path} is damaged: {_AGAIN}")
     return found

@@ -1,6 +1,5 @@
 """From a search space and a runtime to a latency table."""
 
-import dataclasses
 import hashlib
 import math
 import time
@@ -18,13 +17,15 @@ from nar_hw.latency.designs import contexts, orthogonal
 from nar_hw.latency.device import MATTERS, fingerprint
 from nar_hw.latency.estimate import Estimate
 from nar_hw.latency.journal import Journal
-from nar_hw.latency.schema import Entry, TableSlot
+from nar_hw.latency.record import Entry, Method, TableSlot
 from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.validate import validate as validated, with_validation
-from nar_hw.operators import OpSpec
+from nar_hw.models.info import ModelInfo
+from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.runtimes.base import Runtime
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch, OpSpec
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -109,21 +110,21 @@ def profile(
             progress=progress,
         )
         found, measured, details = METHODS[method](job)
-    details = {
-        "name": method,
-        "children": len(measured.children),
-        "rounds": measured.rounds,
-        "seconds": round(time.monotonic() - start, 1),
-        "seed": seed,
-        "clock": measured.clock,
+    details |= {name: _short(value) for name, value in found.details.items()}
+    how = Method(
+        name=method,
+        children=len(measured.children),
+        rounds=measured.rounds,
+        seconds=round(time.monotonic() - start, 1),
+        seed=seed,
+        clock=measured.clock,
         **details,
-        **{name: _short(value) for name, value in found.details.items()},
-    }
-    table = make_table(space, config, model_name, found, measured, details)
-    table = dataclasses.replace(table, notes=(*table.notes, *_agree(table, space, measured)))
+    )
+    table = make_table(space, config, model_name, found, measured, how)
+    table = replace(table, notes=(*table.notes, *_agree(table, space, measured)))
     if validate and space.size < len(measured.children) + 3:
         unseen = "not validated: the profile has seen all children of this small space, or all but one or two"
-        table = dataclasses.replace(table, notes=(*table.notes, unseen))
+        table = replace(table, notes=(*table.notes, unseen))
     elif validate:
         left = None if budget_s is None else budget_s - (time.monotonic() - start)
         validation = validated(
@@ -256,16 +257,12 @@ def make_table(
     model_name: str,
     found: Estimate,
     measured: Measured[Arch],
-    method: dict[str, Any],
+    method: Method,
 ) -> LatencyTable:
     """The table of an estimate."""
     slots, specs = slots_of(space)
     return LatencyTable(
-        model=model_name,
-        input_shape=space.input_shape,
-        num_classes=space.num_classes,
-        manner=space.manner,
-        choices=space.choices,
+        network=ModelInfo.of(space, model_name),
         operators=space.operators,
         slots=slots,
         entries=tuple(_rounded(found.entries[spec]) for spec in specs),
@@ -292,7 +289,7 @@ def slots_of(space: SearchSpace) -> tuple[tuple[TableSlot, ...], tuple[OpSpec, .
 
 def _rounded(entry: Entry) -> Entry:
     rel = None if entry.rel is None else _short(entry.rel)
-    return dataclasses.replace(entry, ms=_short(entry.ms), p10=_short(entry.p10), p90=_short(entry.p90), rel=rel)
+    return replace(entry, ms=_short(entry.ms), p10=_short(entry.p10), p90=_short(entry.p90), rel=rel)
 
 
 def _short(value: float) -> float:

@@ -1,7 +1,7 @@
 """Regression profiles: entries from whole children alone, for runtimes that run a network as one opaque thing.
 
 Least squares over the children of an orthogonal array. Only sums are seen, so what is common to all operators of a slot
-cannot be told from the fixed part; there, a guess from each operator's work decides.
+cannot be separated from the fixed part; there, a guess from each operator's work decides.
 """
 
 from collections import Counter
@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from nar_hw.latency.children import Measured
 from nar_hw.latency.estimate import Estimate
-from nar_hw.latency.schema import Entry
-from nar_hw.operators import OpSpec
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.latency.record import Entry
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch, OpSpec
 
 Floats = npt.NDArray[np.float64]
 

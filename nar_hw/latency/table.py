@@ -6,113 +6,115 @@ Shape legend: an arch holds one operator code per slot; a batch of archs is (N, 
 import hashlib
 import json
 import math
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+from msgspec import structs
 
-from nar_hw import __version__
+from nar_hw._version import __version__
 from nar_hw.errors import MissingEntryError, SpaceError, TableError, TableMismatchError, unknown_name
-from nar_hw.files import read_json, write_text
-from nar_hw.latency.schema import SCHEMA, Entry, Reader, TableSlot, entry_to_json, to_text
-from nar_hw.operators import INCUMBENT
-from nar_hw.space import Arch, Choices, Manner, SearchSpace
+from nar_hw.files import write_text
+from nar_hw.latency.record import SCHEMA, Entry, Method, Milliseconds, TableSlot, Validation, schema_2, to_text, upgraded
+from nar_hw.models.info import ModelInfo
+from nar_hw.records import Record, as_record, changes, command, plain, read_record, replace
+from nar_hw.runtimes.config import RuntimeConfig
+from nar_hw.space.spec import INCUMBENT, Arch
 from nar_hw.userfile import is_file_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nar_hw.space.space import SearchSpace
 
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[Any]
 
+_AGAIN = "measure it again with nar-hw profile"
 _CHUNK = 1 << 15  # archs predicted at a time: their codes stay in the cache
 
 
-@dataclass(frozen=True, kw_only=True)
-class LatencyTable:
+class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
     """Latency of every child of one search space as a sum: ``fixed_ms`` plus one entry per operator call."""
 
-    model: str
-    """What was given as --model."""
-    input_shape: tuple[int, int, int]
-    """(C, H, W) of one image."""
-    num_classes: int
-    """Outputs of the network: its head is part of ``fixed_ms``."""
-    manner: Manner
-    choices: Choices
-    """What was asked of the space that was profiled."""
+    nar_hw: str = __version__
+    """Version that measured it."""
+    network: ModelInfo
+    """What was measured: the network (its head is part of ``fixed_ms``) and what was asked of its space."""
     operators: tuple[str, ...]
     """Code -> name, as in the space that was profiled."""
-    slots: tuple[TableSlot, ...]
-    entries: tuple[Entry, ...]
-    fixed_ms: float
-    """Everything outside the slots."""
-    incumbent_ms: float
-    """The network itself, measured end to end."""
     fingerprint: dict[str, Any]
     """Device, runtime and conditions (latency/device.py)."""
-    method: dict[str, Any]
-    """How it was measured: name, children, rounds, seconds, seed and what the method adds."""
-    validation: dict[str, Any] | None = None
-    """Predictions against measurements on held-out children (latency/validate.py)."""
+    method: Method
+    fixed_ms: float
+    """Everything outside the slots."""
+    incumbent_ms: Milliseconds
+    """The network itself, measured end to end."""
+    slots: tuple[TableSlot, ...]
+    entries: tuple[Entry, ...]
+    validation: Validation | None = None
     notes: tuple[str, ...] = ()
-    nar_hw: str = field(default_factory=lambda: __version__)
-    """Version that measured it."""
+
+    def __post_init__(self) -> None:
+        """Raises TableError where the parts do not fit together."""
+        names = [slot.name for slot in self.slots]
+        if not names or len(set(names)) < len(names):
+            raise TableError(f"slots must be a list of slots with distinct names, but got {names}: {_AGAIN}")
+        if len(set(self.operators)) < len(self.operators):
+            raise TableError(f"operators must be distinct names, but got {list(self.operators)}: {_AGAIN}")
+        for slot in self.slots:
+            for name, calls in slot.candidates.items():
+                if name not in self.operators:
+                    raise TableError(f"a candidate of slot {slot.name} must be one of the operators, but got {name!r}: {_AGAIN}")
+                if max(calls) >= len(self.entries):
+                    raise TableError(
+                        f"calls of {name} in slot {slot.name} must be indices of the {len(self.entries)} entries, but got "
+                        f"{list(calls)}: {_AGAIN}"
+                    )
+            if slot.incumbent not in slot.candidates:
+                raise TableError(
+                    f"the incumbent of slot {slot.name} must be one of its candidates ({', '.join(slot.candidates)}), but got "
+                    f"{slot.incumbent!r}: {_AGAIN}"
+                )
+        if (fastest := self.bounds()[0]) <= 0:
+            raise TableError(f"the fastest arch must take more than 0 ms, but takes {fastest:.4g} ms: {_AGAIN}")
 
     @classmethod
     def load(cls, path: Path | str) -> "LatencyTable":
         """Read a table. Raises TableError, in one line, for a file that is not a whole and valid table."""
-        content = read_json(Path(path), what="latency table", error=TableError)
-        table = cls(**Reader(str(path)).content(content))
-        if table.bounds()[0] <= 0:
-            raise TableError(
-                f"latency table {path}: the fastest arch must take more than 0 ms, but takes {table.bounds()[0]:.4g} ms"
-            )
-        return table
+        return read_record(Path(path), cls, what="latency table", schema=SCHEMA, error=TableError, fix=_AGAIN, upgrade=upgraded)
 
     def save(self, path: Path | str) -> None:
         """Write the table atomically, one entry a line."""
-        write_text(Path(path), to_text(self.to_json()))
+        write_text(Path(path), to_text(self.content()))
 
-    def to_json(self) -> dict[str, Any]:
-        """The file's content."""
-        slots = [
-            {
-                "name": slot.name,
-                "incumbent": slot.incumbent,
-                "candidates": {name: list(calls) for name, calls in slot.candidates.items()},
-            }
-            for slot in self.slots
-        ]
-        return {
-            "schema": SCHEMA,
-            "nar_hw": self.nar_hw,
-            "model": self.model,
-            "input_shape": list(self.input_shape),
-            "num_classes": self.num_classes,
-            "manner": self.manner,
-            "choices": asdict(self.choices),
-            "operators": list(self.operators),
-            "fingerprint": self.fingerprint,
-            "method": self.method,
-            "fixed_ms": self.fixed_ms,
-            "incumbent_ms": self.incumbent_ms,
-            "slots": slots,
-            "entries": [entry_to_json(entry) for entry in self.entries],
-            "validation": self.validation,
-            "notes": list(self.notes),
-        }
+    def content(self) -> dict[str, Any]:
+        """What the file says, as JSON values."""
+        entries = [{**plain(entry), "spec": changes(entry.spec)} for entry in self.entries]
+        return {"schema": SCHEMA, **plain(self), "method": plain(changes(self.method)), "entries": entries}
+
+    @property
+    def config(self) -> RuntimeConfig:
+        """The conditions under which it was measured. Raises TableError where the fingerprint does not say them."""
+        mark = self.fingerprint
+        fields = [field.name for field in structs.fields(RuntimeConfig) if field.name != "device" and field.name in mark]
+        value = {**{name: mark[name] for name in fields}, "device": "cuda" if mark.get("kind") == "cuda" else "cpu"}
+        return as_record(value, RuntimeConfig, where="fingerprint", error=TableError, fix=_AGAIN)
+
+    @property
+    def incumbent(self) -> Arch:
+        """The arch that is the network itself."""
+        return tuple(self.operators.index(slot.incumbent) for slot in self.slots)
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 (hex) of all that predictions and their conditions depend on: everything but validation and notes."""
-        content = {key: value for key, value in self.to_json().items() if key not in ("validation", "notes")}
+        content = {key: value for key, value in schema_2(self.content()).items() if key not in ("validation", "notes")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @cached_property
@@ -126,27 +128,30 @@ class LatencyTable:
         return matrix
 
     @overload
-    def predict(self, archs: Tensor) -> Tensor: ...
+    def predict(self, archs: "Tensor") -> "Tensor": ...
     @overload
     def predict(self, archs: Codes | Sequence[Sequence[int]]) -> Floats: ...
     @overload
     def predict(self, archs: Sequence[int]) -> float: ...
-    def predict(self, archs: Tensor | Codes | Sequence[Sequence[int]] | Sequence[int]) -> Tensor | Floats | float:
+    def predict(self, archs: "Tensor | Codes | Sequence[Sequence[int]] | Sequence[int]") -> "Tensor | Floats | float":
         """Milliseconds of one arch (a float) or of a batch (N, slots) (an array (N,), or a tensor for a tensor).
 
         Raises:
             SpaceError: wrong number of codes, or a code that is not in the vocabulary.
             MissingEntryError: the table has no entry for an operator that is used.
         """
-        codes: Codes = archs.detach().cpu().numpy() if isinstance(archs, Tensor) else np.asarray(archs)
+        if type(archs).__module__.partition(".")[0] == "torch":  # arrays and lists need no torch
+            import torch
+
+            assert isinstance(archs, torch.Tensor)
+            return torch.from_numpy(np.asarray(self.predict(archs.detach().cpu().numpy()))).to(archs.device)
+        codes: Codes = np.asarray(archs)
         if codes.ndim not in (1, 2) or codes.shape[-1] != len(self.slots):
             raise SpaceError(f"archs must be (slots,) or (N, slots) with {len(self.slots)} slots, but got shape {codes.shape}")
         if codes.dtype.kind not in "iu":
             raise SpaceError(f"archs must hold integer codes, but got {codes.dtype}")
         predicted = self._sums(np.atleast_2d(codes))
-        if codes.ndim == 1:
-            return float(predicted[0])
-        return torch.from_numpy(predicted).to(archs.device) if isinstance(archs, Tensor) else predicted
+        return float(predicted[0]) if codes.ndim == 1 else predicted
 
     def _sums(self, codes: Codes) -> Floats:
         vocabulary = len(self.operators)
@@ -166,11 +171,13 @@ class LatencyTable:
             raise self.missing(used & cells)
         return predicted + self.fixed_ms
 
-    def predict_probabilities(self, probabilities: Tensor) -> Tensor:
+    def predict_probabilities(self, probabilities: "Tensor") -> "Tensor":
         """Expected milliseconds (...) for operator probabilities (..., slots, codes); differentiable in them.
 
         Raises SpaceError for another shape, MissingEntryError where an operator without an entry is possible.
         """
+        import torch
+
         if tuple(probabilities.shape[-2:]) != self.matrix.shape:
             shape = ", ".join(map(str, self.matrix.shape))
             raise SpaceError(f"probabilities must be (..., {shape}), but got {tuple(probabilities.shape)}")
@@ -195,35 +202,25 @@ class LatencyTable:
         names = dict.fromkeys(name for slot in self.slots for name in slot.candidates)
         names.update(dict.fromkeys(name for missing in wanted.values() for name in missing))
         count = sum(map(len, wanted.values()))
-        command = self.profile_command(
-            sorted(names, key=lambda name: self.operators.index(name) if name in self.operators else -1)
-        )
+        line = self.profile_command(sorted(names, key=lambda name: self.operators.index(name) if name in self.operators else -1))
         return MissingEntryError(
-            f"the latency table has no entry for {count} operator{'s' * (count > 1)} ({listed}): measure with `{command}`"
+            f"the latency table has no entry for {count} operator{'s' * (count > 1)} ({listed}): measure with `{line}`"
         )
 
     def profile_command(self, operators: Iterable[str]) -> str:
         """The command that adds ``operators`` to this table."""
-        words = ["nar-hw", "profile", "--model", self.model, "--input", "x".join(map(str, self.input_shape))]
-        words += ["--classes", str(self.num_classes)]
-        own = {name.rpartition(":")[2]: name for name in self.choices.operators or () if is_file_name(name)}
-        words += [
-            "--manner",
-            self.manner,
-            "--operators",
-            ",".join(own.get(name, name) for name in operators if name != INCUMBENT),
-        ]
-        if self.choices.slots is not None:
-            words += ["--slots", self.choices.slots]
-        if not self.choices.limit_params:
-            words += ["--no-limit-params"]
-        for name in ("runtime", "precision", "batch", "threads"):
-            if name in self.fingerprint:
-                words += [f"--{name}", str(self.fingerprint[name])]
-        return shlex.join([*words, "--fill", "-o", "table.json"])
+        own = {name.rpartition(":")[2]: name for name in self.network.operators or () if is_file_name(name)}
+        asked = tuple(own.get(name, name) for name in operators if name != INCUMBENT)
+        words = [*replace(self.network, operators=asked).options(), *self.config.options()]
+        return command("profile", *words, "--fill", "-o", "table.json")
 
     def parse(self, text: str) -> Arch:
-        """An arch from operator codes or names, separated by commas. Raises SpaceError, UnknownNameError."""
+        """An arch from operator codes or names, separated by commas; "incumbent" is the network itself.
+
+        Raises UnknownNameError.
+        """
+        if text == INCUMBENT:
+            return self.incumbent
         codes = []
         for item in (item.strip() for item in text.split(",")):
             if not item.isdecimal() and item not in self.operators:
@@ -266,7 +263,7 @@ class LatencyTable:
         return int(counts.sum())
 
     def ties(self) -> dict[str, list[tuple[str, str]]]:
-        """Slot -> pairs of operators that cannot be told apart: they differ by less than their 95 % intervals together."""
+        """Slot -> pairs of operators that are equal within noise: they differ by less than their 95 % intervals together."""
         tied: dict[str, list[tuple[str, str]]] = {}
         for slot in self.slots:
             calls = {name: [self.entries[index] for index in indices] for name, indices in slot.candidates.items()}
@@ -280,7 +277,7 @@ class LatencyTable:
 
     def check(
         self,
-        space: SearchSpace,
+        space: "SearchSpace",
         fingerprint: Mapping[str, Any] | None = None,
         *,
         model: str | None = None,
@@ -295,7 +292,7 @@ class LatencyTable:
             allow_mismatch: return differences of device, conditions and model instead of raising them.
 
         Returns:
-            The differences that were allowed, one text each.
+            The differences that were allowed and what could not be compared, one text each.
 
         Raises:
             TableMismatchError: names every field that differs, with both values.
@@ -303,29 +300,31 @@ class LatencyTable:
         """
         if lacking := self.lacking(space):
             raise self._missing(lacking)
-        differences = [] if model in (None, self.model) else [f"model is {self.model} in the table, {model} here"]
+        differences = [] if model in (None, self.network.name) else [f"model is {self.network.name} in the table, {model} here"]
         return self.check_conditions(fingerprint, differences, allow_mismatch=allow_mismatch)
 
     def check_conditions(
         self, fingerprint: Mapping[str, Any] | None, differences: Sequence[str] = (), *, allow_mismatch: bool = False
     ) -> list[str]:
         """The part of `check` that is about the device and its conditions; ``differences`` are added to what it finds."""
-        found = list(differences)
+        found, unknown = list(differences), []
         if fingerprint is not None:
-            from nar_hw.latency.device import same_device
+            from nar_hw.latency.device import differing
 
-            found += [
-                f"{name} is {self.fingerprint.get(name)} in the table, {fingerprint.get(name)} here"
-                for name in same_device(self.fingerprint, fingerprint)
-            ]
+            for name in differing(self.fingerprint, fingerprint):
+                there, here = self.fingerprint.get(name), fingerprint.get(name)
+                if name == "runtime_version" and here is None:
+                    unknown.append(f"{name} is {there} in the table and cannot be compared: the runtime is not installed here")
+                else:
+                    found.append(f"{name} is {there} in the table, {here} here")
         if found and not allow_mismatch:
             raise TableMismatchError(
-                f"the latency table was measured under other conditions: {'; '.join(found)}: "
+                f"the latency table was measured under other conditions: {'; '.join(found + unknown)}: "
                 "measure a table here with nar-hw profile, or pass --allow-mismatch"
             )
-        return found
+        return found + unknown
 
-    def lacking(self, space: SearchSpace) -> dict[str, list[str]]:
+    def lacking(self, space: "SearchSpace") -> dict[str, list[str]]:
         """Slot -> operators of ``space`` for which the table has no entry. Raises TableMismatchError for another network."""
         structure = self._structure(space)
         if structure:
@@ -339,13 +338,13 @@ class LatencyTable:
         }
         return {slot: names for slot, names in wanted.items() if names}
 
-    def _structure(self, space: SearchSpace) -> list[str]:
+    def _structure(self, space: "SearchSpace") -> list[str]:
         differences = [
             f"{name} is {mine} in the table, {theirs} here"
             for name, mine, theirs in (
-                ("input", "x".join(map(str, self.input_shape)), "x".join(map(str, space.input_shape))),
-                ("number of classes", self.num_classes, space.num_classes),
-                ("manner", self.manner, space.manner),
+                ("input", "x".join(map(str, self.network.input_shape)), "x".join(map(str, space.input_shape))),
+                ("number of classes", self.network.num_classes, space.num_classes),
+                ("manner", self.network.manner, space.manner),
                 ("number of slots", len(self.slots), len(space.slots)),
             )
             if mine != theirs
@@ -364,7 +363,7 @@ class LatencyTable:
                 mine = [self.entries[index].spec for index in own.candidates[name]]
                 theirs = [spec for site in slot.sites for spec in space.site_specs(site, code)]
                 if mine != theirs:
-                    shown = [" ".join(json.dumps(spec.to_json()) for spec in specs) for specs in (mine, theirs)]
+                    shown = [" ".join(json.dumps(changes(spec)) for spec in specs) for specs in (mine, theirs)]
                     differences.append(f"{name} in {slot.name} is {shown[0]} in the table, {shown[1]} here")
                     break
             if len(differences) > 3:

@@ -1,9 +1,8 @@
 """How well a table predicts: children that its profile has not seen, measured end to end."""
 
-import dataclasses
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +11,12 @@ from nar_hw.errors import TableError
 from nar_hw.latency.children import Measured, Steps, child_loader, children_at_once, measure
 from nar_hw.latency.designs import held_out, profiled
 from nar_hw.latency.journal import Journal
+from nar_hw.latency.record import Pair, Validation
 from nar_hw.latency.table import LatencyTable
+from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -37,7 +39,7 @@ def validate(
     budget_s: float | None = None,
     journal: Journal | None = None,
     progress: "Progress | None" = None,
-) -> dict[str, Any]:
+) -> Validation:
     """Measure random children and compare them with the table; the result is what a table keeps as its validation.
 
     The network itself is measured beside them, and times are given at the speed it had when the table was made.
@@ -53,12 +55,6 @@ def validate(
         journal: keeps what is measured.
         progress: shows a bar.
 
-    Returns:
-        children, rounds, seed, seconds; floor_mape (%) and floor_spearman between the medians of the odd and of the even
-        rounds of the same children, which no prediction can beat by much; mape and max_error (%) of the predictions,
-        within_5 and within_10 (shares of the children), spearman, kendall; speed (time of the network itself / its time
-        in the table) and pairs (arch as names, predicted_ms, measured_ms).
-
     Raises:
         TableError: the table is for another space, or the space has fewer than 3 children to hold out.
         MeasurementError: times that cannot be trusted.
@@ -70,7 +66,7 @@ def validate(
         raise TableError(
             f"a validation needs at least 3 children that were not profiled, but there are {len(archs)}: pass validate=0"
         )
-    with child_loader(space, config or config_of(table)) as load, load(space.incumbent) as reference:
+    with child_loader(space, config or table.config) as load, load(space.incumbent) as reference:
         at_once = children_at_once(space)
         deadline = math.inf if budget_s is None else start + budget_s
         tick = Steps(progress, "validating", (rounds + 1) * len(archs))
@@ -85,30 +81,11 @@ def validate(
             journal=journal,
             tick=tick,
         )
-    return {
-        "children": len(archs),
-        "rounds": measured.rounds,
-        "seed": seed,
-        "seconds": round(time.monotonic() - start, 1),
-        **compare(table, space, measured),
-    }
+    return compare(table, space, measured, seed=seed, seconds=round(time.monotonic() - start, 1))
 
 
-def config_of(table: LatencyTable) -> RuntimeConfig:
-    """The conditions under which a table was measured."""
-    mark = table.fingerprint
-    return RuntimeConfig(
-        runtime=mark["runtime"],
-        precision=mark["precision"],
-        batch=mark["batch"],
-        threads=mark["threads"],
-        device="cuda" if mark.get("kind") == "cuda" else "cpu",
-        memory_format=mark["memory_format"],
-    )
-
-
-def compare(table: LatencyTable, space: SearchSpace, measured: Measured[Arch]) -> dict[str, Any]:
-    """The numbers of a validation (see `validate`) from children that were measured."""
+def compare(table: LatencyTable, space: SearchSpace, measured: Measured[Arch], *, seed: int, seconds: float) -> Validation:
+    """The validation by children that were measured in ``seconds``, chosen by ``seed``."""
     archs = list(measured.children)
     speed = float(np.median(measured.reference)) / table.incumbent_ms
     visits = np.stack([times.whole[: measured.rounds] for times in measured.children.values()]) / speed  # (children, rounds)
@@ -116,34 +93,37 @@ def compare(table: LatencyTable, space: SearchSpace, measured: Measured[Arch]) -
     first, second = np.median(visits[:, ::2], axis=1), np.median(visits[:, 1::2], axis=1)
     errors = np.abs(predicted / actual - 1)
     rank, floor_rank = _ranks(predicted, actual), _ranks(first, second)
-    pairs = [
-        {"arch": list(space.names(arch)), "predicted_ms": _short(guess), "measured_ms": _short(ms)}
-        for arch, guess, ms in zip(archs, predicted, actual, strict=True)
-    ]
-    return {
-        "floor_mape": _short(100 * float(np.mean(np.abs(second / first - 1)))),
-        "floor_spearman": floor_rank[0],
-        "mape": _short(100 * float(errors.mean())),
-        "max_error": _short(100 * float(errors.max())),
-        "within_5": float(np.mean(errors <= 0.05)),
-        "within_10": float(np.mean(errors <= 0.10)),
-        "spearman": rank[0],
-        "kendall": rank[1],
-        "speed": _short(speed),
-        "pairs": pairs,
-    }
+    return Validation(
+        children=len(archs),
+        rounds=measured.rounds,
+        seed=seed,
+        seconds=seconds,
+        floor_mape=_short(100 * float(np.mean(np.abs(second / first - 1)))),
+        floor_spearman=floor_rank[0],
+        mape=_short(100 * float(errors.mean())),
+        max_error=_short(100 * float(errors.max())),
+        within_5=float(np.mean(errors <= 0.05)),
+        within_10=float(np.mean(errors <= 0.10)),
+        spearman=rank[0],
+        kendall=rank[1],
+        speed=_short(speed),
+        pairs=tuple(
+            Pair(arch=space.names(arch), predicted_ms=_short(guess), measured_ms=_short(ms))
+            for arch, guess, ms in zip(archs, predicted, actual, strict=True)
+        ),
+    )
 
 
-def with_validation(table: LatencyTable, validation: dict[str, Any]) -> LatencyTable:
+def with_validation(table: LatencyTable, validation: Validation) -> LatencyTable:
     """The table with a validation, marked when the machine was too noisy."""
     notes = tuple(note for note in table.notes if note != NOISY_NOTE)
-    if validation["floor_mape"] > NOISY:
+    if validation.floor_mape > NOISY:
         notes += (NOISY_NOTE,)
-    return dataclasses.replace(table, validation=validation, notes=notes)
+    return replace(table, validation=validation, notes=notes)
 
 
 def _ranks(first: Floats, second: Floats) -> tuple[float, float]:
-    """(Spearman, Kendall) correlation; 0 where one side is all the same, which tells no order."""
+    """(Spearman, Kendall) correlation; 0 where one side is all the same, which has no order."""
     from scipy.stats import kendalltau, spearmanr
 
     if np.ptp(first) == 0 or np.ptp(second) == 0:

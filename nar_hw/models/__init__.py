@@ -3,14 +3,15 @@
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from nar_hw.errors import ModelError, unknown_name
-from nar_hw.models.weights import load_fitting, load_weights
 from nar_hw.userfile import is_file_name
 
-__all__ = ["build_model", "known_models", "load_fitting", "load_weights"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["build_model", "known_models"]
 
 # name -> "module:builder"; a builder takes the keyword arguments input_shape and num_classes
 OWN: dict[str, str] = {
@@ -45,7 +46,7 @@ OWN: dict[str, str] = {
 
 def build_model(
     name: str, *, input_shape: tuple[int, int, int], num_classes: int, pretrained_weights: str | Path | None = None
-) -> nn.Module:
+) -> "nn.Module":
     """The network called ``name``, freshly initialised, in training mode.
 
     Args:
@@ -65,6 +66,8 @@ def build_model(
         raise ModelError(f"num_classes must be at least 1, but got {num_classes}")
     network = _builder(name)(input_shape=tuple(input_shape), num_classes=num_classes)
     if pretrained_weights is not None:
+        from nar_hw.models.weights import load_weights
+
         load_weights(network, Path(pretrained_weights), name=name)
     return network
 
@@ -76,7 +79,7 @@ def known_models() -> list[str]:
     return sorted({*OWN, *by_name.torchvision_classifiers()})
 
 
-def _builder(name: str) -> Callable[..., nn.Module]:
+def _builder(name: str) -> "Callable[..., nn.Module]":
     from nar_hw.models import by_name
 
     if name in OWN:

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from nar_hw.records import Record
+
 Matrix = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 Verdict = Literal["confirmed", "contradicted", "undecided", "not tested"]
@@ -19,8 +21,7 @@ LEAST_BATCHES = 8
 """So that quarters and tails have two batches or more."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Interval:
+class Interval(Record, frozen=True, kw_only=True):
     """A mean, in percent of the phase's mean distance, with its 95 % confidence interval over batches."""
 
     mean: float
@@ -28,8 +29,7 @@ class Interval:
     high: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Quarter:
+class Quarter(Record, frozen=True, kw_only=True):
     """The batches of a quarter of the metric in one phase."""
 
     phase: int
@@ -41,8 +41,7 @@ class Quarter:
     """From the mean of all batches of the same epochs."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
+class Finding(Record, frozen=True, kw_only=True):
     """A finding of the paper and what this run says of it."""
 
     number: int
@@ -94,13 +93,13 @@ CLAIMS = (
 
 
 def relative(distances: Matrix, phases: Sequence[range]) -> list[Matrix]:
-    """Of every phase, the distance of each batch in percent of its epochs' means, less 100: (K,)."""
+    """The distance of each batch in percent of its epochs' means, less 100, (K,) for every phase."""
     parts = [distances[phase.start : phase.stop] for phase in phases]
     return [100 * ((part / part.mean(axis=1, keepdims=True)).mean(axis=0) - 1) for part in parts]
 
 
 def quarters(distances: Matrix, phases: Sequence[range]) -> list[Quarter]:
-    """Of every phase, the four quarters of the batches (E, K), from the lowest of the metric to the highest."""
+    """The four quarters of the batches (E, K) in every phase, from the lowest of the metric to the highest."""
     found = []
     for number, (phase, values) in enumerate(zip(phases, relative(distances, phases), strict=True), 1):
         parts = np.array_split(np.arange(distances.shape[1]), len(QUARTERS))

@@ -20,7 +20,7 @@ from nar_hw.tasks import ClassificationTask, evaluating
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Gradients:
-    """Of every training image, at some weights."""
+    """Gradients of every training image, at some weights."""
 
     errors: Tensor
     """(N, K)."""

@@ -14,7 +14,7 @@ from nar_hw.tasks import evaluating
 SIDE = 64
 """Pixels; smaller images are enlarged, for a backbone like AlexNet needs them."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of the images that torchvision's weights were trained on."""
+"""RGB statistics of the images that torchvision's weights were trained on."""
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.PReLU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.ELU)
 
 

@@ -8,10 +8,11 @@ from rich.progress import Progress
 from scipy import stats
 
 from nar_hw.errors import DataError
-from nar_hw.recipes import Recipe
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch
 from nar_hw.tasks import ClassificationTask
-from nar_hw.training import train
+from nar_hw.training.loop import train
+from nar_hw.training.recipes import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ def ranking(
 ) -> Ranking:
     """Train ``children`` different random archs on both, for the same epochs, from the same initial weights.
 
-    Raises DataError for fewer than 3 children or more than the space has, and what `nar_hw.training.train` raises.
+    Raises DataError for fewer than 3 children or more than the space has, and what `nar_hw.training.loop.train` raises.
     """
     if not 3 <= children <= space.size:
         raise DataError(f"3 <= children <= archs of the space ({space.size:,}) must hold to compare rankings, but got {children}")

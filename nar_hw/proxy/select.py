@@ -25,11 +25,11 @@ class Choice:
     values: Callable[[], NDArray[np.float64]]
     """The metric of each image, (N,)."""
     gradients: Callable[[], list[Gradients]]
-    """Of each image, at several weights."""
+    """Gradients of each image, at several weights."""
 
     @property
     def random(self) -> np.random.RandomState:
-        """Of the seed; its stream is the same with every NumPy."""
+        """A generator made of the seed; its stream is the same with every NumPy."""
         return np.random.RandomState(self.seed)
 
     def per_class(self) -> list[tuple[Indices, int]]:

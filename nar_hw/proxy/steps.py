@@ -20,10 +20,10 @@ from nar_hw.proxy.perceptual import load_backbone
 from nar_hw.proxy.ranking import ranking
 from nar_hw.proxy.select import select
 from nar_hw.proxy.study import Study, paper_recipe, study
-from nar_hw.recipes import Recipe, recipe_named
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
 from nar_hw.tasks import ClassificationTask
-from nar_hw.training import train
+from nar_hw.training.loop import train
+from nar_hw.training.recipes import Recipe, recipe_named
 
 BATCH = 128
 RANDOM = 10

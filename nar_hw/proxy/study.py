@@ -14,28 +14,30 @@ import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from msgspec import field
 from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from nar_hw.checkpoints import load_state, save_state
 from nar_hw.data import Augmentation, ImageData
 from nar_hw.data.loader import Batch
 from nar_hw.errors import RunError, TrainingError
-from nar_hw.files import write_bytes, write_json
+from nar_hw.files import write_bytes
 from nar_hw.proxy.findings import LEAST_BATCHES, Finding, Quarter, findings, quarters
 from nar_hw.proxy.page import write_pictures
 from nar_hw.proxy.sketch import WIDTH, Sketch
 from nar_hw.proxy.subset import fingerprint, subset
-from nar_hw.recipes import Recipe
+from nar_hw.records import Record, check_same, plain, write_record
 from nar_hw.tasks import ClassificationTask
+from nar_hw.training.checkpoints import load_state, save_state
+from nar_hw.training.recipes import Recipe
 
 STATE, RESULT, DISTANCES = "state.pt", "study.json", "distances.npy"
 SCHEMA = 1
@@ -62,13 +64,42 @@ class Study:
 
     @property
     def quarters(self) -> list[Quarter]:
-        """Of the metric, in every phase."""
+        """The quarters of the metric in every phase."""
         return quarters(self.distances, self.phases)
 
     @property
     def findings(self) -> list[Finding]:
-        """Of the paper, and what this run says of them."""
+        """The paper's findings and what this run says about them."""
         return findings(self.metric, self.distances, self.phases)
+
+
+class StudyIdentity(Record, frozen=True, kw_only=True):
+    """What must be equal for a study to be resumed."""
+
+    metric: str
+    data: str
+    data_sha256: str = field(name="data sha256")
+    """`nar_hw.proxy.subset.fingerprint` of the training images."""
+    order_sha256: str = field(name="order sha256")
+    """SHA-256 of the order of the images by the metric."""
+    network: str
+    """SHA-256 of its text."""
+    recipe: Recipe
+    exact: bool
+    width: int
+    seed: int
+
+
+class StudyFile(Record, frozen=True, kw_only=True):
+    """What study.json says; see `Study`."""
+
+    identity: StudyIdentity
+    epochs: int
+    batches: int
+    standard_error: float
+    phases: tuple[tuple[int, int], ...]
+    quarters: tuple[Quarter, ...]
+    findings: tuple[Finding, ...]
 
 
 def study(
@@ -113,17 +144,17 @@ def study(
             f"(batch={recipe.batch}, images={len(values)}): lower the batch"
         )
     order = np.argsort(values, kind="stable")
-    identity = {
-        "metric": metric,
-        "data": data.name,
-        "data sha256": fingerprint(data),
-        "order sha256": hashlib.sha256(order.astype("<i8").tobytes()).hexdigest(),
-        "network": hashlib.sha256(str(network).encode()).hexdigest(),
-        "recipe": recipe.to_json(),
-        "exact": exact,
-        "width": width,
-        "seed": seed,
-    }
+    identity = StudyIdentity(
+        metric=metric,
+        data=data.name,
+        data_sha256=fingerprint(data),
+        order_sha256=hashlib.sha256(order.astype("<i8").tobytes()).hexdigest(),
+        network=hashlib.sha256(str(network).encode()).hexdigest(),
+        recipe=recipe,
+        exact=exact,
+        width=width,
+        seed=seed,
+    )
     if out is not None and not resume and (found := [name for name in (RESULT, STATE) if (out / name).exists()]):
         raise RunError(f"{out} holds a study already ({found[0]}): resume it, or choose another folder")
     task = ClassificationTask(subset(data, order[: batches * recipe.batch]), device, augmentation=Augmentation())
@@ -138,7 +169,7 @@ def study(
                 bar.advance(row)
             bar.update(row, description=f"study: epoch {len(run.rows)} of {recipe.epochs}, loss {run.loss:.3f}")
             if out is not None:
-                save_state(out / STATE, {"identity": identity, **run.state_dict()})
+                save_state(out / STATE, {"identity": plain(identity), **run.state_dict()})
     result = Study(
         metric=metric,
         distances=torch.stack(run.rows).numpy(),
@@ -167,7 +198,7 @@ class _Run:
             sizes = [parameter.numel() for parameter in self.parameters]
             self.sketch = Sketch(sizes, width=width, seed=seed, device=task.device)
         self.rows: list[Tensor] = []
-        """Of each epoch the distances (K,), float64 on the CPU."""
+        """The distances (K,) of each epoch, float64 on the CPU."""
         self.loss = float("nan")
         """Mean over the last epoch."""
 
@@ -214,7 +245,7 @@ class _Run:
         return torch.stack(squares).sqrt().cpu()
 
     def _gradients(self, number: int, batch: Batch) -> list[Tensor | None]:
-        """Of a batch's mean loss, at the weights with which the epoch began."""
+        """Gradients of a batch's mean loss, at the weights with which the epoch began."""
         self.compare.zero_grad()
         self._backward(self.compare, number, batch)
         return [parameter.grad for parameter in self.parameters]
@@ -231,12 +262,9 @@ class _Run:
         rows = torch.stack(self.rows)
         return {"network": self.normal.state_dict(), "optimizer": self.optimizer.state_dict(), "distances": rows}
 
-    def restore(self, state: dict[str, Any], identity: dict[str, Any], out: Path) -> None:
+    def restore(self, state: dict[str, Any], identity: StudyIdentity, out: Path) -> None:
         """Go on from :meth:`state_dict`. Raises RunError for the state of another study."""
-        there = state.get("identity")
-        for name, value in identity.items():
-            if not isinstance(there, dict) or there.get(name) != value:
-                raise RunError(f"{out} can be resumed with the same settings only, but its {name} differs: choose another folder")
+        check_same(state.get("identity"), identity, where=str(out))
         self.normal.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.rows = list(state["distances"])
@@ -254,29 +282,28 @@ def _phases(recipe: Recipe) -> tuple[range, ...]:
     return tuple(range(start, end) for start, end in pairwise(bounds))
 
 
-def _write(out: Path, result: Study, identity: dict[str, Any]) -> None:
+def _write(out: Path, result: Study, identity: StudyIdentity) -> None:
     matrix = io.BytesIO()
     np.save(matrix, result.distances, allow_pickle=False)
     write_bytes(out / DISTANCES, matrix.getvalue())
     write_pictures(
         out,
         metric=result.metric,
-        title=f"{identity['data']}, batches of {identity['recipe']['batch']} ordered by {result.metric}",
+        title=f"{identity.data}, batches of {identity.recipe.batch} ordered by {result.metric}",
         distances=result.distances,
         phases=result.phases,
-        rates=[Recipe.from_json(identity["recipe"]).learning_rate(phase.start) for phase in result.phases],
+        rates=[identity.recipe.learning_rate(phase.start) for phase in result.phases],
         standard_error=result.standard_error,
         quarters=result.quarters,
         findings=result.findings,
     )
-    value = {
-        "schema": SCHEMA,
-        "identity": identity,
-        "epochs": result.distances.shape[0],
-        "batches": result.distances.shape[1],
-        "standard_error": result.standard_error,
-        "phases": [[phase.start, phase.stop] for phase in result.phases],
-        "quarters": [asdict(item) for item in result.quarters],
-        "findings": [asdict(item) for item in result.findings],
-    }
-    write_json(out / RESULT, value)
+    file = StudyFile(
+        identity=identity,
+        epochs=result.distances.shape[0],
+        batches=result.distances.shape[1],
+        standard_error=result.standard_error,
+        phases=tuple((phase.start, phase.stop) for phase in result.phases),
+        quarters=tuple(result.quarters),
+        findings=tuple(result.findings),
+    )
+    write_record(out / RESULT, file, schema=SCHEMA)

@@ -2,16 +2,15 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nar_hw.data import ImageData, Split
 from nar_hw.errors import DataError
-from nar_hw.files import misfits, read_json, write_json
+from nar_hw.records import Record, read_record, write_record
 
 SCHEMA = 1
 
@@ -41,8 +40,7 @@ def fingerprint(data: ImageData) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProxyIndex:
+class ProxyIndex(Record, frozen=True, kw_only=True):
     """Which training images of which data set a search uses."""
 
     data: str
@@ -54,26 +52,20 @@ class ProxyIndex:
     seed: int
     indices: tuple[int, ...]
     """Positions in the training split, in the order in which they were chosen: the first n are a proxy too."""
-    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        """Raises DataError unless it names one image or more, each once."""
+        if not self.indices or len(set(self.indices)) < len(self.indices) or min(self.indices) < 0:
+            raise DataError("a proxy must name one image or more, each once: select it again")
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
-        write_json(path, {**asdict(self), "indices": list(self.indices)})
+        write_record(path, self, schema=SCHEMA)
 
     @classmethod
     def load(cls, path: Path) -> "ProxyIndex":
         """Read what :meth:`save` wrote. Raises DataError for another file or a damaged one."""
-        value: dict[str, Any] = read_json(path, what="proxy", error=DataError)
-        if wrong := misfits(cls, value):
-            raise DataError(
-                f"proxy {path} must be a file of nar-hw proxy select, but its {wrong[0]!r} is absent or of another type"
-            )
-        if value["schema"] != SCHEMA:
-            raise DataError(f"proxy {path} must have schema {SCHEMA}, but has {value['schema']}: select it again")
-        index = cls(**{**value, "indices": tuple(value["indices"])})
-        if not index.indices or len(set(index.indices)) < len(index.indices) or min(index.indices) < 0:
-            raise DataError(f"proxy {path} must name one image or more, each once: select it again")
-        return index
+        return read_record(path, cls, what="proxy", schema=SCHEMA, error=DataError, fix="make it with nar-hw proxy select")
 
     def apply(self, data: ImageData) -> ImageData:
         """``data`` with these training images only, in ascending order. Raises DataError for another data set."""

@@ -1,66 +1,55 @@
-"""The commands that make a run again, and the one that makes what a report lacks."""
+"""The commands that make a run again, from its records, and the one that makes what a report lacks."""
 
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from nar_hw.latency.table import LatencyTable
+from nar_hw.records import command
+from nar_hw.search.record import RunFile
+from nar_hw.training.child import Child
 
 
 @dataclass(frozen=True, kw_only=True)
 class Commands:
-    """What the command lines of one run are made of; what the run does not say is left to the commands' defaults."""
+    """The command lines of one run; what its records do not say is left to the commands' defaults."""
 
     folder: Path
-    model: str
-    input_shape: tuple[int, ...]
-    classes: int | None = None
-    manner: str | None = None
-    operators: tuple[str, ...] | None = None
-    data: str | None = None
-    conditions: tuple[tuple[str, str], ...] = ()
-    """Runtime, precision, batch, ... of the table."""
-    target_ms: float | None = None
-    search_options: tuple[tuple[str, str], ...] = ()
-    """Reward, strategy, epochs, ..."""
-    recipe: str | None = None
-    """Name of the child's recipe, where it has one."""
-    init: str | None = None
-    train_seed: int | None = None
-    demo_seed: int | None = None
-    """Where the run is the demo's."""
+    search: RunFile
+    table: LatencyTable | None
+    child: Child | None
+    demo: bool
 
     @property
     def profile(self) -> str:
         """Measures the latency table."""
-        shape = "x".join(map(str, self.input_shape)) or "CxHxW"
-        network = (("model", self.model), ("input", shape), ("classes", self.classes), *self._space)
-        return _line("profile", *_options(network), *_options(self.conditions), "-o", str(self.folder / "table.json"))
+        conditions = [] if self.table is None else self.table.config.options()
+        return command("profile", *self.search.network.options(), *conditions, "-o", self._in("table.json"))
 
     @property
-    def search(self) -> str:
+    def find(self) -> str:
         """Finds the arch."""
-        options = (
-            ("model", self.model),
-            ("data", self._data),
-            ("table", self.folder / "table.json"),
-            ("target-ms", "MS" if self.target_ms is None else f"{self.target_ms:g}"),
-            *self.search_options,
-            ("out", self.folder),
-        )
-        return _line("search", *_options(options))
+        identity = self.search.identity
+        words = ["--model", self.search.network.name, *self._data]
+        for name in self.search.tables or ("table.json",):
+            words += ["--table", self._in(name)]
+        for target in (identity.target_ms, *identity.more_targets_ms):
+            words += ["--target-ms", f"{target:g}"]
+        words += ["--allow-mismatch"] if self.search.allowed_mismatch else []
+        return command("search", *words, *identity.config.options(), "--out", str(self.folder))
 
     @property
     def train(self) -> str:
         """Trains the child."""
-        baseline = self.folder / "baseline" if self.init == "inherited" else None
-        options = (("arch", self.folder), ("data", self._data), *self._training, ("init", self.init), ("baseline", baseline))
-        return _line("train", *_options(options), "--out", str(self.folder / "child"))
+        inherited = self.child is not None and self.child.init == "inherited"
+        words = ["--init", "inherited", "--baseline", self._in("baseline")] if inherited else []
+        return command("train", "--arch", str(self.folder), *self._data, *self._training, *words, "--out", self._in("child"))
 
     @property
     def baseline(self) -> str:
         """Trains the network that the search started from, by the child's recipe."""
-        options = (("arch", "incumbent"), ("model", self.model), ("data", self._data), *self._space, *self._training)
-        return _line("train", *_options(options), "--out", str(self.folder / "baseline"))
+        network = self.search.network.options(but=("input_shape", "num_classes"))
+        return command("train", "--arch", "incumbent", *network, *self._data, *self._training, "--out", self._in("baseline"))
 
     @property
     def export(self) -> str:
@@ -70,43 +59,34 @@ class Commands:
     @property
     def bench(self) -> str:
         """Measures baseline and child side by side."""
-        bundle, against = (str(self.folder / name) for name in ("bundle", "baseline_bundle"))
-        return f"{_line('bench', bundle, '--against', against, '--json')} > {shlex.quote(str(self.folder / 'bench.json'))}"
+        line = command("bench", self._in("bundle"), "--against", self._in("baseline_bundle"), "--json")
+        return f"{line} > {shlex.quote(self._in('bench.json'))}"
 
     @property
     def validate(self) -> str:
         """Measures held-out children against the table's predictions."""
-        return _line("table", "validate", str(self.folder / "table.json"))
+        return command("table", "validate", self._in("table.json"))
 
     @property
     def everything(self) -> tuple[str, ...]:
         """All steps in their order."""
-        if self.demo_seed is not None:
-            return (_line("demo", "--out", str(self.folder), "--seed", str(self.demo_seed)),)
+        if self.demo:
+            seed = self.search.seed
+            return (command("demo", "--out", str(self.folder), "--seed", str(seed)),)
         exports = (self._export("baseline", "baseline_bundle"), self.export)
-        report = _line("report", str(self.folder))
-        return (self.profile, self.search, self.baseline, self.train, *exports, self.bench, report)
+        report = command("report", str(self.folder))
+        return (self.profile, self.find, self.baseline, self.train, *exports, self.bench, report)
+
+    def _in(self, name: str) -> str:
+        return str(self.folder / name)
 
     @property
-    def _data(self) -> str:
-        return self.data or "DATA"
+    def _data(self) -> list[str]:
+        return ["--data", self.search.data or "DATA"]
 
     @property
-    def _space(self) -> tuple[tuple[str, str | None], ...]:
-        names = None if self.operators is None else ",".join(self.operators)
-        return (("manner", None if self.manner == "conv" else self.manner), ("operators", names))
-
-    @property
-    def _training(self) -> tuple[tuple[str, object], ...]:
-        return (("recipe", self.recipe), ("seed", self.train_seed))
+    def _training(self) -> list[str]:
+        return [] if self.child is None else [*self.child.recipe.options(), "--seed", str(self.child.seed)]
 
     def _export(self, network: str, bundle: str) -> str:
-        return _line("export", str(self.folder / network), "--to", "onnx", "--out", str(self.folder / bundle))
-
-
-def _line(*words: str) -> str:
-    return shlex.join(["nar-hw", *words])
-
-
-def _options(pairs: Sequence[tuple[str, object]]) -> list[str]:
-    return [word for name, value in pairs if value is not None for word in (f"--{name}", str(value)) if word]
+        return command("export", self._in(network), "--to", "onnx", "--out", self._in(bundle))

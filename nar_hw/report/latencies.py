@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from nar_hw.benchmark import BenchRow
+from nar_hw.bench.rows import BenchRow
 from nar_hw.errors import MeasurementError
 from nar_hw.files import write_bytes
 

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nar_hw.files import write_text
-from nar_hw.operators import PAPER_OPERATORS
 from nar_hw.report import words
 from nar_hw.report.figures import history, pareto, smoothing, training, validation
-from nar_hw.report.reading import read_run
-from nar_hw.report.run import Run
+from nar_hw.report.run import Run, read_run, role, setting
+from nar_hw.space.operators import PAPER_OPERATORS
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -51,7 +50,7 @@ def render(run: Run) -> str:
         charts={"pareto": pareto(run), "history": history(run), "validation": validation(run), "training": training(run)},
         smoothing=smoothing(run),
         finalists=_finalists(run),
-        finalists_measured=any(item.measured_ms is not None for item in run.finalists),
+        finalists_measured=any(item.measured_ms is not None for item in run.search.finalists),
         slots=_slots(run),
         TIMES=words.TIMES,
         ABSENT=words.ABSENT,
@@ -112,8 +111,8 @@ def _strip(run: Run) -> dict[str, Any]:
 def _finalists(run: Run) -> list[dict[str, Any]]:
     rows = []
     before = run.baseline.arch
-    for item in run.finalists:
-        names = item.arch or ()
+    for item in run.search.finalists:
+        names = item.arch
         replaced = words.ABSENT
         if before is not None and len(before) == len(names):
             replaced = f"{sum(a != b for a, b in zip(names, before, strict=True))} of {len(names)}"
@@ -124,7 +123,7 @@ def _finalists(run: Run) -> list[dict[str, Any]]:
                 "measured": words.ms(item.measured_ms),
                 "replaced": replaced,
                 "title": " ".join(names),
-                "pick": item.arch is not None and item.arch == run.child.arch,
+                "pick": item.arch == run.search.arch,
             }
         )
     return rows
@@ -155,14 +154,15 @@ def _slots(run: Run) -> list[dict[str, Any]]:
 
 
 def _bench_columns(run: Run) -> list[tuple[str, str, Any]]:
-    return [(title, key, show) for title, key, show in words.BENCH_COLUMNS if any(key in row.values for row in run.bench)]
+    return [column for column in words.BENCH_COLUMNS if any(getattr(row, column[1]) is not None for row in run.rows)]
 
 
 def _bench(run: Run) -> dict[str, list[dict[str, Any]]]:
     """Setting -> its rows."""
     columns = _bench_columns(run)
     groups: dict[str, list[dict[str, Any]]] = {}
-    for row in run.bench:
-        cells = [show(row.values[key]) if key in row.values else words.ABSENT for _, key, show in columns]
-        groups.setdefault(row.setting, []).append({"subject": row.subject, "cells": cells})
+    for row in run.rows:
+        values = [(getattr(row, key), show) for _, key, show in columns]
+        cells = [words.ABSENT if value is None else show(value) for value, show in values]
+        groups.setdefault(setting(row), []).append({"subject": role(row.subject), "cells": cells})
     return groups

@@ -17,8 +17,8 @@ def validation_png(table: LatencyTable, path: Path) -> None:
     if table.validation is None:
         raise TableError("a plot needs a validated table, but this one is not: run nar-hw table validate")
     found = table.validation
-    predicted = np.array([pair["predicted_ms"] for pair in found["pairs"]])
-    measured = np.array([pair["measured_ms"] for pair in found["pairs"]])
+    predicted = np.array([pair.predicted_ms for pair in found.pairs])
+    measured = np.array([pair.measured_ms for pair in found.pairs])
     ends = np.array([min(predicted.min(), measured.min()), max(predicted.max(), measured.max())]) * (0.97, 1.03)
     figure = Figure(figsize=(6, 6), dpi=150, layout="constrained")
     axes = figure.add_subplot()
@@ -26,12 +26,12 @@ def validation_png(table: LatencyTable, path: Path) -> None:
     axes.fill_between(ends, ends * 0.95, ends * 1.05, color="0.92", label="within 5 %")
     axes.scatter(predicted, measured, s=22, color="#2563eb", alpha=0.75, linewidths=0, label="held-out children", zorder=3)
     axes.set(xlim=ends, ylim=ends, aspect="equal", xlabel="predicted (ms)", ylabel="measured (ms)")
-    mark = table.fingerprint
-    shape = "x".join(map(str, table.input_shape))
+    config = table.config
+    shape = "x".join(map(str, table.network.input_shape))
     axes.set_title(
-        f"{table.model} {shape}, {mark['runtime']} {mark['precision']}, batch {mark['batch']}\n"
-        f"{found['children']} children: error {found['mape']:.1f} % (noise {found['floor_mape']:.1f} %), "
-        f"rank correlation {found['spearman']:.3f}",
+        f"{table.network.name} {shape}, {config.runtime} {config.precision}, batch {config.batch}\n"
+        f"{found.children} children: error {found.mape:.1f} % (noise {found.floor_mape:.1f} %), "
+        f"rank correlation {found.spearman:.3f}",
         fontsize=10,
     )
     axes.legend(loc="upper left", frameon=False)

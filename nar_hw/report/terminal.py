@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nar_hw.report import words
-from nar_hw.report.reading import read_run
+from nar_hw.report.run import read_run
 
 
 def terminal_table(run_dir: Path) -> Table:

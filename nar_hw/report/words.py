@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nar_hw.report.run import Comparison, Network, Run
+from nar_hw.bench.rows import Comparison
+from nar_hw.report.run import Network, Run, role, setting
 
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -94,8 +95,8 @@ def _accuracy(name: str, before: float | None, after: float | None) -> Row:
 
 def verdict(run: Run) -> tuple[str, bool] | None:
     """How the measured latency of the child compares with the target, and whether it keeps it; None when either is unknown."""
-    measured, asked = run.child.measured_ms, run.target_ms
-    if measured is None or not asked:
+    measured, asked = run.child.measured_ms, run.search.target_ms
+    if measured is None:
         return None
     over = 100 * (measured / asked - 1)
     if over <= 0:
@@ -107,8 +108,8 @@ def headline(run: Run) -> list[Row]:
     """Baseline against child, one row per quantity that at least one of them has."""
     baseline, child = run.baseline, run.child
     rows = [
-        _accuracy("Test accuracy", baseline.test_accuracy, child.test_accuracy),
-        _accuracy("Validation accuracy", baseline.valid_accuracy, child.valid_accuracy),
+        _accuracy("Test accuracy", baseline.accuracy("test"), child.accuracy("test")),
+        _accuracy("Validation accuracy", baseline.accuracy("valid"), child.accuracy("valid")),
         *(
             Row(
                 name=name,
@@ -119,12 +120,12 @@ def headline(run: Run) -> list[Row]:
                 better=None if name == "Pool operations" else _less(before, after),
             )
             for name, unit, before, after in (
-                ("Parameters", "", baseline.params, child.params),
-                ("FLOPs", "multiply-adds per image", baseline.flops, child.flops),
-                ("Pool operations", "comparisons and additions per image", baseline.pool_ops, child.pool_ops),
+                ("Parameters", "", baseline.count("params"), child.count("params")),
+                ("FLOPs", "multiply-adds per image", baseline.count("flops"), child.count("flops")),
+                ("Pool operations", "comparisons and additions per image", baseline.count("pool_ops"), child.count("pool_ops")),
             )
         ),
-        Row(name="Latency asked", baseline="", child=ms(run.target_ms)),
+        Row(name="Latency asked", baseline="", child=ms(run.search.target_ms)),
         *(
             Row(
                 name=name,
@@ -160,9 +161,10 @@ def sentence(run: Run) -> str:
             how = f"{factor}{SPACE}{TIMES} {'faster' if after < before else 'slower'} than" if factor != "1.00" else "as fast as"
             parts.append(f"{how} the baseline ({name}: {ms(after)} against {ms(before)})")
             break
-    if baseline.test_accuracy is not None and child.test_accuracy is not None:
-        points = 100 * (child.test_accuracy - baseline.test_accuracy)
-        parts.append(f"test accuracy {percent(child.test_accuracy)} ({signed(points, 2, 'points')})")
+    before, after = baseline.accuracy("test"), child.accuracy("test")
+    if before is not None and after is not None:
+        points = 100 * (after - before)
+        parts.append(f"test accuracy {percent(after)} ({signed(points, 2, 'points')})")
     return ", ".join(parts)
 
 
@@ -180,8 +182,8 @@ def comparison(item: Comparison) -> str:
     """The outcome of a comparison in one sentence."""
     kind = "no different" if item.low <= 1 <= item.high else "faster" if item.ratio < 1 else "slower"
     return (
-        f"{item.subject} takes {item.ratio:.3f}{SPACE}{TIMES} the time of {item.against}: {kind} "
-        f"(95{SPACE}% interval {item.low:.3f} to {item.high:.3f}; {item.setting})"
+        f"{role(item.subject)} takes {item.ratio:.3f}{SPACE}{TIMES} the time of {role(item.against)}: {kind} "
+        f"(95{SPACE}% interval {item.low:.3f} to {item.high:.3f}; {setting(item)})"
     )
 
 

@@ -1,4 +1,8 @@
-"""Inference runtimes by name. Adding one is one file, one line in RUNTIMES and one parameter of the conformance class."""
+"""Inference runtimes by name. Adding one, with its files for bundles, is one file and one line in RUNTIMES.
+
+`Runtime.exports` and `export` make it a target of `nar-hw export`, `described` and `usage` are its words in a bundle's README,
+and `triton` lets a Triton Inference Server run it; the conformance tests take it from RUNTIMES too.
+"""
 
 import importlib
 from typing import Any

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from nar_hw.errors import ModelError, RuntimeUnavailableError
 from nar_hw.runtimes.config import RuntimeConfig
+from nar_hw.runtimes.exporting import Deployed, Exported, Source, Triton
 from nar_hw.runtimes.inputs import Images, Shape, in_batches, preset_images
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class Runtime(ABC):
     memory_formats: ClassVar[tuple[str, ...]] = ("contiguous",)
     layers: ClassVar[bool] = False  # whether it has per-layer times anywhere
     files: ClassVar[tuple[str, ...]] = ()  # suffixes of the files that are made for it alone and taken as they are
+    exports: ClassVar[tuple[str, ...]] = ()  # precisions in which `export` makes such files for a bundle
+    triton: ClassVar[Triton | None] = None  # how a Triton Inference Server runs what it runs
 
     def __init__(self, network: "nn.Module | Path", input_shape: Shape, config: RuntimeConfig, *, profile: bool = False) -> None:
         if reason := self.unavailable(config):
@@ -69,6 +72,21 @@ class Runtime(ABC):
     @abstractmethod
     def versions(cls) -> dict[str, str]:
         """The version of the runtime itself, then of what it stands on."""
+
+    @classmethod
+    def export(cls, source: Source, config: RuntimeConfig) -> Exported:
+        """Write its files for a bundle, for ``config``'s precision, device and batch. Raises ExportError and ModelError."""
+        raise AssertionError(f"{cls.name} says that it exports, but does not")
+
+    @classmethod
+    def described(cls, precision: str, exported: Exported) -> str:
+        """What its files are, in a few words for a bundle's README."""
+        return f"for {cls.name} in {precision}"
+
+    @classmethod
+    def usage(cls, bundle: Deployed) -> str:
+        """The section of a bundle's README on how to run it here; empty where there is nothing to say."""
+        return ""
 
     @abstractmethod
     def _load(self, network: "nn.Module | Path") -> None:

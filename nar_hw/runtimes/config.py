@@ -1,15 +1,13 @@
 """Under which conditions a network runs: the part of a measurement that the user chooses."""
 
-from dataclasses import dataclass
-
 from nar_hw.errors import UserError, unknown_name
+from nar_hw.records import Record
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 MEMORY_FORMATS = ("contiguous", "channels_last")
 
 
-@dataclass(frozen=True, kw_only=True)
-class RuntimeConfig:
+class RuntimeConfig(Record, frozen=True, kw_only=True):
     """One way to run a network. Raises UserError for a value that no runtime knows."""
 
     runtime: str = "onnxruntime"
@@ -26,6 +24,7 @@ class RuntimeConfig:
     """One of MEMORY_FORMATS: how the activations lie in memory."""
 
     def __post_init__(self) -> None:
+        """Raises UnknownNameError and UserError."""
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
         if self.memory_format not in MEMORY_FORMATS:

@@ -12,6 +12,7 @@ import numpy as np
 
 from nar_hw.errors import ModelError, RuntimeUnavailableError
 from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
+from nar_hw.runtimes.exporting import Deployed, Triton
 from nar_hw.runtimes.inputs import onnx_file
 from nar_hw.runtimes.onnx_graph import OptimizedGraph, one_line, with_precision
 
@@ -20,6 +21,22 @@ if TYPE_CHECKING:
 
 _KERNEL = "_kernel_time"
 _CUDA_HELP = "install what it links to with pip install 'onnxruntime-gpu[cuda,cudnn]'"
+
+_USAGE = """## Run it in Python with ONNX Runtime
+`pip install onnxruntime pillow numpy`
+```python
+import json, sys
+import numpy as np, onnxruntime
+from PIL import Image, ImageOps
+manifest = json.load(open("manifest.json"))
+session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+image = ImageOps.fit(Image.open(sys.argv[1]).convert("{mode}"), ({width}, {height}), Image.Resampling.BILINEAR)
+pixels = np.asarray(image, np.float32).reshape({height}, {width}, {channels}).transpose(2, 0, 1) / 255
+mean, std = (np.reshape(manifest["preprocessing"][name], (-1, 1, 1)).astype(np.float32) for name in ("mean", "std"))
+scores = session.run(None, {{"input": ((pixels - mean) / std)[None]{repeat}}})[0][0]
+{answer}
+```
+"""
 
 
 class OnnxRuntime(Runtime):
@@ -34,6 +51,7 @@ class OnnxRuntime(Runtime):
     precisions = ("fp32", "fp16", "int8")
     devices = ("cpu", "cuda")
     layers = True
+    triton = Triton("onnxruntime", "model.onnx")
 
     @classmethod
     def layers_on(cls, config: RuntimeConfig) -> bool:
@@ -65,6 +83,14 @@ class OnnxRuntime(Runtime):
         except ImportError as problem:
             raise RuntimeUnavailableError(f"onnxruntime cannot be imported: {problem}") from problem
         return {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}
+
+    @classmethod
+    def usage(cls, bundle: Deployed) -> str:
+        """A whole script, in which the other runtimes' sections replace some lines."""
+        channels, height, width = bundle.input_shape
+        answer = 'print(manifest["classes"][scores.argmax()])' if bundle.classifies else "print(scores)"
+        sizes = {"channels": channels, "height": height, "width": width}
+        return _USAGE.format(mode=bundle.mode, repeat=bundle.repeat, answer=answer, **sizes)
 
     def _load(self, network: "nn.Module | Path") -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="nar_hw_")

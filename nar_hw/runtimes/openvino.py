@@ -7,13 +7,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nar_hw.errors import ModelError, RuntimeUnavailableError
-from nar_hw.export.openvino import INSTALL
+from nar_hw.export.openvino import INSTALL, save_ir
 from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
+from nar_hw.runtimes.exporting import Deployed, Exported, Source
 from nar_hw.runtimes.inputs import onnx_file
 from nar_hw.runtimes.onnx_graph import one_line, with_precision
 
 if TYPE_CHECKING:
     from torch import nn
+
+_USAGE = """## Run it in Python with OpenVINO
+`pip install openvino`; replace the session and the call above by
+```python
+import openvino
+network = openvino.compile_model("model.onnx", "CPU")
+scores = network(((pixels - mean) / std)[None]{repeat})[0][0]
+```
+"""
 
 
 class OpenVino(Runtime):
@@ -32,6 +42,7 @@ class OpenVino(Runtime):
     devices = ("cpu",)
     layers = True
     files = (".xml",)
+    exports = ("fp32", "bf16", "int8")
 
     @classmethod
     def _missing(cls, config: RuntimeConfig) -> str | None:
@@ -52,6 +63,24 @@ class OpenVino(Runtime):
         except ImportError as problem:
             raise RuntimeUnavailableError(INSTALL) from problem
         return {"openvino": openvino.__version__.split("-")[0]}
+
+    @classmethod
+    def export(cls, source: Source, config: RuntimeConfig) -> Exported:
+        """OpenVINO IR; bf16 is the fp32 file, run with another hint."""
+        held = "int8" if config.precision == "int8" else "fp32"
+        files = save_ir(source.onnx[held], source.path(held, ".xml"))
+        return Exported(tuple(file.name for file in files), source.batch, "cpu", {})
+
+    @classmethod
+    def described(cls, precision: str, exported: Exported) -> str:
+        """With the hint that bf16 needs."""
+        hint = ' (computing so with INFERENCE_PRECISION_HINT="bf16")' if precision == "bf16" else ""
+        return f"OpenVINO IR in {precision}{hint}"
+
+    @classmethod
+    def usage(cls, bundle: Deployed) -> str:
+        """Of the ONNX file, which it reads as well."""
+        return _USAGE.format(repeat=bundle.repeat)
 
     def _load(self, network: "nn.Module | Path") -> None:
         with tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch:

@@ -14,12 +14,19 @@ import torch
 from nar_hw.errors import ExportError, ModelError, RuntimeUnavailableError
 from nar_hw.export.tensorrt import build_engine, current_gpu, layer_information, load_engine, required, tensorrt_module
 from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
+from nar_hw.runtimes.exporting import Deployed, Exported, Source, Triton
 from nar_hw.runtimes.inputs import onnx_file
 from nar_hw.runtimes.onnx_graph import with_precision
 from nar_hw.runtimes.torch_module import no_cuda, to_numpy
 
 if TYPE_CHECKING:
     from torch import nn
+
+_USAGE = """## Build a TensorRT engine
+```sh
+trtexec --onnx=model.onnx --saveEngine=model.engine{shapes}
+```
+"""
 
 
 class TensorRT(Runtime):
@@ -38,6 +45,8 @@ class TensorRT(Runtime):
     devices = ("cuda",)
     layers = True
     files = (".engine",)
+    exports = ("fp32", "fp16", "bf16", "int8")
+    triton = Triton("tensorrt", "model.plan")
 
     @classmethod
     def _missing(cls, config: RuntimeConfig) -> str | None:
@@ -51,6 +60,31 @@ class TensorRT(Runtime):
     def versions(cls) -> dict[str, str]:
         """The versions of TensorRT and torch. Raises RuntimeUnavailableError when TensorRT is not installed."""
         return {"tensorrt": tensorrt_module().__version__, "torch": torch.__version__}
+
+    @classmethod
+    def export(cls, source: Source, config: RuntimeConfig) -> Exported:
+        """An engine for all of the batch sizes, tuned for an eighth of the largest, with what lies beside an engine."""
+        sizes, engine = _sizes(*source.batch), source.path(config.precision, ".engine")
+        with tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch:
+            onnx = source.onnx.get(config.precision)
+            onnx = onnx or with_precision(source.onnx["fp32"], config.precision, Path(scratch))
+            info = build_engine(onnx, engine, batch=sizes)
+        files = tuple(f"{engine.name}{end}" for end in ("", ".json", ".layers.json", ".cache"))
+        requires = {name: getattr(info, name) for name in ("tensorrt", "gpu", "compute_capability")}
+        return Exported(files, source.batch, "cuda", requires)
+
+    @classmethod
+    def described(cls, precision: str, exported: Exported) -> str:
+        """With the GPU that it was built for."""
+        return f"TensorRT engine in {precision}, {exported.requires['gpu']} with TensorRT {exported.requires['tensorrt']}"
+
+    @classmethod
+    def usage(cls, bundle: Deployed) -> str:
+        """How to build an engine of the ONNX file elsewhere."""
+        image, sizes = "x".join(map(str, bundle.input_shape)), _sizes(*bundle.batch)
+        names = zip(("min", "opt", "max"), sizes, strict=True)
+        shapes = "".join(f" \\\n  --{name}Shapes=input:{size}x{image}" for name, size in names)
+        return _USAGE.format(shapes="" if sizes[0] == sizes[2] else shapes)
 
     def _load(self, network: "nn.Module | Path") -> None:
         self._stream = CudaStream(self.config.device_index)
@@ -192,6 +226,11 @@ class CudaStream:
     def synchronize(self) -> None:
         """Wait until everything on the stream is done."""
         self._stream.synchronize()
+
+
+def _sizes(fewest: int, most: int) -> tuple[int, int, int]:
+    """(min, opt, max) images for an engine that takes ``fewest`` to ``most``."""
+    return fewest, max(fewest, most // 8), most
 
 
 def _timing_cache() -> Path:

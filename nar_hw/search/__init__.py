@@ -3,6 +3,7 @@
 The package can be called: ``nar_hw.search(space, task, table, target_ms=...)`` is `nar_hw.search.loop.search`.
 """
 
+import inspect
 import sys
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,12 @@ class _Search(ModuleType):
         from nar_hw.search.loop import search
 
         return search(*args, **options)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        from nar_hw.search.loop import search
+
+        return inspect.signature(search)
 
 
 sys.modules[__name__].__class__ = _Search

@@ -17,7 +17,7 @@ Pool = nn.MaxPool2d | nn.AvgPool2d
 def approximate(operator: nn.Module, conv: nn.Conv2d) -> bool:
     """Give ``operator`` the weights with which it is nearest to ``conv``; an operator of unknown form is left alone.
 
-    Known are the forms of nar_hw/operators.py: another kernel size (taps are added as zeros or cut off), depthwise then 1x1
+    Known are the forms of nar_hw/space/operators.py: another kernel size (taps are added as zeros or cut off), depthwise then 1x1
     (of each input channel's O x K taps the best matrix of rank one), and 1x1 then a pool (the sum of the taps: exact where the
     image is constant; for an average pool the least-squares weights).
 

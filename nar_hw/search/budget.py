@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nar_hw.errors import TargetError, UserError
-from nar_hw.flops import SpaceCounts
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.feasible import ROUNDING, Feasible, Floats, Ints
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.flops import SpaceCounts
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch
 
 if TYPE_CHECKING:
     from nar_hw.latency.table import LatencyTable

@@ -2,13 +2,13 @@
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from nar_hw.errors import UserError, unknown_name
-from nar_hw.recipes import Precision, Recipe
+from nar_hw.records import Record
 from nar_hw.search.reward import REWARDS
-from nar_hw.search.strategies import STRATEGIES
+from nar_hw.search.strategies import STRATEGIES, strategy_class
+from nar_hw.training.recipes import Precision, Recipe
 
 Paths = Literal["strategy", "fair", "uniform"]
 PATHS: tuple[Paths, ...] = ("strategy", "fair", "uniform")
@@ -16,17 +16,22 @@ Combine = Literal["worst", "mean"]
 COMBINE: tuple[Combine, ...] = ("worst", "mean")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchConfig:
+class SearchConfig(Record, frozen=True, kw_only=True):
     """Settings of `nar_hw.search`; the defaults are the paper's recipe where it prints one (method: 150 epochs, SGDR 10, x2)."""
+
+    OPTIONS: ClassVar[Mapping[str, str]] = {
+        "weights": "weight",
+        **dict.fromkeys(("strategy_options", "reward_options", "lr", "lr_min", "t_0", "t_mult", "momentum", "weight_decay"), ""),
+        **dict.fromkeys(("updates", "samples", "valid_batch", "recalibration_batches", "rescored", "finalists"), ""),
+    }
 
     strategy: str = "surrogate"
     """Name in STRATEGIES."""
-    strategy_options: Mapping[str, Any] = field(default_factory=dict)
+    strategy_options: Mapping[str, Any] = {}
     """Keyword arguments of the strategy."""
     reward: str = "absolute"
     """Name in REWARDS."""
-    reward_options: Mapping[str, float] = field(default_factory=dict)
+    reward_options: Mapping[str, float] = {}
     """Keyword arguments of the reward."""
     combine: Combine = "worst"
     """Of several tables: every one has to meet its target, or the mean of latency / target has to be at most 1."""
@@ -81,8 +86,10 @@ class SearchConfig:
             raise unknown_name("strategy", self.strategy, STRATEGIES)
         if self.reward not in REWARDS:
             raise unknown_name("reward", self.reward, REWARDS)
-        strategy, reward = STRATEGIES[self.strategy], REWARDS[self.reward]
-        _known_options(f"option of strategy {self.strategy}", self.strategy_options, strategy, but=("feasible", "seed"))
+        if self.strategy_options:
+            made = strategy_class(self.strategy)
+            _known_options(f"option of strategy {self.strategy}", self.strategy_options, made, but=("feasible", "seed"))
+        reward = REWARDS[self.reward]
         _known_options(f"option of reward {self.reward}", self.reward_options, reward, but=("q", "latency_ms", "target_ms"))
         for paths in (self.warmup_paths, self.paths):
             if paths not in PATHS:
@@ -117,16 +124,6 @@ class SearchConfig:
             precision=self.precision,
             channels_last=self.channels_last,
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields, for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "SearchConfig":
-        """The config that `to_json` wrote. Raises UnknownNameError for a field that does not exist, UserError for a value."""
-        _known("search setting", value, [item.name for item in fields(cls)])
-        return cls(**{**value, "weights": tuple(value.get("weights", ()))})
 
 
 def _known(kind: str, given: Collection[str], known: Collection[str]) -> None:

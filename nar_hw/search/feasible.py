@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from nar_hw.errors import MissingEntryError, TableError, TargetError
 from nar_hw.search.knapsack import best_chain
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch
 
 if TYPE_CHECKING:
     from nar_hw.latency.table import LatencyTable

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -21,15 +21,16 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from nar_hw.checkpoints import load_state, save_state
+from nar_hw.distributed import all_reduce_sum, average_buffers, average_gradients, broadcast, rank, ranks, share
 from nar_hw.errors import RunError, SpaceError, TrainingError, UserError
-from nar_hw.precision import autocast
-from nar_hw.ranks import as_the_first, average_buffers, average_gradients, rank, ranks, share, total
-from nar_hw.recipes import PRECISIONS, Precision
+from nar_hw.records import Record, plain
 from nar_hw.search.randomness import generator_states, restore_generators, seeded
 from nar_hw.search.supernet import Supernet, Switch
-from nar_hw.space import Site
+from nar_hw.space.space import Site
 from nar_hw.tasks import Task
+from nar_hw.training.checkpoints import load_state, save_state
+from nar_hw.training.precision import autocast
+from nar_hw.training.recipes import PRECISIONS, Precision
 
 STATE = "fit.pt"
 WARMUP = 0.1
@@ -40,8 +41,7 @@ TINY = 1e-12
 """A variance, so that nothing is divided by zero where all channels are constant."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FitConfig:
+class FitConfig(Record, frozen=True, kw_only=True):
     """How candidates are fitted."""
 
     epochs: int = 5
@@ -66,7 +66,7 @@ class FitConfig:
             (f"precision in {PRECISIONS}", self.precision in PRECISIONS),
         ):
             if not holds:
-                raise UserError(f"{rule} must hold for fitting, but got {asdict(self)}")
+                raise UserError(f"{rule} must hold for fitting, but got {plain(self)}")
 
     def learning_rate(self, progress: float) -> float:
         """The rate when ``progress``, in [0, 1), of the steps are done."""
@@ -151,7 +151,7 @@ class Fitting:
         most = max(len(slot.candidates) - 1 for slot in self.space.slots)
         if config.batch < 2 * ranks() * (most if config.deal else 1):
             raise TrainingError(f"a batch must have two images for each of {most} candidates, but has {config.batch}: raise it")
-        as_the_first(self.supernet)
+        broadcast(self.supernet)
         self.rivals = nn.ModuleList(module for slot, site in self._sites() for module in self._rivals(slot, site))
         self.norms = {
             site.norm: copy.deepcopy(self._switch(site.norm).choices[str(self.space.slots[slot].incumbent)]).train()
@@ -198,7 +198,7 @@ class Fitting:
                 rate = self.config.learning_rate((self.epoch + step / self.steps) / self.config.epochs)
                 self.step(images, rate)
         average_buffers(self.rivals)
-        total(self.errors).div_(ranks() * self.steps)
+        all_reduce_sum(self.errors).div_(ranks() * self.steps)
         for slot in range(len(self.errors)):
             for code in self._codes(slot):
                 if not math.isfinite(float(self.errors[slot, code])):
@@ -278,7 +278,7 @@ class Fitting:
 
     def _identity(self) -> dict[str, Any]:
         slots = [[slot.name, [self.space.operators[code] for code in slot.candidates]] for slot in self.space.slots]
-        return {"config": asdict(self.config), "task": self.task.record, "slots": slots}
+        return {"config": plain(self.config), "task": self.task.record, "slots": slots}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next epoch depends on."""

@@ -1,32 +1,29 @@
 """A search on disk: run.json once it is finished, and until then a checkpoint after every epoch."""
 
-import json
-import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
+from msgspec import structs
 
-import nar_hw
-from nar_hw.checkpoints import load_state, save_state, save_weights
-from nar_hw.errors import RunError
-from nar_hw.files import read_json, write_json
-from nar_hw.ranks import rank
-from nar_hw.runs import ModelInfo
+from nar_hw._version import versions
+from nar_hw.distributed import rank
+from nar_hw.errors import RunError, SpaceError
+from nar_hw.models.info import ModelInfo
+from nar_hw.models.weights import save_weights
+from nar_hw.records import check_same, plain
 from nar_hw.search.config import SearchConfig
-from nar_hw.search.result import Scored, SearchResult, Standing
+from nar_hw.search.record import RESULT, Identity, OutcomeNames, RunFile, ScoredNames, load_run
+from nar_hw.search.result import Outcome, Scored, SearchResult
 from nar_hw.search.supernet import Supernet
-from nar_hw.space import SearchSpace
+from nar_hw.space.space import SearchSpace
 from nar_hw.tasks import Task
+from nar_hw.training.checkpoints import load_state, save_state
 
 if TYPE_CHECKING:
     from nar_hw.latency.table import LatencyTable
 
-RESULT, STATE, WEIGHTS, TABLE = "run.json", "state.pt", "supernet.safetensors", "table.json"
-SCHEMA = 1
+STATE, WEIGHTS, TABLE = "state.pt", "supernet.safetensors", "table.json"
 
 
 class SearchFolder:
@@ -45,19 +42,18 @@ class SearchFolder:
     ) -> None:
         self.path = Path(path)
         self.space, self.tables = space, tables
-        identity = {
-            "model": None if model is None else asdict(model),
-            "manner": space.manner,
-            "slots": [[slot.name, [space.operators[code] for code in slot.candidates]] for slot in space.slots],
-            "data": task.record,
-            "target_ms": targets_ms[0],
-            "table_hash": tables[0].hash,
-            "more_targets_ms": targets_ms[1:],
-            "more_tables": [table.hash for table in tables[1:]],
-            "config": config.to_json(),
-        }
-        self.identity: dict[str, Any] = json.loads(json.dumps(identity))
-        """What must be equal for a search to be resumed, as it is in run.json."""
+        self.identity = Identity(
+            model=model,
+            manner=space.manner,
+            slots=tuple((slot.name, tuple(space.operators[code] for code in slot.candidates)) for slot in space.slots),
+            data=task.record,
+            target_ms=targets_ms[0],
+            table_hash=tables[0].hash,
+            more_targets_ms=tuple(targets_ms[1:]),
+            more_tables=tuple(table.hash for table in tables[1:]),
+            config=config,
+        )
+        """What must be equal for a search to be resumed."""
 
     def refuse_to_overwrite(self) -> None:
         """Raises RunError when there is a search in the folder, whichever it is."""
@@ -85,22 +81,23 @@ class SearchFolder:
         path = self.path / RESULT
         if not path.exists():
             return None
-        value = read_json(path, what="search result")
-        self._same(value.get("identity"), path)
-        try:
-            everything = [self._scored(item) for item in value["scored"]]
-            return SearchResult(
-                pick=self._scored(value["pick"]),
-                target_ms=float(value["target_ms"]),
-                others=tuple(Standing(**item) for item in value["others"]),
-                finalists=tuple(map(self._scored, value["finalists"])),
-                pareto=tuple(map(self._scored, value["pareto"])),
-                scored=tuple(everything),
-                history=tuple(value["history"]),
-                allowed_mismatch=tuple(value["allowed_mismatch"]),
-            )
-        except (KeyError, TypeError, ValueError) as problem:
-            raise RunError(f"{path} must hold a search's result, but does not ({problem!r}): choose another folder") from None
+        found = load_run(self.path)
+        check_same(found.identity, self.identity, where=str(path))
+        return SearchResult(
+            outcomes=tuple(
+                Outcome(
+                    target_ms=item.target_ms,
+                    pick=self._scored(item.pick),
+                    others=item.others,
+                    finalists=tuple(map(self._scored, item.finalists)),
+                )
+                for item in found.outcomes
+            ),
+            pareto=tuple(map(self._scored, found.pareto)),
+            scored=tuple(map(self._scored, found.scored)),
+            history=found.history,
+            allowed_mismatch=found.allowed_mismatch,
+        )
 
     def checkpoint(self) -> dict[str, Any] | None:
         """The state after the last whole epoch, if there is one. Raises RunError when it is of another search or damaged."""
@@ -108,7 +105,7 @@ class SearchFolder:
         if not path.exists():
             return None
         state = load_state(path)
-        self._same(state.get("identity"), path)
+        check_same(state.get("identity"), self.identity, where=str(path))
         return state
 
     def restore(self, load: Callable[[dict[str, Any]], None], state: dict[str, Any]) -> None:
@@ -123,7 +120,7 @@ class SearchFolder:
         """Replace the checkpoint; a program killed here leaves the old or the new one, whole."""
         if rank() != 0:
             return
-        save_state(self.path / STATE, {"identity": self.identity, "run": state})
+        save_state(self.path / STATE, {"identity": plain(self.identity), "run": state})
 
     def finish(self, result: SearchResult, supernet: Supernet) -> None:
         """Write the tables, the shared weights and, last, run.json; the checkpoint is then no longer needed."""
@@ -132,75 +129,58 @@ class SearchFolder:
         for name, table in self._files.items():
             table.save(self.path / name)
         save_weights(self.path / WEIGHTS, supernet)
-        write_json(self.path / RESULT, self._record(result))
+        self._record(result).save(self.path)
         self.tidy()
 
-    def _record(self, result: SearchResult) -> dict[str, Any]:
-        identity, config = self.identity, self.identity["config"]
-        pick = result.pick
-        return {
-            "schema": SCHEMA,
-            "model": identity["model"],
-            "manner": self.space.manner,
-            "operators": sorted({name for _, names in identity["slots"] for name in names}, key=self.space.operators.index),
-            "data": identity["data"].get("name"),
-            "target_ms": result.target_ms,
-            "reward": config["reward"],
-            "strategy": config["strategy"],
-            "seed": config["seed"],
-            "table": str(self.path / TABLE),
-            "tables": list(self._files),
-            "table_hash": identity["table_hash"],
-            "allowed_mismatch": list(result.allowed_mismatch),
-            "versions": {
-                "nar_hw": nar_hw.__version__,
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-            },
-            "arch": list(self.space.names(pick.arch)),
-            "predicted_ms": pick.predicted_ms,
-            "measured_ms": pick.measured_ms,
-            "accuracy": pick.accuracy,
-            "load": pick.load,
-            "others": [asdict(item) for item in result.others],
-            "met": result.met,
-            "note": result.note,
-            "pick": self._plain(pick),
-            "finalists": [self._plain(item) for item in result.finalists],
-            "pareto": [self._plain(item) for item in result.pareto],
-            "history": [dict(log) for log in result.history],
-            "scored": [self._plain(item) for item in result.scored],
-            "identity": identity,
-        }
-
-    def _plain(self, item: Scored) -> dict[str, Any]:
-        return {
-            "arch": list(self.space.names(item.arch)),
-            "accuracy": item.accuracy,
-            "predicted_ms": item.predicted_ms,
-            "measured_ms": item.measured_ms,
-            "load": item.load,
-        }
-
-    def _scored(self, value: Mapping[str, Any]) -> Scored:
-        return Scored(**{**value, "arch": self.space.parse(list(value["arch"]))})
-
-    def _same(self, identity: object, path: Path) -> None:
-        """Raises RunError naming the first setting in which a search on disk differs from this one."""
-        mine, theirs = dict(_leaves(self.identity)), dict(_leaves(identity))
-        for name in dict.fromkeys([*mine, *theirs]):
-            if mine.get(name) != theirs.get(name):
-                raise RunError(
-                    f"{path} must be of the same search to be resumed, but {name} is {theirs.get(name)!r} there and "
-                    f"{mine.get(name)!r} now: use the same settings, or choose another folder"
+    def _record(self, result: SearchResult) -> RunFile:
+        identity, pick = self.identity, result.pick
+        operators = {name for _, names in identity.slots for name in names}
+        return RunFile(
+            model=identity.model,
+            manner=identity.manner,
+            operators=tuple(sorted(operators, key=self.space.operators.index)),
+            data=identity.data.get("name"),
+            target_ms=result.target_ms,
+            reward=identity.config.reward,
+            strategy=identity.config.strategy,
+            seed=identity.config.seed,
+            table=str(self.path / TABLE),
+            tables=tuple(self._files),
+            table_hash=identity.table_hash,
+            allowed_mismatch=result.allowed_mismatch,
+            versions=versions("torch", "numpy"),
+            arch=self.space.names(pick.arch),
+            predicted_ms=pick.predicted_ms,
+            measured_ms=pick.measured_ms,
+            accuracy=pick.accuracy,
+            load=pick.load,
+            others=result.others,
+            met=result.met,
+            note=result.note,
+            pick=self._named(pick),
+            finalists=tuple(map(self._named, result.finalists)),
+            more=tuple(
+                OutcomeNames(
+                    target_ms=item.target_ms,
+                    met=item.met,
+                    note=item.note,
+                    pick=self._named(item.pick),
+                    others=item.others,
+                    finalists=tuple(map(self._named, item.finalists)),
                 )
+                for item in result.outcomes[1:]
+            ),
+            pareto=tuple(map(self._named, result.pareto)),
+            history=result.history,
+            scored=tuple(map(self._named, result.scored)),
+            identity=identity,
+        )
 
+    def _named(self, item: Scored) -> ScoredNames:
+        return ScoredNames(**{**structs.asdict(item), "arch": self.space.names(item.arch)})
 
-def _leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
-    """(dotted name, value) of everything in nested dicts that is no dict."""
-    if not isinstance(value, dict):
-        yield name, value
-        return
-    for key, item in value.items():
-        yield from _leaves(item, f"{name}.{key}" if name else str(key))
+    def _scored(self, item: ScoredNames) -> Scored:
+        try:
+            return Scored(**{**structs.asdict(item), "arch": self.space.parse(list(item.arch))})
+        except SpaceError as problem:
+            raise RunError(f"{self.path / RESULT} must be of this search, but {problem}: choose another folder") from None

@@ -1,15 +1,14 @@
 """What a search comes to."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from nar_hw.records import Record
 from nar_hw.search.feasible import ROUNDING
 from nar_hw.search.pareto import pareto_front
-from nar_hw.space import Arch
+from nar_hw.space.spec import Arch
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scored:
+class Scored(Record, frozen=True, kw_only=True):
     """An arch with what is known of it."""
 
     arch: Arch
@@ -33,8 +32,7 @@ class Scored:
         return self.load <= 1 + ROUNDING
 
 
-@dataclass(frozen=True, kw_only=True)
-class Standing:
+class Standing(Record, frozen=True, kw_only=True):
     """What an arch costs in one respect, and what was asked."""
 
     name: str
@@ -43,31 +41,17 @@ class Standing:
     target: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchResult:
-    """The outcome of `nar_hw.search`."""
+class Outcome(Record, frozen=True, kw_only=True):
+    """What was found for one target."""
 
-    pick: Scored
-    """The most accurate finalist that meets all targets; where none does, the one that comes nearest."""
     target_ms: float
     """By the first table."""
+    pick: Scored
+    """The most accurate finalist that meets all targets; where none does, the one that comes nearest."""
     others: tuple[Standing, ...] = ()
     """How the pick stands to the targets of the other tables, of FLOPs and of parameters, by prediction."""
     finalists: tuple[Scored, ...]
     """By falling accuracy."""
-    pareto: tuple[Scored, ...]
-    """Of everything scored, the archs that no other beats in accuracy and predicted latency, by rising latency."""
-    scored: tuple[Scored, ...]
-    """Everything scored, each arch once."""
-    history: tuple[Mapping[str, float], ...]
-    """One item per epoch."""
-    allowed_mismatch: tuple[str, ...] = ()
-    """What differs between the table's conditions and those here, where the user allowed it."""
-
-    @property
-    def arch(self) -> Arch:
-        """The arch to be trained."""
-        return self.pick.arch
 
     @property
     def met(self) -> bool:
@@ -81,14 +65,62 @@ class SearchResult:
         beside = ", ".join(f"{item.cost:.4g} of {item.target:.4g} {item.name}" for item in self.others)
         if self.met:
             how = "predicted" if pick.measured_ms is None else "measured"
-            outcome = f"the pick takes {pick.ms:.4g} ms ({how}) of the {target:.4g} ms asked for"
-            outcome += f" and {beside}" if beside else ""
-        else:
-            outcome = (
-                f"none of the {len(self.finalists)} finalists meets {target:.4g} ms on the device: the nearest takes "
-                f"{pick.ms:.4g} ms (predicted {pick.predicted_ms:.4g}): profile again or ask for {target**2 / pick.ms:.4g} ms"
-            )
-        return "; allowed: ".join([outcome, *self.allowed_mismatch])
+            return f"the pick takes {pick.ms:.4g} ms ({how}) of the {target:.4g} ms asked for{f' and {beside}' if beside else ''}"
+        return (
+            f"none of the {len(self.finalists)} finalists meets {target:.4g} ms on the device: the nearest takes "
+            f"{pick.ms:.4g} ms (predicted {pick.predicted_ms:.4g}): profile again or ask for {target**2 / pick.ms:.4g} ms"
+        )
+
+
+class SearchResult(Record, frozen=True, kw_only=True):
+    """The outcome of `nar_hw.search`; what is said of one target is said of the first."""
+
+    outcomes: tuple[Outcome, ...]
+    """For each target, in the order asked."""
+    pareto: tuple[Scored, ...]
+    """Of everything scored, the archs that no other beats in accuracy and predicted latency, by rising latency."""
+    scored: tuple[Scored, ...]
+    """Everything scored, each arch once; loads are relative to the first target."""
+    history: tuple[Mapping[str, float], ...]
+    """One item per epoch."""
+    allowed_mismatch: tuple[str, ...] = ()
+    """What differs between the table's conditions and those here, where the user allowed it."""
+
+    @property
+    def pick(self) -> Scored:
+        """The arch found, with what is known of it."""
+        return self.outcomes[0].pick
+
+    @property
+    def arch(self) -> Arch:
+        """The arch to be trained."""
+        return self.pick.arch
+
+    @property
+    def target_ms(self) -> float:
+        """What was asked for, by the first table."""
+        return self.outcomes[0].target_ms
+
+    @property
+    def others(self) -> tuple[Standing, ...]:
+        """How the pick stands to the other limits."""
+        return self.outcomes[0].others
+
+    @property
+    def finalists(self) -> tuple[Scored, ...]:
+        """By falling accuracy."""
+        return self.outcomes[0].finalists
+
+    @property
+    def met(self) -> bool:
+        """Whether the pick meets all limits."""
+        return self.pick.met
+
+    @property
+    def note(self) -> str:
+        """The outcome in one line."""
+        notes = "; ".join(outcome.note for outcome in self.outcomes)
+        return "; allowed: ".join([notes, *self.allowed_mismatch])
 
 
 def choose(finalists: Sequence[Scored]) -> Scored:

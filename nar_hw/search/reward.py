@@ -5,13 +5,15 @@ Every one equals Q at L = T, is continuous there, and rises with Q.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-Value = TypeVar("Value", float, NDArray[np.float64], Tensor)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Value = TypeVar("Value", float, NDArray[np.float64], "Tensor")
 
 
 def accuracy(q: Value, latency_ms: Value, target_ms: float) -> Value:

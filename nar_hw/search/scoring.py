@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from nar_hw.data.loader import Batch
-from nar_hw.precision import autocast
-from nar_hw.ranks import share, total
-from nar_hw.recipes import Precision
+from nar_hw.distributed import all_reduce_sum, share
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.supernet import Supernet
-from nar_hw.space import Arch
+from nar_hw.space.spec import Arch
 from nar_hw.tasks import Task, evaluating
+from nar_hw.training.precision import autocast
+from nar_hw.training.recipes import Precision
 
 
 class Scorer:
@@ -106,5 +106,5 @@ class Scorer:
             with autocast(self._task.device, precision or self._config.precision):
                 self._supernet.recalibrate(self._calibration)
                 scores[index] = score()
-        known = dict(zip(different, total(scores).tolist(), strict=True))  # one wait for the device
+        known = dict(zip(different, all_reduce_sum(scores).tolist(), strict=True))  # one wait for the device
         return [known[arch] for arch in archs]

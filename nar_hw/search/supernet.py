@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nar_hw.search.approximate import approximate
-from nar_hw.space import Arch, SearchSpace, Slot
+from nar_hw.space.space import SearchSpace, Slot
+from nar_hw.space.spec import Arch
 
 
 class Switch(nn.Module):

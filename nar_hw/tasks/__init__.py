@@ -2,6 +2,5 @@
 
 from nar_hw.tasks.base import Task, evaluating
 from nar_hw.tasks.classification import ClassificationTask
-from nar_hw.tasks.faces import FacesTask
 
-__all__ = ["ClassificationTask", "FacesTask", "Task", "evaluating"]
+__all__ = ["ClassificationTask", "Task", "evaluating"]

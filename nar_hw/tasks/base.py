@@ -69,7 +69,7 @@ class Task(ABC):
     ) -> Iterator[Batch]:
         """One epoch of (images (B, C, H, W) float32, targets (B,)), shuffled and augmented by ``generator`` (on the CPU).
 
-        With ``shared``, each of several processes is given its share of every batch (:func:`nar_hw.ranks.share`).
+        With ``shared``, each of several processes is given its share of every batch (:func:`nar_hw.distributed.share`).
         """
 
     @abstractmethod

@@ -4,7 +4,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -14,18 +13,19 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from nar_hw.checkpoints import SCHEMA, check_resumable, load_state, save_state, save_weights
+from nar_hw.distributed import all_reduce_sum, average_buffers, average_gradients, broadcast, rank, ranks
 from nar_hw.errors import RunError, TrainingError
-from nar_hw.files import write_json
-from nar_hw.precision import autocast
-from nar_hw.ranks import as_the_first, average_buffers, average_gradients, rank, ranks, total
-from nar_hw.recipes import Recipe
+from nar_hw.models.weights import save_weights
+from nar_hw.records import plain
 from nar_hw.tasks import Task
+from nar_hw.training.checkpoints import SCHEMA, check_resumable, load_state, save_state
+from nar_hw.training.precision import autocast
 from nar_hw.training.progress import Bar
-from nar_hw.training.result import EpochLog, TrainResult
+from nar_hw.training.recipes import Recipe
+from nar_hw.training.result import EpochLog, History, TrainResult
 from nar_hw.training.snapshots import snapshot_epochs, snapshot_path
 
-STATE, LAST, BEST, HISTORY = "state.pt", "last.safetensors", "best.safetensors", "history.json"
+STATE, LAST, BEST = "state.pt", "last.safetensors", "best.safetensors"
 
 
 def train(
@@ -89,7 +89,7 @@ def train(
             if out is not None and rank() == 0:
                 run.save(out)
             if on_epoch is not None and rank() == 0:
-                on_epoch(asdict(run.history[-1]))
+                on_epoch(plain(run.history[-1]))
     return run.result()
 
 
@@ -125,7 +125,7 @@ class _Run:
         self.task, self.recipe, self.seed = task, recipe, seed
         self.head = task.head if earlier else task.new_head()  # a second phase goes on with the first's
         self.trained = self.model if self.head is None else nn.ModuleList([self.model, self.head])
-        as_the_first(self.trained)
+        broadcast(self.trained)
         self.forward = torch.compile(self.model) if recipe.compile else self.model
         self.optimizer = _optimizer(self.trained, recipe)
         self.scaler = torch.amp.GradScaler(task.device.type, enabled=recipe.precision == "fp16")
@@ -163,7 +163,7 @@ class _Run:
             losses[step] = loss
             right += count
             if step + 1 - checked >= interval or step + 1 == self.steps:
-                self._check_losses(total(losses[checked : step + 1]).div_(ranks()), done, checked)
+                self._check_losses(all_reduce_sum(losses[checked : step + 1]).div_(ranks()), done, checked)
                 checked = step + 1
             bar.step()
         seconds = time.perf_counter() - start  # the last check has waited for the device
@@ -177,7 +177,7 @@ class _Run:
         log = EpochLog(
             epoch=len(self.earlier) + done + 1,
             loss=float(losses.mean()),
-            train_accuracy=int(total(right)) / images_seen,
+            train_accuracy=int(all_reduce_sum(right)) / images_seen,
             valid_accuracy=valid_accuracy,
             lr=rate,
             images_per_s=images_seen / seconds,
@@ -296,10 +296,10 @@ class _Run:
             {
                 "schema": SCHEMA,
                 "seed": self.seed,
-                "recipe": self.recipe.to_json(),
+                "recipe": plain(self.recipe),
                 "task": self.task.record,
                 "network": str(self.model),
-                "history": [asdict(log) for log in self.history],
+                "history": plain(self.history),
                 "pieces": self.pieces,
                 "model": self.model.state_dict(),
                 "head": None if self.head is None else self.head.state_dict(),
@@ -316,7 +316,7 @@ class _Run:
     def publish(self, out: Path) -> None:
         """Write what others read of the last epoch."""
         save_weights(out / LAST, self.scored)
-        write_json(out / HISTORY, {"schema": SCHEMA, "epochs": [asdict(log) for log in (*self.earlier, *self.history)]})
+        History(epochs=(*self.earlier, *self.history)).save(out)
 
     def restore(self, state: dict[str, Any], out: Path) -> None:
         """Go on from ``state``. Raises RunError when it is of another training."""

@@ -8,9 +8,9 @@ from rich.progress import Progress
 from torch import nn
 
 from nar_hw.errors import ModelError, RunError
-from nar_hw.recipes import Recipe, fine_tuning
 from nar_hw.tasks import Task
 from nar_hw.training.loop import STATE, train
+from nar_hw.training.recipes import Recipe, fine_tuning
 from nar_hw.training.result import TrainResult
 
 
@@ -35,7 +35,7 @@ def two_phase(
     of epochs cannot be changed on resume, for both phases depend on it.
 
     Args:
-        new: parameters or modules that start from scratch, such as :meth:`nar_hw.space.SearchSpace.inherit` returns.
+        new: parameters or modules that start from scratch, such as :meth:`nar_hw.space.space.SearchSpace.inherit` returns.
         head: path of the classifier; by default the last linear layer, or the last convolution where there is none.
         out, seed, resume, teacher, progress, on_epoch: as in :func:`train`.
         snapshots: as in :func:`train`, of the second phase.

@@ -1,10 +1,15 @@
 """What a training came to, epoch by epoch."""
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from nar_hw.records import Record, read_record, write_record
+
+HISTORY = "history.json"
+SCHEMA = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class EpochLog:
+class EpochLog(Record, frozen=True, kw_only=True):
     """What one epoch did."""
 
     epoch: int
@@ -37,3 +42,18 @@ class TrainResult:
     best_valid_accuracy: float
     snapshots: tuple[int, ...] = ()
     """Epochs whose weights were kept for an ensemble."""
+
+
+class History(Record, frozen=True, kw_only=True):
+    """What history.json says: every epoch of a training, of both phases where it has two."""
+
+    epochs: tuple[EpochLog, ...]
+
+    def save(self, folder: Path) -> None:
+        """Write history.json, atomically."""
+        write_record(folder / HISTORY, self, schema=SCHEMA)
+
+    @classmethod
+    def load(cls, folder: Path) -> "History":
+        """Read history.json. Raises RunError in one line."""
+        return read_record(folder / HISTORY, cls, what="training history", schema=SCHEMA, fix="train again")

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nar_hw.checkpoints import load_weights
 from nar_hw.data import SplitName
 from nar_hw.errors import TrainingError
-from nar_hw.recipes import Recipe
+from nar_hw.models.weights import load_weights
 from nar_hw.tasks import ClassificationTask, evaluating
+from nar_hw.training.recipes import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def score_ensemble(model: nn.Module, task: ClassificationTask, split: SplitName,
     votes = torch.zeros_like(mean)
     members = []
     for epoch in epochs:
-        load_weights(snapshot_path(out, epoch), model)
+        load_weights(model, snapshot_path(out, epoch))
         with evaluating(model):
             outputs = torch.cat([model(images).float() for images, _ in task.eval_batches(split, task.scored_batch)])
         members.append(_accuracy(outputs, labels))

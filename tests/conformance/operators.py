@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from nar_hw.operators import FAMILIES, OPERATORS, OpSpec, build_operator
+from nar_hw.space.operators import FAMILIES, OPERATORS, build_operator
+from nar_hw.space.spec import OpSpec
 
 GROUPS = {"dense": 1, "depthwise": 8, "grouped": 4}
 

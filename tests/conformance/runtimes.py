@@ -3,7 +3,6 @@
 import copy
 import json
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,9 @@ import torch
 from torch import nn
 
 from nar_hw.errors import ModelError, RuntimeUnavailableError, UnknownNameError
-from nar_hw.runtimes import RUNTIMES, Runtime, RuntimeConfig, runtime_class
+from nar_hw.records import replace
+from nar_hw.runtimes import RUNTIMES, RuntimeConfig, runtime_class
+from nar_hw.runtimes.base import Runtime
 
 SHAPE = (3, 32, 32)
 # Largest error allowed, as a share of the largest output

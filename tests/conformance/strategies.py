@@ -10,8 +10,9 @@ import torch
 
 from nar_hw.errors import TrainingError
 from nar_hw.search.feasible import Feasible
-from nar_hw.search.strategies import STRATEGIES, Strategy
-from nar_hw.space import Arch
+from nar_hw.search.strategies import strategy_class
+from nar_hw.search.strategies.base import Strategy
+from nar_hw.space.spec import Arch
 
 CANDIDATES = ((0, 1, 2), (1, 3), (0, 1, 2, 3), (2,), (0, 2, 3), (0, 1, 2, 3))
 FIXED_MS = 0.5
@@ -61,7 +62,7 @@ class StrategyConformance:
     """Subclass and provide the fixture ``name``."""
 
     def make(self, name: str, limits: Feasible | None = None, seed: int = 3) -> Strategy:
-        return STRATEGIES[name](limits or feasible(), seed=seed)
+        return strategy_class(name)(limits or feasible(), seed=seed)
 
     @pytest.mark.parametrize("n", [1, 7])
     def test_proposes_as_many_archs_as_asked_all_under_the_target(self, name: str, n: int) -> None:
@@ -172,4 +173,4 @@ class StrategyConformance:
             self.make(name).tell([(0, 1, 0, 2, 0, 0)], [0.1, 0.2])
 
     def test_says_what_it_is(self, name: str) -> None:
-        assert STRATEGIES[name].__doc__
+        assert strategy_class(name).__doc__

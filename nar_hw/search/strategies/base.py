@@ -8,7 +8,7 @@ import numpy as np
 
 from nar_hw.errors import TrainingError
 from nar_hw.search.feasible import Feasible, Floats
-from nar_hw.space import Arch
+from nar_hw.space.spec import Arch
 
 
 class Strategy(ABC):
@@ -20,6 +20,9 @@ class Strategy(ABC):
 
     wants_slopes = False
     """Whether it learns from `nar_hw.search.scoring.Scorer.slopes`."""
+
+    off_policy = False
+    """Whether it learns from archs that it did not propose, those over its target among them."""
 
     def __init__(self, feasible: Feasible, *, seed: int) -> None:
         self.feasible = feasible

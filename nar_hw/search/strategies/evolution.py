@@ -5,7 +5,7 @@ from typing import Any
 
 from nar_hw.search.feasible import Feasible, Floats
 from nar_hw.search.strategies.base import Strategy
-from nar_hw.space import Arch
+from nar_hw.space.spec import Arch
 
 TRIES = 100
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nar_hw.search.feasible import Feasible, Floats
 from nar_hw.search.strategies.base import Strategy
-from nar_hw.space import Arch
+from nar_hw.space.spec import Arch
 
 
 class GradientStrategy(Strategy):

@@ -2,7 +2,7 @@
 
 from nar_hw.search.feasible import Floats
 from nar_hw.search.strategies.base import Strategy
-from nar_hw.space import Arch
+from nar_hw.space.spec import Arch
 
 
 class RandomStrategy(Strategy):

@@ -12,7 +12,7 @@ from torch import Tensor
 from nar_hw.search.controller import LSTMController
 from nar_hw.search.feasible import Feasible, Floats
 from nar_hw.search.strategies.base import Strategy
-from nar_hw.space import Arch
+from nar_hw.space.spec import Arch
 
 GRADIENT_NORM = 5.0
 

@@ -13,7 +13,7 @@ from scipy.special import entr
 
 from nar_hw.search.feasible import Feasible, Floats
 from nar_hw.search.strategies.base import Strategy
-from nar_hw.space import Arch
+from nar_hw.space.spec import Arch
 
 SHRINKAGE = np.geomspace(0.1, 1000, 13)
 """Candidates for the ridge penalty of the single operators, of which the evidence chooses."""
@@ -36,6 +36,8 @@ class SurrogateStrategy(Strategy):
         warmup: archs told before the model is used; until then proposals are uniformly random.
         block: archs compared with each other at least.
     """
+
+    off_policy = True
 
     def __init__(self, feasible: Feasible, *, seed: int, warmup: int = 40, block: int = 10) -> None:
         super().__init__(feasible, seed=seed)

@@ -1,0 +1,1 @@
+"""Benchmarks of bundles, side by side."""

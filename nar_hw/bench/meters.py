@@ -1,0 +1,88 @@
+"""What a benchmark reads beside its clock: memory of the process, and memory, energy and clocks of a GPU."""
+
+import re
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from nar_hw.runtimes import RuntimeConfig
+from nar_hw.runtimes.base import Runtime
+
+
+class HostMemory:
+    """How far the process's resident memory rises above where it stood when this was made; None where it is not Linux."""
+
+    def __init__(self) -> None:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+        self._before = _resident("VmRSS")
+
+    def peak_mib(self) -> float | None:
+        """The highest rise since then, MiB; memory that the process had freed before and uses again does not count."""
+        peak = _resident("VmHWM")
+        return None if peak is None or self._before is None else max(0.0, peak - self._before)
+
+
+def _resident(name: str) -> float | None:
+    """A field of /proc/self/status in MiB."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    found = re.search(rf"^{name}:\s*(\d+) kB$", status, re.M)
+    return int(found[1]) / 1024 if found else None
+
+
+class Gpu:
+    """Readings of a config's CUDA device through NVML; None for what it does not tell. Use it as a context."""
+
+    def __init__(self, config: RuntimeConfig) -> None:
+        self.index = config.device_index
+        self._handle: Any = None
+
+    def __enter__(self) -> Self:
+        import pynvml
+        import torch
+
+        self._nvml: Any = pynvml
+        torch.cuda.synchronize(self.index)  # makes the context that whatever comes first would pay for
+        try:
+            pynvml.nvmlInit()
+            # NVML counts all devices of the machine, CUDA those that are visible.
+            own = torch.cuda.get_device_properties(self.index).uuid
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{own}")
+        except pynvml.NVMLError:
+            self._handle = None
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with suppress(self._nvml.NVMLError):
+            self._nvml.nvmlShutdown()
+
+    def _read(self, question: str, *about: int) -> Any:
+        if self._handle is None:
+            return None
+        try:
+            return getattr(self._nvml, question)(self._handle, *about)
+        except self._nvml.NVMLError:
+            return None
+
+    def used_mib(self) -> float | None:
+        """Memory in use on the whole device, MiB; what torch holds in reserve is given back first."""
+        import torch
+
+        torch.cuda.synchronize(self.index)
+        torch.cuda.empty_cache()
+        memory = self._read("nvmlDeviceGetMemoryInfo")
+        return None if memory is None else memory.used / 2**20
+
+    def under_load(self, runtime: Runtime, seconds: float = 1.0) -> tuple[float | None, float | None]:
+        """(mJ per run, SM clock in MHz) while ``runtime`` keeps the device busy for ``seconds``."""
+        before = self._read("nvmlDeviceGetTotalEnergyConsumption")
+        runs, start = 0, time.monotonic()
+        while runs == 0 or time.monotonic() - start < seconds:
+            runs += len(runtime.time_ms(10))
+        after = self._read("nvmlDeviceGetTotalEnergyConsumption")
+        clock = self._read("nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_SM)
+        return None if before is None or after is None else (after - before) / runs, None if clock is None else float(clock)

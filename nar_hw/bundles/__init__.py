@@ -1,0 +1,1 @@
+"""Bundles: a trained network as one folder of checked files that runs without this package."""

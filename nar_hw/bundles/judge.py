@@ -1,0 +1,124 @@
+"""Whether a file computes what the network computes in torch: the comparison that every file of a bundle has to pass.
+
+Shape legend: images (N, C, H, W), outputs (N, D): D scores, one per class, or the D numbers of an embedding.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from nar_hw.errors import DataError, ExportError
+from nar_hw.export.onnx import Images, compare, run_torch
+
+TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 5e-2}
+"""Precision -> largest error, as a share of the largest absolute output; int8 is judged by accuracy, or by `LEAST_COSINE`."""
+COMPILED_FP32 = 1e-4
+"""The same for fp32 in a compiled file: compilers choose other convolution algorithms than torch."""
+LEAST_COSINE = 0.98
+"""Of int8 embeddings with torch's, on the average."""
+
+
+class BundleImages(NamedTuple):
+    """Images of the task (N, C, H, W), normalised, by which a bundle's files are judged and made."""
+
+    validation: Images | None = None
+    """Every file is compared with torch on them, and its accuracy is noted."""
+    labels: NDArray[np.int64] | None = None
+    """Their classes (N,)."""
+    calibration: Images | None = None
+    """Of the training; needed for int8."""
+
+
+def check_images(input_shape: tuple[int, int, int], count: int = 2) -> Images:
+    """The random images (count, C, H, W) whose outputs every bundle keeps, the same on every machine."""
+    size = count * math.prod(input_shape)
+    noise = np.random.RandomState(0).random_sample(size)  # its stream is frozen, unlike default_rng's
+    return (4 * noise - 2).astype(np.float32).reshape(count, *input_shape)
+
+
+def accuracy(outputs: Images, labels: NDArray[np.int64]) -> float:
+    """The share of outputs (N, classes) whose largest entry is the label (N,)."""
+    return float((outputs.argmax(axis=1) == labels).mean())
+
+
+def cosine(outputs: Images, reference: Images) -> float:
+    """The mean cosine similarity of embeddings (N, D)."""
+    lengths = np.linalg.norm(outputs, axis=1) * np.linalg.norm(reference, axis=1)
+    return float(np.mean((outputs * reference).sum(axis=1) / np.maximum(lengths, 1e-12)))
+
+
+class Judge:
+    """Compares files with torch: on `check_images` and, where there are some, on the validation images."""
+
+    def __init__(self, network: nn.Module, input_shape: tuple[int, int, int], classes: int, given: BundleImages) -> None:
+        """``classes``: how many; 0 for a network that gives embeddings."""
+        _check_given(input_shape, classes, given)
+        checks = check_images(input_shape)
+        reference = run_torch(network, checks)
+        if reference.ndim != 2 or (classes and reference.shape[1] != classes):
+            raise DataError(
+                f"a classifier must give one output per class, ({classes},), but gives {reference.shape[1:]}"
+                if classes
+                else f"a network without classes must give one vector per image, but gives {reference.shape[1:]}"
+            )
+        self.outputs = int(reference.shape[1])
+        self.check_outputs = tuple(map(tuple, reference.astype(float).tolist()))
+        self._embeds = not classes
+        self._images = [checks] if given.validation is None else [checks, given.validation]
+        self._labels = given.labels
+        self._reference = np.concatenate([reference, *(run_torch(network, images) for images in self._images[1:])])
+        self.accuracy = self._accuracy(self._reference)
+
+    def _accuracy(self, outputs: Images) -> float | None:
+        return None if self._labels is None else accuracy(outputs[-len(self._labels) :], self._labels)
+
+    def __call__(
+        self, run: Callable[[Images], Images], precision: str, *, tolerance: float | None, max_drop: float = math.inf
+    ) -> dict[str, Any]:
+        """The numbers of a file for the manifest. Raises ExportError when it is not good enough.
+
+        Args:
+            run: what the file computes.
+            precision: for messages.
+            tolerance: largest error, as a share of the largest absolute output; None when only the task judges.
+            max_drop: by how much it may be less accurate than torch.
+        """
+        outputs = np.concatenate([run(images) for images in self._images])
+        try:
+            found = compare(outputs, self._reference, tolerance=math.inf if tolerance is None else tolerance)
+        except ExportError as problem:
+            raise ExportError(f"{precision}: {problem}") from problem
+        reached = self._accuracy(outputs)
+        delta = None if reached is None or self.accuracy is None else reached - self.accuracy
+        if delta is not None and self.accuracy is not None and delta < -max_drop:
+            raise ExportError(
+                f"{precision} may lose at most {100 * max_drop:.1f} points of accuracy, but falls from "
+                f"{100 * self.accuracy:.1f} % to {100 * (self.accuracy + delta):.1f} %: use other calibration images or another "
+                "calibration"
+            )
+        alike = cosine(outputs, self._reference) if self._embeds else None
+        if alike is not None and tolerance is None and alike < LEAST_COSINE:
+            raise ExportError(
+                f"{precision}: embeddings must have a cosine similarity of at least {LEAST_COSINE} with torch's on the average, "
+                f"but have {alike:.3f}: use other calibration images or another calibration"
+            )
+        judged = {**found, "tolerance": None if tolerance is None else found["tolerance"]}
+        return {"accuracy": reached, "accuracy_delta": delta, "cosine": alike, **judged}
+
+
+def _check_given(input_shape: tuple[int, int, int], classes: int, given: BundleImages) -> None:
+    images, labels = given.validation, given.labels
+    if classes and (images is None) != (labels is None):
+        raise DataError("validation images and labels must be given together")
+    if not classes and labels is not None:
+        raise DataError(f"a network without classes takes no labels, but got {len(labels)}: leave them out")
+    if images is None:
+        return
+    if images.ndim != 4 or images.shape[1:] != input_shape or images.dtype != np.float32 or len(images) == 0:
+        raise DataError(f"validation images must be float32 (N, {input_shape}), N > 0, but are {images.dtype} {images.shape}")
+    if labels is not None and (labels.shape != (len(images),) or labels.min() < 0 or labels.max() >= classes):
+        raise DataError(f"labels must be {len(images)} numbers from 0 to {classes - 1}, but have shape {labels.shape}")

@@ -1,0 +1,95 @@
+"""The README of a bundle: what it is and how to run it, for someone who has never heard of nar_hw."""
+
+from nar_hw.bundles.manifest import Checked, Latency, Manifest, Network
+from nar_hw.runtimes import RUNTIMES, runtime_class
+
+_TEXT = """# {name}: {what} in one folder
+
+It {does} {channels}x{height}x{width} (channels, height, width).
+{operators_sentence}
+
+| file | what it is |
+|---|---|
+{files}
+| weights.safetensors | the trained weights, for PyTorch |
+| arch.json | the operators of the network, slot by slot |
+| manifest.json | everything about this bundle for programs: hashes, preprocessing, classes, accuracy, latency, versions |
+
+{latency_sentence}
+
+Preprocessing: convert to {mode}, scale the image until it covers {width}x{height} (bilinear, antialiased) and cut out its centre,
+divide by 255, subtract the mean {mean} and divide by the standard deviation {std} of each channel. Images per run: {batch}.
+
+{usage}"""
+
+
+def readme(manifest: Manifest) -> str:
+    """The text for a bundle's manifest, in which the README's own hash is not needed."""
+    channels, height, width = manifest.input.shape
+    fewest, most = manifest.input.batch
+    classes, preparation = manifest.classes, manifest.preprocessing
+    usages = (runtime_class(name).usage(manifest.deployed(name)) for name in RUNTIMES)
+    return _TEXT.format(
+        name=manifest.model.name,
+        what="an image classifier" if classes else "an image embedding",
+        does=f"tells {len(classes)} classes apart ({_some(classes)}) in images of"
+        if classes
+        else f"makes {manifest.output.shape[0]} numbers (an embedding) of each image of",
+        channels=channels,
+        height=height,
+        width=width,
+        batch=f"{fewest}" if fewest == most else f"{fewest} to {most}",
+        operators_sentence=_operators(manifest.model),
+        files="\n".join(_file_rows(manifest)),
+        latency_sentence=_latency(manifest.latency),
+        mode=manifest.deployed("onnxruntime").mode,
+        mean=_numbers(preparation.mean),
+        std=_numbers(preparation.std),
+        usage="\n".join(filter(None, usages)),
+    )
+
+
+def _operators(model: Network) -> str:
+    slots = f" with these operators in its {len(model.operators)} slots: {', '.join(model.operators)}"
+    return f"It is {model.name}{slots if model.operators else ''}; {model.parameters:,} parameters."
+
+
+def _some(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+
+
+def _file_rows(manifest: Manifest) -> list[str]:
+    def row(item: Checked, what: str) -> str:
+        right = (
+            ""
+            if item.accuracy is None
+            else f", {100 * item.accuracy:.2f} % right on {manifest.validation.images} validation images"
+        )
+        return f"| {', '.join(item.names)} | {what}{right} |"
+
+    rows = [row(item, f"the network in {precision}") for precision, item in manifest.variants.items()]
+    if (dense := manifest.dense) is not None:
+        smallest, stride = ("x".join(map(str, sizes)) for sizes in (dense.smallest, dense.stride))
+        rows.append(
+            f"| {dense.file} | the network for images of any size from {smallest} on: output `map` has an answer every "
+            f"{stride} pixels, `output` is their mean |"
+        )
+    for target, items in manifest.compiled.items():
+        runtime = runtime_class(target)
+        rows += [row(item, runtime.described(precision, item.exported)) for precision, item in items.items()]
+    return rows
+
+
+def _latency(latency: Latency) -> str:
+    device = latency.fingerprint
+    where = f" on {device['device']} with {device.get('runtime')}, batch {device.get('batch')}" if device.get("device") else ""
+    parts = []
+    if latency.measured:
+        parts.append("measured: " + ", ".join(f"{name.removesuffix('_ms')} {ms:.3g} ms" for name, ms in latency.measured.items()))
+    if latency.predicted_ms is not None:
+        parts.append(f"predicted by its latency table: {latency.predicted_ms:.3g} ms")
+    return f"Latency{where}: {'; '.join(parts)}." if parts else "Its latency was not measured when it was made."
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:.4f}" for value in values) + ")"

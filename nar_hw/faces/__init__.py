@@ -1,0 +1,1 @@
+"""Faces: identities and pairs on disk, heads with margins, verification and identification."""

@@ -1,0 +1,78 @@
+"""Children measured under a table's conditions, in the table's own milliseconds."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.progress import Progress
+
+from nar_hw.errors import MeasurementError
+from nar_hw.latency.children import Steps, child_loader, children_at_once, measure
+from nar_hw.latency.device import differing, here
+from nar_hw.latency.table import LatencyTable
+from nar_hw.latency.timing import summarize
+from nar_hw.runtimes import RuntimeConfig
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildrenMs:
+    """What children of a space take, and the network itself in the same rounds."""
+
+    ms: tuple[float, ...]
+    """Milliseconds of each arch as given; the drift of the machine within the measurement is divided out."""
+    rel: tuple[float | None, ...]
+    """Half-width of the 95 % confidence interval of each, relative to it."""
+    incumbent_ms: float
+    """Milliseconds of the network itself: divide by it what is to be compared with another measurement."""
+    rounds: int
+
+
+def measure_children(
+    space: SearchSpace,
+    archs: Sequence[Arch],
+    config: RuntimeConfig,
+    *,
+    rounds: int = 20,
+    progress: "Progress | None" = None,
+) -> ChildrenMs:
+    """The latency of children, visited in turn and between visits of the network itself; their weights do not matter.
+
+    Raises:
+        MeasurementError: no arch, or times that cannot be trusted.
+        SpaceError: an arch that is not of ``space``.
+        RuntimeUnavailableError: a config that does not work here.
+    """
+    if not archs:
+        raise MeasurementError("at least one arch is needed, but there are none")
+    valid = [space.validate(arch) for arch in archs]
+    tick = Steps(progress, "measuring children", len(set(valid)) * (rounds + 1))
+    with child_loader(space, config) as load, load(space.incumbent) as reference:
+        found = measure(load, valid, reference, at_once=children_at_once(space), rounds=rounds, tick=tick)
+    times = [summarize(found.children[arch].whole) for arch in valid]
+    return ChildrenMs(
+        ms=tuple(item.ms for item in times),
+        rel=tuple(item.rel for item in times),
+        incumbent_ms=float(np.median(found.reference)),
+        rounds=found.rounds,
+    )
+
+
+def device_meter(
+    space: SearchSpace, table: LatencyTable, progress: Progress | None = None
+) -> Callable[[Sequence[Arch]], list[float]] | None:
+    """What measures archs under the table's conditions, in the table's own milliseconds; None where its device is not this one.
+
+    The network itself is measured in the same rounds: dividing by its time and multiplying by the table's removes what the
+    machine has become slower or faster since.
+    """
+    config = table.config
+    if differing(table.fingerprint, here(config)):
+        return None
+
+    def measure(archs: Sequence[Arch]) -> list[float]:
+        measured = measure_children(space, list(archs), config, progress=progress)
+        return [ms * table.incumbent_ms / measured.incumbent_ms for ms in measured.ms]
+
+    return measure

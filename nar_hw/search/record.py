@@ -1,0 +1,126 @@
+"""The result of a search on disk: run.json, its archs as names of operators."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nar_hw.errors import RunError
+from nar_hw.models.info import ModelInfo
+from nar_hw.records import Record, read_record, write_record
+from nar_hw.search.config import SearchConfig
+from nar_hw.search.result import Standing
+from nar_hw.space.spec import Manner
+
+RESULT = "run.json"
+SCHEMA = 1
+
+
+class ScoredNames(Record, frozen=True, kw_only=True):
+    """An arch with what is known of it; see `nar_hw.search.result.Scored`."""
+
+    arch: tuple[str, ...]
+    accuracy: float
+    predicted_ms: float
+    measured_ms: float | None = None
+    load: float
+
+
+class OutcomeNames(Record, frozen=True, kw_only=True):
+    """What was found for one target; see `nar_hw.search.result.Outcome`."""
+
+    target_ms: float
+    met: bool
+    note: str
+    pick: ScoredNames
+    others: tuple[Standing, ...] = ()
+    finalists: tuple[ScoredNames, ...]
+
+
+class Identity(Record, frozen=True, kw_only=True):
+    """What must be equal for a search to be resumed."""
+
+    model: ModelInfo | None
+    manner: Manner
+    slots: tuple[tuple[str, tuple[str, ...]], ...]
+    """Slot and the names of its candidates."""
+    data: Mapping[str, Any]
+    """The task's record."""
+    target_ms: float
+    table_hash: str
+    more_targets_ms: tuple[float, ...] = ()
+    """Of the other tables, or further targets of the only one."""
+    more_tables: tuple[str, ...] = ()
+    """Their hashes."""
+    config: SearchConfig
+
+
+class RunFile(Record, frozen=True, kw_only=True):
+    """What run.json says: the outcome of a search, and what it was asked for."""
+
+    model: ModelInfo | None
+    manner: Manner
+    operators: tuple[str, ...]
+    """All candidates."""
+    data: str | None
+    target_ms: float
+    reward: str
+    strategy: str
+    seed: int
+    table: str
+    """Where the first table lies."""
+    tables: tuple[str, ...] = ()
+    """The files of all tables, in the folder."""
+    table_hash: str
+    allowed_mismatch: tuple[str, ...] = ()
+    versions: Mapping[str, str]
+    arch: tuple[str, ...]
+    """The pick, which is to be trained."""
+    predicted_ms: float
+    measured_ms: float | None = None
+    accuracy: float
+    load: float
+    others: tuple[Standing, ...] = ()
+    met: bool
+    note: str
+    pick: ScoredNames
+    finalists: tuple[ScoredNames, ...]
+    pareto: tuple[ScoredNames, ...]
+    more: tuple[OutcomeNames, ...] = ()
+    """What was found for further targets."""
+    history: tuple[Mapping[str, float], ...]
+    scored: tuple[ScoredNames, ...]
+    identity: Identity
+
+    @property
+    def outcomes(self) -> tuple[OutcomeNames, ...]:
+        """What was found for each target, in the order asked."""
+        first = OutcomeNames(
+            target_ms=self.target_ms, met=self.met, note=self.note, pick=self.pick, others=self.others, finalists=self.finalists
+        )
+        return (first, *self.more)
+
+    def outcome(self, target_ms: float | None = None) -> OutcomeNames:
+        """What was found for a target, by default the first. Raises RunError for a target that was not asked for."""
+        found = self.outcomes[0] if target_ms is None else None
+        found = found or next((item for item in self.outcomes if math.isclose(item.target_ms, target_ms or 0.0)), None)
+        if found is None:
+            asked = ", ".join(f"{item.target_ms:g}" for item in self.outcomes)
+            raise RunError(f"the target must be one that the search was asked for ({asked} ms), but got {target_ms:g}")
+        return found
+
+    @property
+    def network(self) -> ModelInfo:
+        """The network that was searched. Raises RunError where the search did not keep how to build it."""
+        if self.model is None:
+            raise RunError("the search did not keep how to build its network: pass model= to nar_hw.search")
+        return self.model
+
+    def save(self, folder: Path) -> None:
+        """Write run.json, atomically."""
+        write_record(folder / RESULT, self, schema=SCHEMA)
+
+
+def load_run(folder: Path) -> RunFile:
+    """Read run.json. Raises RunError in one line, also for a search that is not finished."""
+    return read_record(folder / RESULT, RunFile, what="search result", schema=SCHEMA, fix="search again or choose another folder")

@@ -1,0 +1,76 @@
+"""What `nar-hw search` does, from Python."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.progress import Progress
+
+from nar_hw.errors import UserError
+from nar_hw.latency.device import here
+from nar_hw.latency.measure import device_meter
+from nar_hw.latency.table import LatencyTable
+from nar_hw.proxy.subset import ProxyIndex
+from nar_hw.records import replace
+from nar_hw.search.config import SearchConfig
+from nar_hw.search.loop import search
+from nar_hw.search.result import SearchResult
+from nar_hw.steps.task import fitted_to, load_task
+from nar_hw.tasks import ClassificationTask
+from nar_hw.training.seed import set_seed
+from nar_hw.training.tensorboard import TensorBoard
+
+
+def search_run(
+    model: str,
+    data: str,
+    table: LatencyTable | Sequence[LatencyTable],
+    *,
+    target_ms: float | Sequence[float],
+    out: Path,
+    config: SearchConfig,
+    data_root: Path | None = None,
+    proxy: Path | None = None,
+    device: str = "cpu",
+    resume: bool = False,
+    allow_mismatch: bool = False,
+    tensorboard: bool = False,
+    progress: Progress | None = None,
+) -> SearchResult:
+    """Search the slots and operators of ``table`` in ``model`` and write ``out``/run.json.
+
+    With several tables, slots and operators are the first's, and finalists are measured on its device.
+
+    With ``tensorboard``, the scalars of each epoch are written to ``out``/tensorboard.
+
+    With ``proxy``, an index file of `nar-hw proxy select`, the training images are those that it lists.
+
+    Raises TargetError, TableMismatchError (a table of another network, or of another device unless allowed),
+    UserError (no TensorBoard), DataError (the proxy is of another data set) and what `nar_hw.search` raises.
+    """
+    on_epoch = TensorBoard(out / "tensorboard") if tensorboard else None
+    task = load_task(data, root=data_root, device=device)
+    if proxy is not None:
+        if not isinstance(task, ClassificationTask):
+            raise UserError(f"--proxy chooses images of classes, but {data!r} has faces: use nar-hw data faces-proxy")
+        task = ClassificationTask(ProxyIndex.load(proxy).apply(task.data), device)
+    first, *others = table if isinstance(table, Sequence) else [table]
+    info = fitted_to(replace(first.network, name=model), task)
+    set_seed(config.seed)
+    space = info.space()
+    allowed = first.check(space, here(first.config), allow_mismatch=allow_mismatch)
+    for other in others:  # whose devices are elsewhere
+        allowed += other.check(space, allow_mismatch=allow_mismatch)
+    return search(
+        space,
+        task,
+        table,
+        target_ms=target_ms,
+        config=config,
+        model=info,
+        out=out,
+        resume=resume,
+        progress=progress,
+        measure=device_meter(space, first, progress),
+        on_epoch=on_epoch,
+        allowed_mismatch=allowed,
+    )

@@ -1,0 +1,54 @@
+"""Data sets as tasks, for every step that reads images."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nar_hw.data import FACES, load_data
+from nar_hw.distributed import barrier, rank
+from nar_hw.errors import DataError, UserError
+from nar_hw.faces.data import load_faces
+from nar_hw.faces.task import FacesTask
+from nar_hw.models.info import ModelInfo
+from nar_hw.records import replace
+from nar_hw.tasks import ClassificationTask, Task
+
+AnyTask = ClassificationTask | FacesTask
+
+
+def load_task(
+    data: str, *, root: Path | None = None, device: str = "cpu", workers: int | None = None, download: bool = False
+) -> AnyTask:
+    """A data set as a task; with ``download`` the first process fetches it. Raises UnknownNameError or DataError."""
+    if data.startswith(FACES):
+        if download:
+            raise DataError(f"--download fetches cifar10, cifar100 and fashion-mnist, but {data!r} is a folder: leave it out")
+        return FacesTask(load_faces(data), device)
+    first = rank() == 0
+    if download and not first:
+        barrier()
+    found = load_data(data, root=root, download=download and first)
+    if download and first:
+        barrier()
+    return ClassificationTask(found, device, workers=workers)
+
+
+def fitted_to(info: ModelInfo, task: Task) -> ModelInfo:
+    """``info`` with the data's number of classes. Raises UserError when the image shapes differ."""
+    if info.input_shape != task.input_shape:
+        asked, own = ("x".join(map(str, shape)) for shape in (info.input_shape, task.input_shape))
+        raise UserError(f"the model's input must be the data's image shape, but got --input {asked} for images of {own}")
+    return replace(info, num_classes=task.num_classes)
+
+
+def validation_images(task: Task) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """All validation images (N, C, H, W), normalised, and their classes (N,)."""
+    batches = list(task.eval_batches("valid"))
+    return np.concatenate([images.numpy() for images, _ in batches]), np.concatenate([labels.numpy() for _, labels in batches])
+
+
+def calibration_images(task: Task, count: int = 512) -> NDArray[np.float32]:
+    """The first training images (count, C, H, W), normalised and not augmented."""
+    images: NDArray[np.float32] = next(iter(task.eval_batches("train", count)))[0].numpy()
+    return images

@@ -1,0 +1,207 @@
+"""The steps between files: what `nar-hw search` and `train` do, from Python."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from rich.progress import Progress
+from torch import nn
+
+from nar_hw._version import versions
+from nar_hw.bundles.children import child_names, named_child
+from nar_hw.data import SplitName
+from nar_hw.data.preprocessing import Preprocessing
+from nar_hw.distributed import rank
+from nar_hw.errors import RunError, UserError
+from nar_hw.latency.table import LatencyTable
+from nar_hw.models.info import ModelInfo
+from nar_hw.models.weights import load_fitting
+from nar_hw.records import replace
+from nar_hw.search.folder import TABLE
+from nar_hw.search.record import load_run
+from nar_hw.space.flops import SpaceCounts
+from nar_hw.space.spec import INCUMBENT, Manner
+from nar_hw.steps.task import AnyTask, fitted_to
+from nar_hw.tasks import ClassificationTask
+from nar_hw.training.child import Child
+from nar_hw.training.loop import train
+from nar_hw.training.phases import two_phase
+from nar_hw.training.recipes import Recipe
+from nar_hw.training.result import TrainResult
+from nar_hw.training.seed import set_seed
+from nar_hw.training.snapshots import score_ensemble
+from nar_hw.training.tensorboard import TensorBoard
+
+HELD_OUT: tuple[SplitName, ...] = ("valid", "test")
+"""Splits that a trained child is scored on."""
+
+
+def train_child(
+    info: ModelInfo,
+    arch: Sequence[str | int] | None,
+    task: AnyTask,
+    *,
+    out: Path,
+    recipe: Recipe,
+    seed: int = 0,
+    baseline: Path | None = None,
+    inherit: bool = True,
+    ensemble: int = 0,
+    table: LatencyTable | None = None,
+    target_ms: float | None = None,
+    resume: bool = False,
+    tensorboard: bool = False,
+    progress: Progress | None = None,
+) -> Child:
+    """Train one child and write it to ``out``: child.json, weights.safetensors, history.json and a checkpoint.
+
+    Several processes of torch.distributed train it together (see `nar_hw.training.loop.train`); the first of them writes.
+
+    Args:
+        arch: operator names or codes; None for the network itself.
+        task: see `nar_hw.steps.task.load_task`.
+        baseline: folder of a trained child, or a file of weights: the teacher of a recipe with ``distill``.
+        inherit: the baseline's weights are inherited where they fit; without it or a baseline the child starts from scratch.
+        ensemble: how many snapshots of the training are kept and scored together on the test images.
+        table, target_ms: kept in child.json with the table's prediction.
+        tensorboard: scalars of each epoch are written to ``out``/tensorboard.
+
+    Raises:
+        SpaceError: the arch does not fit the space.
+        RunError: ``out`` cannot be resumed, or the baseline is of another network.
+        TrainingError: the training diverged.
+    """
+    on_epoch = TensorBoard(out / "tensorboard") if tensorboard else None
+    if (ensemble or recipe.distill) and not isinstance(task, ClassificationTask):
+        raise UserError(
+            f"ensembles and distillation are of classifiers, but {task.data.name!r} is learned as embeddings: leave them out"
+        )
+    info = fitted_to(info, task)
+    set_seed(seed)
+    space = info.space()
+    codes = space.incumbent if arch is None else space.parse(arch)
+    child = space.build(codes)
+    trained, missing = (None, ()) if baseline is None else _trained(baseline, info)
+    if missing and recipe.distill:
+        raise RunError(
+            f"{baseline} must hold all weights of a teacher, but {missing[0]!r} does not fit: train the baseline first"
+        )
+    run: Callable[..., TrainResult] = train
+    if trained is not None and inherit:
+        new = sorted({*space.inherit(child, trained), *missing} & child.state_dict().keys())
+        run = partial(two_phase, new=new)
+        if progress is not None and rank() == 0:
+            parts = sorted({key.rpartition(".")[0] for key in new})
+            what = f"all but {', '.join(parts)}" if parts else "everything"
+            progress.console.print(f"inherited from {baseline}: {what}", highlight=False)
+    run = partial(
+        run,
+        out=out,
+        seed=seed,
+        resume=resume,
+        teacher=trained if recipe.distill else None,
+        snapshots=ensemble,
+        progress=progress,
+        on_epoch=on_epoch,
+    )
+    result = run(child, task, recipe)
+    counts = SpaceCounts(space).count(codes)
+    found = Child(
+        model=info,
+        arch=space.names(codes),
+        data=task.data.name,
+        recipe=recipe,
+        seed=seed,
+        init="scratch" if baseline is None or not inherit else "inherited",
+        accuracy={split: task.evaluate(child, split) for split in HELD_OUT},
+        params=counts.params,
+        flops=counts.flops,
+        pool_ops=counts.pool_ops,
+        target_ms=target_ms,
+        predicted_ms=None if table is None else table.predict(codes),
+        table_hash=None if table is None else table.hash,
+        fingerprint=None if table is None else table.fingerprint,
+        preprocessing=Preprocessing(mean=task.data.mean, std=task.data.std, classes=tuple(task.data.classes)),
+        versions=versions("torch"),
+        record=task.record,
+        top5={split: task.evaluate(child, split, k=5) for split in HELD_OUT}
+        if isinstance(task, ClassificationTask) and task.num_classes > 5
+        else {},
+    )
+    if rank() == 0:
+        if ensemble and isinstance(task, ClassificationTask):
+            found = replace(found, ensemble=asdict(score_ensemble(child, task, "test", out=out, epochs=result.snapshots)))
+        found.save(out, child)
+    return found
+
+
+def _trained(baseline: Path, info: ModelInfo) -> tuple[nn.Module, tuple[str, ...]]:
+    """The trained network in a folder, or with the weights of a file that fit, and the names of what has none.
+
+    Raises RunError when the folder is of another network or for other images, ModelError for a file that does not fit.
+    """
+    if baseline.is_file():
+        network = info.build()
+        return network, load_fitting(network, baseline)
+    trained = Child.load(baseline)
+    if (trained.model.name, trained.model.input_shape, trained.model.num_classes) != (
+        info.name,
+        info.input_shape,
+        info.num_classes,
+    ):
+        raise RunError(f"{baseline} must hold the trained {info.name} for the same images, but holds {trained.model}")
+    return trained.network(baseline), ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """An arch to be trained and, where a search found it, the table and the target."""
+
+    info: ModelInfo
+    arch: tuple[str, ...] | None
+    """Operator names or codes; None for the network itself."""
+    table: LatencyTable | None = None
+    target_ms: float | None = None
+
+
+def find_arch(
+    text: str,
+    *,
+    model: str | None,
+    task: AnyTask,
+    manner: Manner = "conv",
+    operators: tuple[str, ...] | None = None,
+    slots: str | None = None,
+    limit_params: bool = True,
+) -> Wanted:
+    """What --arch names: a search folder, a child that ships with nar_hw, "incumbent", or codes and names separated by commas.
+
+    Raises UserError when the network is not told, RunError for a folder without a finished search.
+    """
+    if Path(text).is_dir():
+        found = load_run(Path(text))
+        info = found.network
+        if model not in (None, info.name):
+            raise UserError(f"--model must be the searched network {info.name} or left out, but got {model}")
+        return Wanted(info=info, arch=found.arch, table=LatencyTable.load(Path(text) / TABLE), target_ms=found.target_ms)
+    if text in child_names():
+        named = named_child(text)
+        if model not in (None, named.model.name):
+            raise UserError(f"--model must be {named.model.name}, of which {text} is a child, or left out, but got {model}")
+        return Wanted(info=replace(named.model, input_shape=task.input_shape), arch=named.arch)
+    if model is None:
+        raise UserError(
+            f"--model must name the network unless --arch is a search folder, but {text!r} is no folder and none of the children "
+            f"{', '.join(child_names())}"
+        )
+    info = ModelInfo(
+        name=model,
+        input_shape=task.input_shape,
+        num_classes=task.num_classes,
+        manner=manner,
+        operators=operators,
+        slots=slots,
+        limit_params=limit_params,
+    )
+    return Wanted(info=info, arch=None if text == INCUMBENT else tuple(item.strip() for item in text.split(",")))
