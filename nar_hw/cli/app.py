@@ -29,6 +29,7 @@ _debug = False
 
 ORDER = (
     "demo",
+    "refine",
     "doctor",
     "space",
     "count",
@@ -38,6 +39,7 @@ ORDER = (
     "proxy",
     "search",
     "train",
+    "eval",
     "export",
     "bundle",
     "bench",

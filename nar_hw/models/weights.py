@@ -1,5 +1,6 @@
 """Weights on disk: safetensors, or torch files of tensors only; nothing is executed."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,15 @@ class Loaded(NamedTuple):
         prefix = f" without the prefix {self.prefix!r}" if self.prefix else ""
         ignored = f"; left out: {_listed(self.ignored)}" if self.ignored else ""
         return f"{self.tensors} tensors{where}{prefix}{ignored}"
+
+
+def weights_hash(network: nn.Module) -> str:
+    """SHA-256 (hex) of the names and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy() if value.dim() else str(value.item()).encode())
+    return digest.hexdigest()
 
 
 def load_weights(network: nn.Module, path: Path, *, name: str = "the network") -> Loaded:

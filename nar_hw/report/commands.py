@@ -86,7 +86,9 @@ class Commands:
 
     @property
     def _training(self) -> list[str]:
-        return [] if self.child is None else [*self.child.recipe.options(), "--seed", str(self.child.seed)]
+        if self.child is None or self.child.recipe is None:
+            return []
+        return [*self.child.recipe.options(), "--seed", str(self.child.seed)]
 
     def _export(self, network: str, bundle: str) -> str:
         return command("export", self._in(network), "--to", "onnx", "--out", self._in(bundle))

@@ -8,6 +8,37 @@ from nar_hw.report.run import Run
 from nar_hw.search.record import ScoredNames
 
 
+def front(run: Run) -> list[Chart]:
+    """Test accuracy against measured latency: the network and its children."""
+    if len(run.front) < 2 or run.front[0].name != "baseline":
+        return []
+    points = {
+        item.name: Point(
+            item.measured_ms,
+            100 * item.trained.accuracy["test"],
+            f"{item.name}: {words.ms(item.measured_ms)}, {words.percent(item.trained.accuracy['test'])}",
+        )
+        for item in run.front
+        if "test" in item.trained.accuracy
+    }
+    baseline, children = points["baseline"], [point for name, point in points.items() if name != "baseline"]
+    told = "; ".join(point.title for point in points.values())
+    return [
+        chart(
+            "front",
+            "Test accuracy against measured latency",
+            f"{told}.",
+            [
+                Series(label="children", points=tuple(sorted(children)), kind="front", shape="diamond", line=True),
+                Series(label="your network", points=(baseline,), kind="pick-mark", shape="star"),
+            ],
+            x_label="measured latency (ms)",
+            y_label="test accuracy (%)",
+            height=330,
+        )
+    ]
+
+
 def pareto(run: Run) -> list[Chart]:
     """Accuracy against predicted latency of everything that the search scored, with its front and the child."""
     groups = {"scored": run.search.scored, "front": run.search.pareto}

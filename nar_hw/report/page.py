@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nar_hw.files import write_text
 from nar_hw.report import words
-from nar_hw.report.figures import history, pareto, smoothing, training, validation
+from nar_hw.report.figures import front, history, pareto, smoothing, training, validation
 from nar_hw.report.run import Run, read_run, role, setting
 from nar_hw.space.operators import PAPER_OPERATORS
 
@@ -44,10 +44,17 @@ def render(run: Run) -> str:
         verdict=words.verdict(run),
         rows=rows,
         cards=[shown[name] for name in cards if name in shown],
+        front=words.front(run),
         bench=_bench(run),
         bench_columns=[column for column, _, _ in _bench_columns(run)],
         comparisons=[words.comparison(item) for item in run.comparisons],
-        charts={"pareto": pareto(run), "history": history(run), "validation": validation(run), "training": training(run)},
+        charts={
+            "front": front(run),
+            "pareto": pareto(run),
+            "history": history(run),
+            "validation": validation(run),
+            "training": training(run),
+        },
         smoothing=smoothing(run),
         finalists=_finalists(run),
         finalists_measured=any(item.measured_ms is not None for item in run.search.finalists),

@@ -54,6 +54,15 @@ class SlotCost(NamedTuple):
     chosen_ms: float | None
 
 
+class Standing(NamedTuple):
+    """A network that is trained and measured."""
+
+    name: str
+    trained: Child
+    measured_ms: float
+    """In the first setting of the benchmark."""
+
+
 class Measured(NamedTuple):
     """The measured ms of both networks, and how they were measured."""
 
@@ -72,7 +81,7 @@ class Run:
     no_table: str
     """What is missing where there is no table."""
     trained: Mapping[str, Child]
-    """"baseline" and "child", as far as they are trained."""
+    """"baseline", "child" and the children of a refinement by the names of their folders, as far as they are trained."""
     curves: Mapping[str, tuple[EpochLog, ...]]
     bench: BenchFile | None
     bundle: Manifest | None
@@ -89,10 +98,17 @@ class Run:
         """(C, H, W)."""
         return self.search.network.input_shape
 
+    @property
+    def first(self) -> str:
+        """The name of the child for the first target."""
+        target = self.search.target_ms
+        known = (name for name, child in self.trained.items() if name != "baseline" and child.target_ms == target)
+        return next(known, "child")
+
     @cached_property
     def child(self) -> Network:
         """The pick of the search."""
-        return self._network("child", self.search.arch, self.search.predicted_ms, self.measured.child)
+        return self._network(self.first, self.search.arch, self.search.predicted_ms, self.measured.child)
 
     @cached_property
     def baseline(self) -> Network:
@@ -109,6 +125,14 @@ class Run:
         return Network(trained=trained, arch=arch, predicted_ms=predicted, measured_ms=measured, curve=self.curves.get(name, ()))
 
     @cached_property
+    def front(self) -> tuple[Standing, ...]:
+        """The networks that are trained and measured, the baseline first, the children by falling latency."""
+        rows = [row for row in self.rows if setting(row) == setting(self.rows[0])]
+        times = {role(row.subject): row.p50_ms for row in rows}
+        found = [Standing(name, child, times[name]) for name, child in self.trained.items() if name in times]
+        return tuple(sorted(found, key=lambda item: (item.name != "baseline", -item.measured_ms)))
+
+    @cached_property
     def measured(self) -> Measured:
         """By the search, which measures on the table's scale as the target is, else by the first setting of the benchmark."""
         child = self.search.measured_ms
@@ -117,9 +141,9 @@ class Run:
             return Measured(child, self.table.incumbent_ms, how)
         medians = {(setting(row), role(row.subject)): row.p50_ms for row in self.rows}
         for name in dict.fromkeys(setting(row) for row in self.rows):
-            if (name, "baseline") in medians and (name, "child") in medians:
+            if (name, "baseline") in medians and (name, self.first) in medians:
                 how = f"Measured side by side by nar-hw bench: {name}."
-                return Measured(medians[name, "child"], medians[name, "baseline"], how)
+                return Measured(medians[name, self.first], medians[name, "baseline"], how)
         return Measured(child, None, None if child is None else "Measured by the search.")
 
     @property
@@ -151,7 +175,7 @@ class Run:
     @property
     def commands(self) -> Commands:
         """The commands that make this run."""
-        child = self.trained.get("child")
+        child = self.trained.get(self.first)
         return Commands(folder=self.folder, search=self.search, table=self.table, child=child, demo=self.demo)
 
     @cached_property
@@ -159,7 +183,7 @@ class Run:
         """Part of the page -> what is missing, and the command that makes it."""
         commands, table = self.commands, self.table
         absent = {
-            "child": ("child" in self.trained, "the trained child", commands.train),
+            "child": (self.first in self.trained, "the trained child", commands.train),
             "baseline": ("baseline" in self.trained, "the trained baseline", commands.baseline),
             "measured": (self.measured.child is not None, "the measured latency", commands.bench),
             "table": (table is not None, self.no_table, commands.profile),
@@ -173,7 +197,7 @@ class Run:
     @cached_property
     def facts(self) -> dict[str, dict[str, str]]:
         """Heading -> name -> value: device, versions, settings, bundle."""
-        table, child, bundle = self.table, self.trained.get("child"), self.bundle
+        table, child, bundle = self.table, self.trained.get(self.first), self.bundle
         device = {} if table is None else texts(table.fingerprint)
         if device.get("cpu") == device.get("device"):
             device.pop("cpu", None)
@@ -181,7 +205,10 @@ class Run:
         training = {}
         if child is not None:
             training = {"data": child.data, "init": child.init, "seed": str(child.seed)}
-            training |= {"classes": ", ".join(child.preprocessing.classes), **texts(plain(child.recipe))}
+            training |= {
+                "classes": ", ".join(child.preprocessing.classes),
+                **({} if child.recipe is None else texts(plain(child.recipe))),
+            }
         variants = {} if bundle is None else plain(bundle.variants)
         files = {} if bundle is None else bundle.files
         return {
@@ -237,18 +264,25 @@ def read_run(folder: Path) -> Run:
         raise RunError(f"a run folder must hold {RESULT}, but {folder} does not: make it with nar-hw search ... --out {folder}")
     search = load_run(folder)
     table, no_table = _table(folder, search)
-    names = ("baseline", "child")
+    places = {"baseline": folder / "baseline", "child": folder / "child"}
+    places |= {path.parent.name: path.parent for path in sorted(folder.glob(f"children/*/{CHILD}"))}
     return Run(
         folder=folder,
         search=search,
         table=table,
         no_table=no_table,
-        trained={name: Child.load(folder / name) for name in names if (folder / name / CHILD).exists()},
-        curves={name: History.load(folder / name).epochs for name in names if (folder / name / HISTORY).exists()},
+        trained={name: Child.load(path) for name, path in places.items() if (path / CHILD).exists()},
+        curves={name: History.load(path).epochs for name, path in places.items() if (path / HISTORY).exists()},
         bench=BenchFile.load(folder / BENCH) if (folder / BENCH).exists() else None,
-        bundle=load_bundle(folder / "bundle").manifest if (folder / "bundle" / MANIFEST).exists() else None,
+        bundle=_bundle(folder),
         demo=(folder / "demo.json").exists(),
     )
+
+
+def _bundle(folder: Path) -> Manifest | None:
+    """The bundle of the child; of a refinement, of the first of its children."""
+    places = [folder / "bundle", *sorted(path for path in folder.glob("bundles/*") if path.name != "baseline")]
+    return next((load_bundle(path).manifest for path in places if (path / MANIFEST).exists()), None)
 
 
 def _table(folder: Path, search: RunFile) -> tuple[LatencyTable | None, str]:

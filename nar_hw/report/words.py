@@ -148,6 +148,30 @@ def headline(run: Run) -> list[Row]:
     return [row for row in rows if {row.baseline, row.child} - {ABSENT, ""}]
 
 
+def front(run: Run) -> list[dict[str, str]]:
+    """The table under the front: each network with its latency and what it costs in accuracy."""
+    if len(run.front) < 2 or run.front[0].name != "baseline":
+        return []
+    first = run.front[0]
+    rows = []
+    for item in run.front:
+        accuracy, before = item.trained.accuracy.get("test"), first.trained.accuracy.get("test")
+        points = None if accuracy is None or before is None or item is first else 100 * (accuracy - before)
+        rows.append(
+            {
+                "name": item.name,
+                "asked": ms(item.trained.target_ms) if item is not first else "",
+                "measured": ms(item.measured_ms),
+                "ratio": change(first.measured_ms, item.measured_ms) if item is not first else "",
+                "accuracy": percent(accuracy),
+                "points": "" if points is None else signed(points, 2, "points"),
+                "params": amount(item.trained.params),
+                "flops": amount(item.trained.flops),
+            }
+        )
+    return rows
+
+
 def sentence(run: Run) -> str:
     """The result of the run in one sentence."""
     baseline, child = run.baseline, run.child

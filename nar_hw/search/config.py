@@ -1,19 +1,58 @@
 """Every setting of a search, as data."""
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Literal
 
 from nar_hw.errors import UserError, unknown_name
-from nar_hw.records import Record
+from nar_hw.records import Record, plain
 from nar_hw.search.reward import REWARDS
 from nar_hw.search.strategies import STRATEGIES, strategy_class
-from nar_hw.training.recipes import Precision, Recipe
+from nar_hw.training.recipes import PRECISIONS, Precision, Recipe
 
 Paths = Literal["strategy", "fair", "uniform"]
 PATHS: tuple[Paths, ...] = ("strategy", "fair", "uniform")
 Combine = Literal["worst", "mean"]
 COMBINE: tuple[Combine, ...] = ("worst", "mean")
+
+
+FIT_WARMUP = 0.1
+"""Share of the steps in which the learning rate rises; it falls by a cosine."""
+
+
+class FitConfig(Record, frozen=True, kw_only=True):
+    """How candidates are fitted."""
+
+    epochs: int = 5
+    batch: int = 128
+    """Images that the teacher sees in a step."""
+    deal: bool = True
+    """Deal the images of a step out among the candidates of a slot; else each candidate sees all, at as many times the cost."""
+    lr: float = 1e-2
+    """Greatest learning rate of Adam."""
+    seed: int = 0
+    precision: Precision = "fp32"
+    """Arithmetic of the forward passes; weights stay in fp32."""
+    channels_last: bool = False
+    """Store images and weights with the channels innermost."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a value outside its range."""
+        for rule, holds in (
+            ("epochs >= 1", self.epochs >= 1),
+            ("batch >= 1", self.batch >= 1),
+            ("lr > 0", self.lr > 0),
+            (f"precision in {PRECISIONS}", self.precision in PRECISIONS),
+        ):
+            if not holds:
+                raise UserError(f"{rule} must hold for fitting, but got {plain(self)}")
+
+    def learning_rate(self, progress: float) -> float:
+        """The rate when ``progress``, in [0, 1), of the steps are done."""
+        if progress < FIT_WARMUP:
+            return self.lr * progress / FIT_WARMUP
+        return self.lr * (1 + math.cos(math.pi * (progress - FIT_WARMUP) / (1 - FIT_WARMUP))) / 2
 
 
 class SearchConfig(Record, frozen=True, kw_only=True):
@@ -22,7 +61,7 @@ class SearchConfig(Record, frozen=True, kw_only=True):
     OPTIONS: ClassVar[Mapping[str, str]] = {
         "weights": "weight",
         **dict.fromkeys(("strategy_options", "reward_options", "lr", "lr_min", "t_0", "t_mult", "momentum", "weight_decay"), ""),
-        **dict.fromkeys(("updates", "samples", "valid_batch", "recalibration_batches", "rescored", "finalists"), ""),
+        **dict.fromkeys(("updates", "samples", "valid_batch", "recalibration_batches", "rescored", "finalists", "fit"), ""),
     }
 
     strategy: str = "surrogate"
@@ -79,6 +118,8 @@ class SearchConfig(Record, frozen=True, kw_only=True):
     """Arithmetic of the forward passes; bf16 and fp16 keep weights in fp32 (autocast), fp16 scales the loss."""
     channels_last: bool = False
     """Store images and weights with the channels innermost."""
+    fit: FitConfig | None = None
+    """Candidates are fitted inside the trained network and then scored as they are: no epoch trains weights; None: all do."""
 
     def __post_init__(self) -> None:
         """Raises UnknownNameError for a name, UserError for a value outside its range."""
@@ -139,3 +180,7 @@ def _require(config: SearchConfig, rule: str, holds: bool, *names: str) -> None:
     if not holds:
         values = ", ".join(f"{name}={getattr(config, name)}" for name in names)
         raise UserError(f"{rule} must hold in a search, but got ({values})")
+
+
+FITTED = SearchConfig(fit=FitConfig(), warmup_epochs=0, epochs=12, valid_batch=512)
+"""Where the network is trained: the default of `nar-hw refine` and of `nar-hw search --weights`."""

@@ -22,57 +22,21 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from nar_hw.distributed import all_reduce_sum, average_buffers, average_gradients, broadcast, rank, ranks, share
-from nar_hw.errors import RunError, SpaceError, TrainingError, UserError
-from nar_hw.records import Record, plain
+from nar_hw.errors import RunError, SpaceError, TrainingError
+from nar_hw.records import plain
+from nar_hw.search.config import FitConfig
 from nar_hw.search.randomness import generator_states, restore_generators, seeded
 from nar_hw.search.supernet import Supernet, Switch
 from nar_hw.space.space import Site
 from nar_hw.tasks import Task
 from nar_hw.training.checkpoints import load_state, save_state
 from nar_hw.training.precision import autocast
-from nar_hw.training.recipes import PRECISIONS, Precision
 
 STATE = "fit.pt"
-WARMUP = 0.1
-"""Share of the steps in which the learning rate rises; it falls by a cosine."""
 FLOOR = 0.01
 """Least variance of a channel, as a share of the mean of all channels: dead ones must not outweigh the rest."""
 TINY = 1e-12
 """A variance, so that nothing is divided by zero where all channels are constant."""
-
-
-class FitConfig(Record, frozen=True, kw_only=True):
-    """How candidates are fitted."""
-
-    epochs: int = 5
-    batch: int = 128
-    """Images that the teacher sees in a step."""
-    deal: bool = True
-    """Deal the images of a step out among the candidates of a slot; else each candidate sees all, at as many times the cost."""
-    lr: float = 1e-2
-    """Greatest learning rate of Adam."""
-    seed: int = 0
-    precision: Precision = "fp32"
-    """Arithmetic of the forward passes; weights stay in fp32."""
-    channels_last: bool = False
-    """Store images and weights with the channels innermost."""
-
-    def __post_init__(self) -> None:
-        """Raises UserError for a value outside its range."""
-        for rule, holds in (
-            ("epochs >= 1", self.epochs >= 1),
-            ("batch >= 1", self.batch >= 1),
-            ("lr > 0", self.lr > 0),
-            (f"precision in {PRECISIONS}", self.precision in PRECISIONS),
-        ):
-            if not holds:
-                raise UserError(f"{rule} must hold for fitting, but got {plain(self)}")
-
-    def learning_rate(self, progress: float) -> float:
-        """The rate when ``progress``, in [0, 1), of the steps are done."""
-        if progress < WARMUP:
-            return self.lr * progress / WARMUP
-        return self.lr * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP))) / 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

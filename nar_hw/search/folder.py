@@ -10,9 +10,10 @@ from nar_hw._version import versions
 from nar_hw.distributed import rank
 from nar_hw.errors import RunError, SpaceError
 from nar_hw.models.info import ModelInfo
-from nar_hw.models.weights import save_weights
+from nar_hw.models.weights import save_weights, weights_hash
 from nar_hw.records import check_same, plain
 from nar_hw.search.config import SearchConfig
+from nar_hw.search.fitting import STATE as FIT
 from nar_hw.search.record import RESULT, Identity, OutcomeNames, RunFile, ScoredNames, load_run
 from nar_hw.search.result import Outcome, Scored, SearchResult
 from nar_hw.search.supernet import Supernet
@@ -52,6 +53,7 @@ class SearchFolder:
             more_targets_ms=tuple(targets_ms[1:]),
             more_tables=tuple(table.hash for table in tables[1:]),
             config=config,
+            weights=None if config.fit is None else weights_hash(space.model),
         )
         """What must be equal for a search to be resumed."""
 
@@ -70,11 +72,12 @@ class SearchFolder:
         """Delete what killed processes left: half-written files, and the checkpoint of a search that is finished."""
         if rank() != 0:
             return
-        for name in (RESULT, STATE, WEIGHTS, *self._files):
+        for name in (RESULT, STATE, WEIGHTS, FIT, *self._files):
             for path in self.path.glob(f".{name}.*"):
                 path.unlink()
         if (self.path / RESULT).exists():
-            (self.path / STATE).unlink(missing_ok=True)
+            for name in (STATE, FIT):
+                (self.path / name).unlink(missing_ok=True)
 
     def finished(self) -> SearchResult | None:
         """The result of this very search, if it is there. Raises RunError for one with other settings or a damaged one."""

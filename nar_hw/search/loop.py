@@ -11,6 +11,7 @@ from nar_hw.records import replace
 from nar_hw.search.budget import Budget
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.finals import conclude
+from nar_hw.search.fitting import fit
 from nar_hw.search.folder import SearchFolder
 from nar_hw.search.progress import Bar
 from nar_hw.search.randomness import seeded
@@ -52,7 +53,7 @@ def search(
     is the whole of theirs, but norms see their own process's share of it.
 
     Args:
-        space: its network's weights are where the incumbent operators start.
+        space: its network's weights are where the incumbent operators start; with ``config.fit`` they must be trained.
         task: batches, loss and score, on the device to search on.
         table: latencies of the device to deploy on, or of several; a search needs no such device.
         target_ms: the latency not to be exceeded; with one table, several find an arch each; with several tables one for all, or
@@ -94,6 +95,9 @@ def search(
     if progress is not None and rank() == 0:
         for budget in budgets:
             progress.console.print(budget.reach, highlight=False, soft_wrap=True)
+    if config.fit is not None:
+        supernet = Supernet(space, task.new_head())
+        fit(supernet, task, config.fit, out=None if folder is None else folder.path, resume=True, progress=progress)
     with seeded(config.seed):
         run = SearchRun(space, task, budgets, config, supernet)
         if folder is not None and (state := folder.checkpoint()) is not None:

@@ -53,6 +53,8 @@ class Identity(Record, frozen=True, kw_only=True):
     more_tables: tuple[str, ...] = ()
     """Their hashes."""
     config: SearchConfig
+    weights: str | None = None
+    """SHA-256 of the trained weights in which candidates were fitted."""
 
 
 class RunFile(Record, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from nar_hw.runtimes import RuntimeConfig
 def bench_bundles(
     bundles: Mapping[str, Path], configs: Sequence[RuntimeConfig], *, rounds: int = 30, progress: Progress | None = None
 ) -> BenchFile:
-    """Every bundle under every config that all of them can run, and the first against the second.
+    """Every bundle under every config that all of them can run; two are compared, of more every one with the first.
 
     Raises RunError for a folder that is no bundle, RuntimeUnavailableError where no config is left, and MeasurementError as
     `nar_hw.bench.benchmark.bench`.
@@ -32,5 +32,6 @@ def bench_bundles(
         raise RuntimeUnavailableError(left_out[0].reason)
     rows = bench(bundles, input_shape=next(iter(shapes.values())), configs=possible, rounds=rounds, progress=progress)
     subjects = [[row for row in rows if row.subject == name] for name in bundles]
-    comparisons = compare(*subjects) if len(subjects) == 2 else ()
+    pairs = [subjects] if len(subjects) == 2 else [[subject, subjects[0]] for subject in subjects[1:]]
+    comparisons = tuple(item for pair in pairs for item in compare(*pair))
     return BenchFile(rows=tuple(rows), comparisons=comparisons, left_out=tuple(left_out))

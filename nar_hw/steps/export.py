@@ -7,14 +7,22 @@ from nar_hw.bundles.children import child_names, named_child
 from nar_hw.bundles.config import ExportConfig
 from nar_hw.bundles.judge import BundleImages
 from nar_hw.bundles.manifest import Arch, Latency
-from nar_hw.steps.task import calibration_images, load_task, validation_images
+from nar_hw.steps.task import AnyTask, calibration_images, load_task, validation_images
 from nar_hw.training.child import Child
 
 
-def export_child(folder: Path, out: Path, config: ExportConfig = ExportConfig(), *, data_root: Path | None = None) -> Path:
+def export_child(
+    folder: Path,
+    out: Path,
+    config: ExportConfig = ExportConfig(),
+    *,
+    data_root: Path | None = None,
+    task: AnyTask | None = None,
+) -> Path:
     """Export a trained child to a bundle, verified on its validation images.
 
-    ``folder`` may also name a child that ships with nar_hw: it is exported with untrained weights, to be timed.
+    ``task``: the child's data where they are loaded already. ``folder`` may also name a child that ships with nar_hw: it is
+    exported with untrained weights, to be timed.
 
     Raises what `export_bundle` raises, and RunError.
     """
@@ -25,7 +33,7 @@ def export_child(folder: Path, out: Path, config: ExportConfig = ExportConfig(),
     arch = Arch(name=child.model.name, input_shape=child.model.input_shape, operators=child.arch, codes=codes)
     if not isinstance(child, Child):
         return export_bundle(space.build(codes).eval(), out, arch=arch, preprocessing=child.preprocessing, config=config)
-    task = load_task(child.data, root=data_root)
+    task = task or load_task(child.data, root=data_root)
     images, labels = validation_images(task)
     return export_bundle(
         child.network(folder, space),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.progress import Progress
+from torch import nn
 
 from nar_hw.errors import UserError
 from nar_hw.latency.device import here
@@ -32,6 +33,7 @@ def search_run(
     proxy: Path | None = None,
     device: str = "cpu",
     resume: bool = False,
+    trained: nn.Module | None = None,
     allow_mismatch: bool = False,
     tensorboard: bool = False,
     progress: Progress | None = None,
@@ -41,6 +43,9 @@ def search_run(
     With several tables, slots and operators are the first's, and finalists are measured on its device.
 
     With ``tensorboard``, the scalars of each epoch are written to ``out``/tensorboard.
+
+    With ``trained``, the searched network with its weights, shared weights begin with those, and ``config.fit`` may fit the
+    candidates inside it (`nar_hw.search.fitting`).
 
     With ``proxy``, an index file of `nar-hw proxy select`, the training images are those that it lists.
 
@@ -56,7 +61,9 @@ def search_run(
     first, *others = table if isinstance(table, Sequence) else [table]
     info = fitted_to(replace(first.network, name=model), task)
     set_seed(config.seed)
-    space = info.space()
+    if config.fit is not None and trained is None:
+        raise UserError("candidates are fitted inside a trained network, but there is none: give --weights or --baseline")
+    space = info.space(trained)
     allowed = first.check(space, here(first.config), allow_mismatch=allow_mismatch)
     for other in others:  # whose devices are elsewhere
         allowed += other.check(space, allow_mismatch=allow_mismatch)

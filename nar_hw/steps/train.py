@@ -16,12 +16,14 @@ from nar_hw.distributed import rank
 from nar_hw.errors import RunError, UserError
 from nar_hw.latency.table import LatencyTable
 from nar_hw.models.info import ModelInfo
-from nar_hw.models.weights import load_fitting
+from nar_hw.models.weights import Loaded, load_fitting, load_weights
 from nar_hw.records import replace
-from nar_hw.search.folder import TABLE
+from nar_hw.search.folder import TABLE, WEIGHTS as SUPERNET
 from nar_hw.search.record import load_run
+from nar_hw.search.supernet import Supernet
 from nar_hw.space.flops import SpaceCounts
-from nar_hw.space.spec import INCUMBENT, Manner
+from nar_hw.space.space import SearchSpace, Slot
+from nar_hw.space.spec import INCUMBENT, Arch, Manner
 from nar_hw.steps.task import AnyTask, fitted_to
 from nar_hw.tasks import ClassificationTask
 from nar_hw.training.child import Child
@@ -47,6 +49,7 @@ def train_child(
     seed: int = 0,
     baseline: Path | None = None,
     inherit: bool = True,
+    fitted: Path | None = None,
     ensemble: int = 0,
     table: LatencyTable | None = None,
     target_ms: float | None = None,
@@ -63,6 +66,7 @@ def train_child(
         task: see `nar_hw.steps.task.load_task`.
         baseline: folder of a trained child, or a file of weights: the teacher of a recipe with ``distill``.
         inherit: the baseline's weights are inherited where they fit; without it or a baseline the child starts from scratch.
+        fitted: folder of the search that fitted the candidates inside the baseline: the child begins with their weights.
         ensemble: how many snapshots of the training are kept and scored together on the test images.
         table, target_ms: kept in child.json with the table's prediction.
         tensorboard: scalars of each epoch are written to ``out``/tensorboard.
@@ -88,13 +92,20 @@ def train_child(
             f"{baseline} must hold all weights of a teacher, but {missing[0]!r} does not fit: train the baseline first"
         )
     run: Callable[..., TrainResult] = train
-    if trained is not None and inherit:
-        new = sorted({*space.inherit(child, trained), *missing} & child.state_dict().keys())
-        run = partial(two_phase, new=new)
+    init, new = "scratch", list(missing)
+    if trained is not None and fitted is not None:
+        init, child = "fitted", _fitted_child(fitted, info.space(trained), codes)
+        new += [path for slot, code in zip(space.slots, codes, strict=True) if code != slot.incumbent for path in _paths(slot)]
+    elif trained is not None and inherit:
+        init = "inherited"
+        new += space.inherit(child, trained)
+    if init != "scratch":
+        run = partial(two_phase, new=sorted(set(new) & _names(child)))
         if progress is not None and rank() == 0:
-            parts = sorted({key.rpartition(".")[0] for key in new})
+            parts = sorted({key.rpartition(".")[0] or key for key in new})
             what = f"all but {', '.join(parts)}" if parts else "everything"
-            progress.console.print(f"inherited from {baseline}: {what}", highlight=False)
+            source = f"{baseline}, the others fitted in {fitted}" if fitted else f"{baseline}"
+            progress.console.print(f"inherited from {source}: {what}", highlight=False)
     run = partial(
         run,
         out=out,
@@ -106,14 +117,35 @@ def train_child(
         on_epoch=on_epoch,
     )
     result = run(child, task, recipe)
+    found = replace(
+        describe_child(info, space, codes, child, task, table=table, target_ms=target_ms), recipe=recipe, seed=seed, init=init
+    )
+    if rank() == 0:
+        if ensemble and isinstance(task, ClassificationTask):
+            found = replace(found, ensemble=asdict(score_ensemble(child, task, "test", out=out, epochs=result.snapshots)))
+        found.save(out, child)
+    return found
+
+
+def describe_child(
+    info: ModelInfo,
+    space: SearchSpace,
+    codes: Arch,
+    child: nn.Module,
+    task: AnyTask,
+    *,
+    table: LatencyTable | None = None,
+    target_ms: float | None = None,
+) -> Child:
+    """The record of a child whose weights are given: scored on the held-out splits, counted, predicted by ``table``."""
     counts = SpaceCounts(space).count(codes)
-    found = Child(
+    return Child(
         model=info,
         arch=space.names(codes),
         data=task.data.name,
-        recipe=recipe,
-        seed=seed,
-        init="scratch" if baseline is None or not inherit else "inherited",
+        recipe=None,
+        seed=0,
+        init="given",
         accuracy={split: task.evaluate(child, split) for split in HELD_OUT},
         params=counts.params,
         flops=counts.flops,
@@ -129,11 +161,36 @@ def train_child(
         if isinstance(task, ClassificationTask) and task.num_classes > 5
         else {},
     )
-    if rank() == 0:
-        if ensemble and isinstance(task, ClassificationTask):
-            found = replace(found, ensemble=asdict(score_ensemble(child, task, "test", out=out, epochs=result.snapshots)))
-        found.save(out, child)
-    return found
+
+
+def score_weights(info: ModelInfo, weights: Path, task: AnyTask, *, out: Path | None = None) -> tuple[Child, Loaded]:
+    """Score given weights as a trained network; with ``out`` they become a child folder, as if they had been trained here.
+
+    Raises UserError when the images differ, ModelError when the weights are of another network, or of other classes.
+    """
+    info = fitted_to(info, task)
+    network = info.build()
+    loaded = load_weights(network, weights, name=f"{info.name} with {info.num_classes} classes, those of {task.data.name},")
+    space = info.space(network)
+    child = describe_child(info, space, space.incumbent, network.to(task.device).eval(), task)
+    if out is not None:
+        child.save(out, network)
+    return child, loaded
+
+
+def _fitted_child(folder: Path, space: SearchSpace, codes: Arch) -> nn.Module:
+    """A child with the weights that a search fitted."""
+    supernet = Supernet(space)
+    load_weights(supernet, folder / SUPERNET, name="the searched network")
+    return supernet.child(codes).train()
+
+
+def _paths(slot: Slot) -> list[str]:
+    return [path for site in slot.sites for path in (site.conv, site.norm, *site.aliases, *site.norm_aliases) if path]
+
+
+def _names(network: nn.Module) -> set[str]:
+    return {*network.state_dict(), *dict(network.named_modules())}
 
 
 def _trained(baseline: Path, info: ModelInfo) -> tuple[nn.Module, tuple[str, ...]]:
@@ -170,21 +227,26 @@ def find_arch(
     *,
     model: str | None,
     task: AnyTask,
+    target_ms: float | None = None,
     manner: Manner = "conv",
     operators: tuple[str, ...] | None = None,
     slots: str | None = None,
     limit_params: bool = True,
 ) -> Wanted:
-    """What --arch names: a search folder, a child that ships with nar_hw, "incumbent", or codes and names separated by commas.
+    """What --arch names: a search folder, a child that ships with nar_hw, "incumbent", or codes and names with commas.
 
-    Raises UserError when the network is not told, RunError for a folder without a finished search.
+    Of a search for several targets, ``target_ms`` says which, by default the first.
+
+    Raises UserError when the network is not named, RunError for a folder without a finished search.
     """
     if Path(text).is_dir():
         found = load_run(Path(text))
         info = found.network
         if model not in (None, info.name):
             raise UserError(f"--model must be the searched network {info.name} or left out, but got {model}")
-        return Wanted(info=info, arch=found.arch, table=LatencyTable.load(Path(text) / TABLE), target_ms=found.target_ms)
+        outcome = found.outcome(target_ms)
+        table = LatencyTable.load(Path(text) / TABLE)
+        return Wanted(info=info, arch=outcome.pick.arch, table=table, target_ms=outcome.target_ms)
     if text in child_names():
         named = named_child(text)
         if model not in (None, named.model.name):

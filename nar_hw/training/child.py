@@ -24,7 +24,8 @@ class Child(Record, frozen=True, kw_only=True):
     arch: tuple[str, ...]
     """Operator names, one per slot."""
     data: str
-    recipe: Recipe
+    recipe: Recipe | None
+    """None where the weights were given."""
     seed: int
     init: str
     accuracy: Mapping[str, float]
