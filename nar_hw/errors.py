@@ -18,7 +18,13 @@ NarError
 """
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
+
+
+def printable(text: str) -> str:
+    """``text`` with what cannot be printed (line ends, terminal commands) written out as escapes."""
+    return "".join(char if char.isprintable() or unicodedata.category(char) == "Zs" else repr(char)[1:-1] for char in text)
 
 
 class NarError(Exception):
@@ -28,7 +34,7 @@ class NarError(Exception):
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__("".join(char if char.isprintable() else repr(char)[1:-1] for char in message))
+        super().__init__(printable(message))
 
 
 class UserError(NarError, ValueError):

@@ -77,3 +77,11 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hex."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def expanded(text: str | Path) -> Path:
+    """The path with its ``~`` or ``~user`` replaced. Raises UserError when there is no such home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"a path may begin with ~ or the ~ of a user who exists, but got {str(text)!r}: write it out") from None

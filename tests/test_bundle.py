@@ -246,6 +246,10 @@ def test_a_failed_export_leaves_what_was_there(
     assert load_bundle(out).manifest.files == load_bundle(bundle).manifest.files
 
 
+def test_a_dense_file_is_there_where_it_is_asked_for_only(bundle: Path) -> None:
+    assert load_bundle(bundle).manifest.dense is None
+
+
 def test_nothing_but_a_bundle_is_replaced(network: nn.Module, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").touch()

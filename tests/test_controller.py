@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nar_hw.search.controller import LSTMController
 from nar_hw.search.feasible import Feasible
-from tests.conformance.strategies import CANDIDATES, feasible
+from nar_hw.testing.strategies import CANDIDATES, feasible
 
 torch.set_num_threads(1)
 

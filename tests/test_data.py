@@ -118,11 +118,11 @@ class TestFake:
 
     @pytest.mark.parametrize("name", ["fake:", "fake:3x8x8", "fake:3x8x8x1", "fake:0x8x8x4", "fake:axbxcxd", "fake:3x8x8x4x2"])
     def test_a_wrong_shape_is_refused(self, name: str) -> None:
-        with pytest.raises(DataError, match="fake:CxHxWxclasses with two or more classes, but got 'fake:"):
+        with pytest.raises(DataError, match=r"fake:CxHxWxclasses with 2 to 1000 classes of .*, but got 'fake:"):
             load_data(name)
 
     def test_too_large_for_the_memory(self) -> None:
-        with pytest.raises(DataError, match=r"must fit in 16 GiB, but fake:3x9999x9999x10 needs 279\.3 GiB"):
+        with pytest.raises(DataError, match=r"at most 536,870,912 values in all of them, but got 'fake:3x9999x9999x10'"):
             load_data("fake:3x9999x9999x10")
 
 
@@ -185,7 +185,7 @@ class TestFolder:
 
     def test_images_of_different_sizes_need_a_size(self, flat: Path) -> None:
         write_images(flat / "dog" / "small", 1, size=(7, 9))
-        with pytest.raises(DataError, match=r"000.png has 7x9 and the first has 8x8: use folder:PATH@SIZE"):
+        with pytest.raises(DataError, match=r"000.png has 7x9 pixels and the first 8x8\): .*folder:PATH@SIZE"):
             load_data(f"folder:{flat}")
         assert load_data(f"folder:{flat}@8").input_shape == (3, 8, 8)
 
@@ -240,10 +240,10 @@ class TestFolder:
     def test_a_damaged_image(self, flat: Path) -> None:
         path = flat / "dog" / "005.png"
         path.write_bytes(path.read_bytes()[:60])
-        with pytest.raises(DataError, match=r"every image must be readable, but .*005.png is not"):
+        with pytest.raises(DataError, match=r"1 of 20 are not .*005.png is damaged"):
             load_data(f"folder:{flat}")
         path.write_bytes(b"no image")
-        with pytest.raises(DataError, match=r"every image must be readable, but .*005.png is not"):
+        with pytest.raises(DataError, match=r"1 of 20 are not .*005.png is none of PNG"):
             load_data(f"folder:{flat}")
 
     def test_a_size_out_of_range(self, flat: Path) -> None:

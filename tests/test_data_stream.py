@@ -16,9 +16,9 @@ from nar_hw.data.stream import FileSplit, StreamedImages
 from nar_hw.errors import DataError
 from nar_hw.records import replace
 from nar_hw.tasks import ClassificationTask, Task
+from nar_hw.testing.tasks import TaskConformance
 from nar_hw.training.loop import train
 from nar_hw.training.recipes import Recipe
-from tests.conformance.tasks import TaskConformance
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -141,7 +141,7 @@ class TestImages:
         assert isinstance(data.valid, FileSplit)
         Path(data.valid.files[1]).write_bytes(b"no image")
         for workers in (0, 1):
-            message = rf"every image must be readable, but {data.valid.files[1]} is not \(cannot identify"
+            message = rf"every image must be readable, but {data.valid.files[1]} is none of PNG"
             with pytest.raises(DataError, match=message):
                 list(ClassificationTask(data, workers=workers).eval_batches("valid"))
 

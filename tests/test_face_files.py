@@ -374,7 +374,7 @@ class TestImages:
         files = Files([path for paths in identity_folders(tmp_path).values() for path in paths])
         with pytest.raises(
             DataError,
-            match=r"aligned faces must be 112x112, but 2 of 4 are not \(first .*b_0002\.png: 128x96\): .*size=PIXELS",
+            match=r"aligned faces must be 112x112, but 2 of 4 are not \(first .*b_0002\.png has 128x96; .*\): .*size=PIXELS",
         ):
             FaceImages(files)
         assert FaceImages(files, size=32)[np.arange(4)].shape == (4, 3, 32, 32)
@@ -385,7 +385,7 @@ class TestImages:
         (tmp_path / "b" / "b_0001.png").write_bytes((tmp_path / "b" / "b_0001.png").read_bytes()[:1000])
         files = Files([path for paths in identity_folders(tmp_path).values() for path in paths])
         with pytest.raises(
-            DataError, match=r"every image must be readable, but 2 of 4 are not \(first .*a_0002\.png: Unident.*\)"
+            DataError, match=r"every image must be readable, but 2 of 4 are not \(first .*a_0002\.png is none of PNG.*\)"
         ):
             FaceImages(files)
 
@@ -400,8 +400,8 @@ class TestImages:
             read[np.array([4, 0, 2])]
 
     def test_greyscale_and_palette_images_become_colour(self, tmp_path: Path) -> None:
-        for number, mode in enumerate(("L", "P", "RGBA", "1")):
-            Image.new(mode, (112, 112)).save(tmp_path / f"{number}.png")
+        for number, (mode, black) in enumerate((("L", 0), ("P", 0), ("RGBA", (0, 0, 0, 255)), ("1", 0))):
+            Image.new(mode, (112, 112), black).save(tmp_path / f"{number}.png")
         assert FaceImages(Files(sorted(tmp_path.iterdir())))[np.arange(4)].max() == 0
 
     def test_one_identity_is_none(self, tmp_path: Path) -> None:

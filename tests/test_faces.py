@@ -27,11 +27,11 @@ from nar_hw.space.space import SearchSpace
 from nar_hw.steps.task import load_task
 from nar_hw.steps.train import train_child
 from nar_hw.tasks import Task
+from nar_hw.testing.tasks import TaskConformance
 from nar_hw.training.checkpoints import load_state
 from nar_hw.training.loop import train
 from nar_hw.training.phases import two_phase
 from nar_hw.training.recipes import Recipe
-from tests.conformance.tasks import TaskConformance
 from tests.faces import encoded, write_identities, write_records
 from tests.test_table import for_space
 

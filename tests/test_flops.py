@@ -89,7 +89,7 @@ def test_counting_leaves_the_network_as_it_was() -> None:
     assert network.layer1.bn1.training
     assert not network.bn1.training
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
-    with pytest.raises(ModelError, match=r"the model must accept one image of shape 1x16x16, but counting it failed: .*channels"):
+    with pytest.raises(ModelError, match=r"shape 1x16x16, but counting it raised RuntimeError: .*channels"):
         count_module(network, (1, 16, 16))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
@@ -128,7 +128,7 @@ def test_pools(name: str) -> None:
 
 def test_a_pool_of_unknown_window_is_refused() -> None:
     halves = Function(lambda x: functional.avg_pool2d(x, (-(-x.shape[2] // 2), 1)))
-    with pytest.raises(ModelError, match=r"counting it failed: the window of a pool is computed by .*, so its cost is unknown"):
+    with pytest.raises(ModelError, match=r"counting it raised ValueError: the window of a pool is computed by .*, so"):
         count_module(halves, (4, 8, 8))
 
 

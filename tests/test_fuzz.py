@@ -10,7 +10,6 @@ import copy
 import importlib.util
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +43,10 @@ from nar_hw.training.checkpoints import check_resumable, load_state, save_state
 from nar_hw.training.child import Child
 from nar_hw.training.recipes import Recipe, recipe_named
 from tests.bundles import exported
-from tests.faketensorrt import VERSIONS, fake_tensorrt
 from tests.networks import TinyResNet
 
 SHAPE = (3, 8, 8)
-KIT = Path(__file__).parent.parent / "export"
+KIT = Path(__file__).parent.parent / "export" / "run.py"
 EXAMPLES = int(os.environ.get("NAR_HW_FUZZ_EXAMPLES", "25"))
 
 
@@ -115,8 +113,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, KIT / f"{name}.py")
+def script() -> Any:
+    spec = importlib.util.spec_from_file_location("run", KIT)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -124,10 +122,7 @@ def script(name: str) -> Any:
     return module
 
 
-RUN_ONNX, RUN_PT2 = script("run_onnx"), script("run_pt2")
-with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(sys.modules, "tensorrt", fake_tensorrt(VERSIONS[0]))
-    RUN_ENGINE = script("run_engine")
+RUN = script()
 
 
 def use_onnx(path: Path) -> None:
@@ -140,14 +135,12 @@ def use_onnx(path: Path) -> None:
 
 
 def use_script(bundle: Path) -> None:
-    image = bundle.parent / "image.png"
-    options = {"precision": "fp32", "batch": 1, "threads": 1, "top": 1, "cuda": False, "time": False, "runs": 1}
-    RUN_ONNX.report(RUN_ONNX.run(argparse.Namespace(bundle=bundle, images=image, **options)), as_json=False)
+    options = {"batch": 1, "threads": 1, "gpu": None, "top": 1, "time": False, "runs": 1}
+    RUN.report(RUN.run(argparse.Namespace(network=bundle, images=bundle.parent / "image.png", **options)), as_json=False)
 
 
 def use_engine(path: Path) -> None:
-    _, info = RUN_ENGINE.read_engine(path.with_suffix(""))
-    RUN_ENGINE.misfit(info, "10.16.1", "GPU", "8.9")
+    RUN.engine_misfit(RUN.TensorRT.describe(path.with_suffix("")).requires, "10.16.1", "GPU", "8.9")
 
 
 def use_table(path: Path) -> None:
@@ -171,11 +164,11 @@ def use_state(path: Path) -> None:
 
 LOADERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "manifest": ("bundle/manifest.json", lambda path: load_bundle(path.parent)),
-    "manifest, run_onnx.py": ("bundle/manifest.json", lambda path: use_script(path.parent)),
-    "manifest, run_pt2.py": ("bundle/manifest.json", lambda path: RUN_PT2.read_bundle(path.parent, "fp32")),
+    "manifest, run.py": ("bundle/manifest.json", lambda path: use_script(path.parent)),
+    "manifest of a package, run.py": ("bundle/manifest.json", lambda path: RUN.AotInductor.describe(path.parent / "model.pt2")),
     "onnx": ("bundle/model.onnx", use_onnx),
     "engine info": ("model.engine.json", lambda path: read_engine(path.with_suffix(""))),
-    "engine info, run_engine.py": ("model.engine.json", use_engine),
+    "engine info, run.py": ("model.engine.json", use_engine),
     "package": ("model.pt2", read_metadata),
     "table": ("table.json", use_table),
     "child": ("child/child.json", use_child),
@@ -185,7 +178,7 @@ LOADERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "training state": ("state.pt", use_state),
 }
 JSON_LOADERS = [name for name, (file, _) in LOADERS.items() if file.endswith(".json")]
-ERRORS = (UserError, RUN_ENGINE.InputError, RUN_ONNX.InputError, RUN_PT2.InputError)
+ERRORS = (UserError, RUN.InputError)
 
 
 def snapshot(folder: Path) -> set[tuple[str, int]]:
@@ -234,8 +227,8 @@ SETTINGS = settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=
 @pytest.mark.parametrize("name", LOADERS)
 def test_a_file_as_it_should_be_is_read(name: str, home: Path, restored: Path) -> None:
     file, load = LOADERS[name]
-    if name == "manifest, run_pt2.py":
-        with pytest.raises(RUN_PT2.InputError, match="none: export it with"):  # no package in this bundle
+    if name == "manifest of a package, run.py":
+        with pytest.raises(RUN.InputError, match="it has none of this kind"):
             load(home / file)
     else:
         load(home / file)
@@ -380,5 +373,5 @@ def test_a_manifest_cannot_name_files_elsewhere(home: Path, restored: Path) -> N
         check(restored, "manifest", json.dumps(changed).encode())
         with pytest.raises(UserError):
             load_bundle(restored / "in" / "deep" / "bundle")
-        with pytest.raises(RUN_ONNX.InputError, match="is not a file of the bundle"):
-            RUN_ONNX.read_bundle(restored / "in" / "deep" / "bundle", "fp32")
+        with pytest.raises(RUN.InputError, match="is not one of this bundle's"):
+            RUN.OnnxRuntime.describe(restored / "in" / "deep" / "bundle" / "model.onnx")

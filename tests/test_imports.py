@@ -27,6 +27,7 @@ ORDER = [
     ["report"],
     ["steps"],
     ["cli"],
+    ["testing"],
     ["__main__"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

@@ -438,7 +438,7 @@ def test_a_relative_path(user_file: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("number", r"must name a function, but 'number' is a int"),
         ("made", r"must name a function that returns a network, but 'made' is a network"),
         ("wants_more", r"must build, but wants_more\(\) raised TypeError: .*'depth'"),
-        ("raises", r"must build, but raises\(\) raised RuntimeError: no luck$"),
+        ("raises", r"must build, but raises\(\) raised RuntimeError: no luck \(.*mine.py, line \d+\)$"),
         ("text", r"must return an nn.Module, but text\(\) returned a str"),
         ("", r"is named path/to/file.py:function, but got .*: add the function"),
     ],

@@ -508,7 +508,8 @@ def test_whatever_a_field_holds_there_is_a_page_or_one_clear_line(
 
 
 def test_the_commands_are_those_of_the_command_line(run: Path) -> None:
-    typer = pytest.importorskip("typer")
+    import typer
+
     from nar_hw.cli import app as cli
 
     group = typer.main.get_command(cli.app)

@@ -1,9 +1,11 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
 from nar_hw.search.reward import REWARDS
-from tests.conformance.rewards import RewardConformance
+from nar_hw.testing import RewardConformance
 
 Q = st.floats(0.001, 1)
 MS = st.floats(0.01, 100)
@@ -11,8 +13,8 @@ MS = st.floats(0.01, 100)
 
 class TestRewards(RewardConformance):
     @pytest.fixture(params=REWARDS)
-    def name(self, request: pytest.FixtureRequest) -> str:
-        return str(request.param)
+    def reward(self, request: pytest.FixtureRequest) -> Any:
+        return REWARDS[request.param]
 
 
 @pytest.mark.parametrize(

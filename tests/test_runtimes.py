@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -25,7 +26,7 @@ from nar_hw.runtimes.fake import FAULTS, FakeDevice, FakeRuntime
 from nar_hw.runtimes.inputs import in_batches, preset_images
 from nar_hw.runtimes.onnx_graph import OptimizedGraph, with_precision
 from nar_hw.runtimes.torch_compile import _fresh
-from tests.conformance.runtimes import SHAPE, RuntimeConformance
+from nar_hw.testing.runtimes import SHAPE, RuntimeConformance
 from tests.networks import TinyResNet
 
 COMPILED = ("torch_compile", "aoti")
@@ -53,6 +54,11 @@ def onnx_path(module: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(params=[pytest.param(name, marks=compiles if name in COMPILED else ()) for name in RUNTIMES])
 def runtime(request: pytest.FixtureRequest) -> type[Runtime]:
     return runtime_class(request.param)
+
+
+def test_each_is_registered_under_its_name_in_its_own_file(runtime: type[Runtime]) -> None:
+    assert runtime_class(runtime.name) is runtime
+    assert RUNTIMES[runtime.name].startswith(f"nar_hw.runtimes.{runtime.name}:")
 
 
 class TestRuntimes(RuntimeConformance):
@@ -309,7 +315,6 @@ def test_a_file_must_have_the_precision_that_is_asked_for(tmp_path: Path) -> Non
 
 
 def test_fp16_converts_an_fp32_file(onnx_path: Path, module: nn.Module, tmp_path: Path) -> None:
-    pytest.importorskip("onnxconverter_common")
     converted = with_precision(onnx_path, "fp16", tmp_path)
     assert converted.parent == tmp_path
     assert with_precision(converted, "fp16", tmp_path) == converted
@@ -318,7 +323,7 @@ def test_fp16_converts_an_fp32_file(onnx_path: Path, module: nn.Module, tmp_path
     images = preset_images(2, SHAPE)
     with torch.inference_mode():
         expected = module(torch.from_numpy(images)).numpy()
-    session = pytest.importorskip("onnxruntime").InferenceSession(converted, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(converted, providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(None, {"input": images})[0], expected, atol=5e-3 * np.abs(expected).max())
 
 

@@ -24,7 +24,7 @@ from nar_hw.space.flops import count_module
 from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import Arch, OpSpec
 from nar_hw.tasks import ClassificationTask
-from tests.conformance.strategies import CANDIDATES
+from nar_hw.testing.strategies import CANDIDATES
 from tests.networks import SharedConv, TinyResNet
 from tests.test_table import for_space
 

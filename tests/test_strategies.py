@@ -16,24 +16,28 @@ from nar_hw.search.strategies.random import RandomStrategy
 from nar_hw.search.strategies.reinforce import GRADIENT_NORM, Baseline, ReinforceStrategy
 from nar_hw.search.strategies.surrogate import PAIRS, SHRINKAGE, SurrogateStrategy
 from nar_hw.space.spec import Arch
-from tests.conformance.strategies import CANDIDATES, StrategyConformance, feasible, play, quality
+from nar_hw.testing.strategies import CANDIDATES, StrategyConformance, feasible, play, quality
 
 torch.set_num_threads(1)
 
 
 class TestStrategies(StrategyConformance):
     @pytest.fixture(params=STRATEGIES)
-    def name(self, request: pytest.FixtureRequest) -> str:
-        return str(request.param)
+    def strategy(self, request: pytest.FixtureRequest) -> type[Strategy]:
+        return strategy_class(request.param)
+
+
+class PlainReinforce(ReinforceStrategy):
+    """The controller with ENAS's update."""
+
+    def __init__(self, limits: Feasible, *, seed: int) -> None:
+        super().__init__(limits, seed=seed, update="reinforce", lr=5e-3, entropy_weight=1e-3)
 
 
 class TestPlainReinforce(StrategyConformance):
     @pytest.fixture
-    def name(self) -> str:
-        return "reinforce"
-
-    def make(self, name: str, limits: Feasible | None = None, seed: int = 3) -> Strategy:
-        return ReinforceStrategy(limits or feasible(), seed=seed, update="reinforce", lr=5e-3, entropy_weight=1e-3)
+    def strategy(self) -> type[Strategy]:
+        return PlainReinforce
 
 
 class Planted:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from nar_hw.cli.app import app, model_info
 from nar_hw.errors import MissingEntryError, SpaceError, TableError, TableMismatchError
@@ -295,39 +295,7 @@ def test_missing_entries_are_all_listed_with_the_command_that_measures_them() ->
     assert "\n" not in message
 
 
-@given(costs=costs, seed=st.integers(0, 99))
-def test_expected_latency_is_the_mean_over_random_archs_and_differentiable(costs: list[dict[str, float]], seed: int) -> None:
-    table = made(costs)
-    generator = torch.Generator().manual_seed(seed)
-    possible = torch.from_numpy(~np.isnan(table.matrix))
-    weights = torch.rand(table.matrix.shape, generator=generator, dtype=torch.float64) * possible
-    probabilities = (weights / weights.sum(1, keepdim=True)).requires_grad_()
-    expected = sum(
-        float(np.prod([probabilities[row, code].item() for row, code in enumerate(arch)])) * naive(table, arch)
-        for arch in archs_of(table)
-    )
-    latency = table.predict_probabilities(probabilities)
-    assert latency.item() == pytest.approx(expected, rel=1e-9)
-    latency.backward()
-    assert probabilities.grad is not None
-    np.testing.assert_allclose(probabilities.grad.numpy(), np.nan_to_num(table.matrix))
-    batch = table.predict_probabilities(probabilities.detach().expand(3, *table.matrix.shape))
-    np.testing.assert_allclose(batch.numpy(), latency.item())
-
-
-def test_expected_latency_refuses_what_it_has_no_entry_for() -> None:
-    table = made([{"conv3x3": 1.0}, {"conv3x3": 1.0, "max3x3": 0.5}])
-    probabilities = torch.zeros(2, 5)
-    probabilities[:, 0] = 1.0
-    assert table.predict_probabilities(probabilities).item() == pytest.approx(2.5)
-    probabilities[0, 3] = 0.1
-    with pytest.raises(MissingEntryError, match=r"layer0\.conv: avg3x3"):
-        table.predict_probabilities(probabilities)
-    with pytest.raises(SpaceError, match=r"must be \(..., 2, 5\), but got \(5,\)"):
-        table.predict_probabilities(probabilities[0])
-
-
-# ---------------------------------------------------------------------------------------------- bounds, counting, ties
+# ---------------------------------------------------------------------------------------------- bounds, ties
 
 
 @given(costs=costs)
@@ -335,39 +303,6 @@ def test_bounds_are_the_fastest_and_slowest_arch(costs: list[dict[str, float]]) 
     table = made(costs)
     every = [naive(table, arch) for arch in archs_of(table)]
     assert table.bounds() == pytest.approx((min(every), max(every)))
-
-
-@given(
-    costs=st.lists(st.dictionaries(st.sampled_from(NAMES), st.integers(1, 40), min_size=1), min_size=1, max_size=4),
-    target=st.integers(0, 200),
-)
-def test_counting_is_exact_for_multiples_of_the_step(costs: list[dict[str, int]], target: int) -> None:
-    table = made([{name: steps / 16 for name, steps in slot.items()} for slot in costs], fixed=0.5)
-    expected = sum(naive(table, arch) <= target / 16 for arch in archs_of(table))
-    assert table.count_under(target / 16, resolution=1 / 16) == expected
-
-
-@settings(max_examples=50)
-@given(costs=costs, share=st.floats(-0.1, 1.1))
-def test_counting_is_off_by_at_most_half_a_step_per_slot(costs: list[dict[str, float]], share: float) -> None:
-    table = made(costs)
-    fastest, slowest = table.bounds()
-    target = fastest + share * (slowest - fastest)
-    every = [naive(table, arch) for arch in archs_of(table)]
-    slack = len(costs) * (slowest - fastest) / 20_000 + 1e-9
-    count = table.count_under(target)
-    assert sum(ms <= target - slack for ms in every) <= count <= sum(ms <= target + slack for ms in every)
-    assert table.count_under(fastest) >= 1
-    assert table.count_under(slowest) == len(every)
-    assert table.count_under(np.nextafter(fastest, 0)) == 0
-
-
-def test_counting_does_not_overflow() -> None:
-    table = made([{"conv3x3": 2.0, "dwsep3x3": 1.0, "max3x3": 1.0, "avg3x3": 2.0}] * 53)
-    half = table.fixed_ms + 53 + 26
-    assert table.count_under(half, resolution=1.0) == 4**53 // 2  # 53 is odd: below the middle lies exactly a half
-    with pytest.raises(TableError, match="resolution must be a positive number"):
-        table.count_under(half, resolution=0.0)
 
 
 def test_operators_within_each_others_noise_are_ties() -> None:

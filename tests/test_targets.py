@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -29,9 +28,8 @@ from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.runtimes.exporting import Exported, Source
 from nar_hw.runtimes.openvino import OpenVino
 from tests.bundles import CLASSES, MEAN, SHAPE, STD, exported as export
+from tests.conftest import Shell
 from tests.networks import TinyResNet
-
-SCRIPT = Path(__file__).parent.parent / "export" / "run_pt2.py"
 
 compiled = pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler")
 openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
@@ -166,15 +164,15 @@ def test_what_is_no_package_is_refused(tmp_path: Path, content: Any, message: st
 
 
 @compiled
-def test_the_script_classifies_as_torch_does(package: Path, network: nn.Module, tmp_path: Path) -> None:
+def test_the_script_classifies_as_torch_does(package: Path, network: nn.Module, tmp_path: Path, run_kit: Shell) -> None:
     rng = np.random.default_rng(1)
     files = {f"{name}/{name}.png": rng.integers(0, 256, (*SHAPE[1:], 3)).astype(np.uint8) for name in CLASSES[:2]}
     for name, pixels in files.items():
         (tmp_path / name).parent.mkdir()
         Image.fromarray(pixels).save(tmp_path / name)
-    done = run_script(package, tmp_path, "--json", "--time", "--runs", "3", "--top", "2")
-    assert (done.returncode, done.stderr) == (0, "")
-    answer = json.loads(done.stdout)
+    code, out, err = run_kit(package / "model.pt2", tmp_path, "--json", "--time", "--runs", 3, "--top", 2)
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
     stacked = np.stack(list(files.values())).transpose(0, 3, 1, 2) / 255
     inputs = (stacked - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
     expected = torch.softmax(torch.from_numpy(run_torch(network, inputs.astype(np.float32))), 1).numpy()
@@ -188,20 +186,6 @@ def test_the_script_classifies_as_torch_does(package: Path, network: nn.Module, 
     assert answer["time"]["median_ms"] > 0
 
 
-def run_script(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(scope="module")
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("run_pt2", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def edit(bundle: Path, **entry: Any) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["compiled"]["aoti"]["fp32"].update(entry)
@@ -209,34 +193,32 @@ def edit(bundle: Path, **entry: Any) -> None:
 
 
 @compiled
-def test_the_script_tells_mistakes_in_one_line(
-    package: Path, script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+def test_the_script_tells_mistakes_in_one_line(package: Path, tmp_path: Path, run_kit: Shell) -> None:
+    image = tmp_path / "a.png"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(image)
     copy = Path(shutil.copytree(package, tmp_path / "copy"))
 
-    def told(*arguments: Any) -> str:
-        monkeypatch.setattr(sys, "argv", ["run_pt2.py", *map(str, arguments)])
-        assert script.main() == 2
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert err.count("\n") == 1
-        return str(err)
+    def told(file: Path, *arguments: Any) -> str:
+        code, _, err = run_kit(file, image, *arguments)
+        assert code == 2
+        return err
 
-    image = tmp_path / "a.png"
-    assert "--runs must be at least 1" in told(package, image, "--runs", 0)
-    assert "packages (fp32), but is bf16" in told(package, image, "--precision", "bf16")
-    assert "is not a bundle" in told(tmp_path, image)
-    assert "does not exist" in told(package, tmp_path / "b.png")
-    edit(copy, requires={"AOTI_MACHINE": "s390x", "AOTI_CPU_ISA": ""})
-    assert "this package was made for s390x" in told(copy, image)
-    edit(copy, requires={"AOTI_MACHINE": 1, "AOTI_CPU_ISA": ""})
-    assert "is damaged" in told(copy, image)
-    edit(copy, **{**load_entry(package), "file": "../model.pt2"})
-    assert "is not a file of the bundle" in told(copy, image)
+    assert "model.bf16.pt2 is not one of this bundle's: model.pt2" in told(package / "model.bf16.pt2")
+    assert "--batch must be from 1 to 1" in told(package / "model.pt2", "--batch", 2)
+    assert "was made for the CPU, but --gpu is given" in told(package / "model.pt2", "--gpu", 0)
+    good = load_entry(package)["requires"]
+    for changes, message in (
+        ({"device": "cuda"}, "was made for an NVIDIA GPU, but torch finds"),
+        ({"requires": {**good, "AOTI_MACHINE": "s390x"}}, "model.pt2 was made for s390x"),
+        ({"requires": {**good, "AOTI_CPU_ISA": "SIMD_OF_NONE"}}, "was made for a CPU with SIMD_OF_NONE, which this one has not"),
+        ({"requires": {**good, "AOTI_MACHINE": 1}}, "AOTI_MACHINE is no text"),
+        ({"file": "../model.pt2"}, "is not one of this bundle's: ../model.pt2"),
+    ):
+        edit(copy, **{**load_entry(package), **changes})
+        assert message in told(copy / "model.pt2", *(("--gpu", 99) if "device" in changes else ()))
     edit(copy, **load_entry(package))
     (copy / "model.pt2").write_bytes((package / "model.pt2").read_bytes()[:-9])
-    assert "is not the file that was exported" in told(copy, image)
+    assert "is not the file that was made" in told(copy / "model.pt2")
 
 
 def load_entry(bundle: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import nn
 from nar_hw.data import Augmentation, load_data
 from nar_hw.errors import DataError, UnknownNameError
 from nar_hw.tasks import ClassificationTask, Task
-from tests.conformance.tasks import TaskConformance
+from nar_hw.testing.tasks import TaskConformance
 
 
 class TestClassificationTask(TaskConformance):

@@ -1,8 +1,6 @@
 """TensorRT 10 and 11: everything but the GPU, on a fake package whose members are the real ones'; real engines where they run."""
 
 import ast
-import dataclasses
-import importlib.util
 import inspect
 import itertools
 import json
@@ -35,17 +33,17 @@ from nar_hw.export.quantize import precision_of, to_bf16, to_fp16, to_int8
 from nar_hw.export.tensorrt import build_engine, load_engine
 from nar_hw.files import sha256
 from nar_hw.latency.in_context import Join
-from nar_hw.records import replace
+from nar_hw.records import plain, replace
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.runtimes.base import Runtime
 from nar_hw.runtimes.tensorrt import TensorRT, node_names, producers
 from nar_hw.space.space import SearchSpace
+from nar_hw.testing.runtimes import SHAPE, RuntimeConformance
 from tests.bundles import exported
-from tests.conformance.runtimes import SHAPE, RuntimeConformance
+from tests.conftest import Shell
 from tests.faketensorrt import FAULTS, GOLDEN, VERSIONS, fake_tensorrt, settings_of
 from tests.networks import TinyResNet
 
-KIT = Path(__file__).parent.parent / "export" / "run_engine.py"
 CLASSES = ["ant", "bee", "cat", "dog", "eel"]
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 GPU = ("Test GPU", "8.9")
@@ -200,11 +198,11 @@ def test_the_fake_is_as_strict_as_the_bindings(version: str) -> None:
     assert hasattr(trt.BuilderFlag, "FP16") == (version == VERSIONS[0])
 
 
-def test_nothing_is_used_that_only_one_version_has() -> None:
+def test_nothing_is_used_that_only_one_version_has(kit: ModuleType) -> None:
     """By syntax, so that lines which no test reaches count too."""
     only = {member.rpartition(".")[2] for members in GOLDEN["only"].values() for member in members}
     assert {"FP16", "int8_calibrator", "EXPLICIT_BATCH", "build_route"} <= only
-    for file in (nar_hw.export.tensorrt.__file__, nar_hw.runtimes.tensorrt.__file__, KIT):
+    for file in (nar_hw.export.tensorrt.__file__, nar_hw.runtimes.tensorrt.__file__, kit.__file__):
         nodes = [node for node in ast.walk(ast.parse(Path(str(file)).read_text())) if isinstance(node, ast.Attribute)]
         assert only.isdisjoint(node.attr for node in nodes), file
         chains = [tuple(ast.unparse(node).split(".")) for node in nodes]
@@ -717,20 +715,6 @@ def test_bf16_casts_follow_and_sizes_stay(tmp_path: Path) -> None:
 # The script of the deployment kit
 
 
-@pytest.fixture
-def script(trt: Any) -> ModuleType:
-    return loaded_script()
-
-
-def loaded_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("run_engine", KIT)
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five images in folders named after classes."""
@@ -744,23 +728,15 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-Told = Callable[..., tuple[int, str, str]]
-
-
 @pytest.fixture
-def kit(script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Told:
-    def kit(*arguments: object, host: bool = True) -> tuple[int, str, str]:
-        if host:
-            monkeypatch.setattr(script, "CudaStream", HostStream)
-        monkeypatch.setattr(sys, "argv", ["run_engine.py", *map(str, arguments)])
-        code = script.main()
-        return (code, *capsys.readouterr())
-
-    return kit
+def host(kit: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script runs on the CPU instead of a GPU."""
+    monkeypatch.setattr(kit, "CudaStream", lambda torch, index: HostStream(index))
 
 
-def test_the_script_classifies_as_torch_does(kit: Told, engine: Path, photos: Path, module: nn.Module) -> None:
-    code, out, err = kit(engine, photos, "--batch", 2, "--top", 2, "--time", "--runs", 3, "--json")
+@pytest.mark.usefixtures("host")
+def test_the_script_classifies_as_torch_does(run_kit: Shell, engine: Path, photos: Path, module: nn.Module) -> None:
+    code, out, err = run_kit(engine, photos, "--batch", 2, "--top", 2, "--time", "--runs", 3, "--json")
     assert (code, err) == (0, "")
     result = json.loads(out)
     paths = sorted(photos.rglob("*.png"))
@@ -777,34 +753,39 @@ def test_the_script_classifies_as_torch_does(kit: Told, engine: Path, photos: Pa
     assert result["accuracy"] == pytest.approx(sum(right) / 5)
     assert result["time"]["batch"] == 2
     assert result["time"]["median_ms"] > 0
-    code, out, err = kit(engine, paths[0], "--time")
+    code, out, err = run_kit(engine, paths[0], "--time")
     assert (code, err) == (0, "")
-    assert "batch 1 in fp32 on Test GPU: median " in out.splitlines()[1]
+    assert "batch 1 in fp32 in TensorRT on Test GPU: median " in out.splitlines()[1]
 
 
-def test_the_script_leaves_out_the_first_runs(kit: Told, engine: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("host")
+def test_the_script_leaves_out_the_first_runs(
+    run_kit: Shell, engine: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = itertools.count()
     monkeypatch.setattr(HostStream, "time_ms", lambda self, work: float(next(clock)))
-    time = json.loads(kit(engine, photos, "--time", "--runs", 3, "--batch", 2, "--json")[1])["time"]
+    time = json.loads(run_kit(engine, photos, "--time", "--runs", 3, "--batch", 2, "--json")[1])["time"]
     assert (time["median_ms"], time["p90_ms"]) == pytest.approx((11, 11.8)), "of 0 to 12 the last three"
     assert time["images_per_second"] == pytest.approx(2 / 0.011)
 
 
+@pytest.mark.usefixtures("trt")
+def test_the_script_needs_a_gpu(engine: Path, photos: Path, run_kit: Shell) -> None:
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    assert f"torch finds {found} GPUs, but GPU 99 (the first is 0) is asked for" in run_kit(engine, photos, "--gpu", 99)[2]
+
+
+@pytest.mark.usefixtures("host")
 def test_the_script_tells_mistakes_in_one_line(
-    trt: Any, kit: Told, engine: Path, photos: Path, tmp_path: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    trt: Any, run_kit: Shell, engine: Path, photos: Path, tmp_path: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def told(*arguments: object, host: bool = True) -> str:
-        code, out, err = kit(*arguments, host=host)
-        assert (code, out) == (2, "")
-        assert err.count("\n") == 1
+    def told(*arguments: object) -> str:
+        code, _, err = run_kit(*arguments)
+        assert code == 2
         return err
 
-    if not torch.cuda.is_available():
-        assert "torch finds 0 GPUs, but GPU 0 (the first is 0) is asked for" in told(engine, photos, host=False)
-    assert "--batch must be from 1 to 4 for this engine, but is 5" in told(engine, photos, "--batch", 5)
+    assert "--batch must be from 1 to 4 for" in told(engine, photos, "--batch", 5)
     assert "--gpu must be at least 0, but is -1" in told(engine, photos, "--gpu", -1)
-    assert "does not exist" in told(engine, tmp_path / "nowhere")
-    assert "holds no images" in told(engine, tmp_path / "user-cache" if (tmp_path / "user-cache").mkdir() else tmp_path)
     for fault, message in (
         ("deserialize", "cannot load the engine: magic tag does not match"),
         ("context", "cannot make a context (out of GPU memory?): it does not say why"),
@@ -817,7 +798,7 @@ def test_the_script_tells_mistakes_in_one_line(
     assert "was built for Test GPU (compute capability 8.9), but this is Other GPU (8.9): build it again" in told(engine, photos)
     monkeypatch.setattr(HostStream, "gpu", lambda self: GPU)
     build_engine(files["fixed"], tmp_path / "nameless.engine", batch=(4, 4, 4))
-    assert "tells of no classes and normalisation" in told(tmp_path / "nameless.engine", photos)
+    assert "has no classes and normalisation" in told(tmp_path / "nameless.engine", photos)
 
 
 @pytest.mark.parametrize(
@@ -825,51 +806,66 @@ def test_the_script_tells_mistakes_in_one_line(
     [
         (lambda info: info.update(schema=2), "schema 2, not 1"),
         (lambda info: info.pop("gpu"), "KeyError('gpu')"),
-        (lambda info: info.pop("engine_sha256"), "KeyError('engine_sha256')"),
+        (lambda info: info.pop("engine_sha256"), "is not the file that was made"),
         (lambda info: info.update(metadata=[]), "is damaged"),
         (lambda info: info["metadata"].update(classes="[1"), "is damaged"),
-        (lambda info: info.update(batch=[1]), "batch or tensorrt"),
-        (lambda info: info.update(engine_sha256="0"), "is not the file that was built"),
+        (lambda info: info.update(batch=[1]), "is damaged"),
+        (lambda info: info.update(tensorrt="new"), "tensorrt is 'new'"),
+        (lambda info: info.update(engine_sha256="0"), "is not the file that was made"),
         (lambda info: info.update(gpu="A\nB"), r"was built for A\nB (compute capability"),
         (lambda info: info.update(hardware_compatibility=[]), "hardware_compatibility is []"),
         (lambda info: info["metadata"].update(classes='["a"]'), "gives 5 scores, but is said to have 1 classes"),
-        (lambda info: info["metadata"].update(normalisation='{"mean": [1], "std": [1]}'), "mean and std are for 1"),
+        (lambda info: info["metadata"].update(normalisation='{"mean": [1], "std": [1]}'), "mean and std are for 1 and 1"),
     ],
 )
+@pytest.mark.usefixtures("host")
 def test_the_script_refuses_damaged_engines(
-    trt: Any, kit: Told, engine: Path, photos: Path, change: Callable[[dict[str, Any]], object], message: str
+    run_kit: Shell, engine: Path, photos: Path, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     info = json.loads(info_file(engine).read_text())
     change(info)
     info_file(engine).write_text(json.dumps(info))
-    code, out, err = kit(engine, photos)
+    code, out, err = run_kit(engine, photos)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
 
 
-def test_the_script_refuses_what_is_not_whole(trt: Any, kit: Told, engine: Path, photos: Path) -> None:
+def test_the_script_refuses_what_is_not_whole(engine: Path, photos: Path, run_kit: Shell) -> None:
     info_file(engine).write_text("{")
-    assert "is damaged" in kit(engine, photos)[2]
+    assert "is damaged" in run_kit(engine, photos)[2]
     info_file(engine).unlink()
-    assert "model.engine.json cannot be read: No such file" in kit(engine, photos)[2]
+    assert "model.engine has no description beside it: it needs" in run_kit(engine, photos)[2]
 
 
-def test_the_script_asks_for_what_it_needs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_asks_for_what_it_needs(engine: Path, photos: Path, run_kit: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(SystemExit) as caught:
-        loaded_script()
-    assert caught.value.code == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: engines are run with tensorrt and torch")
-    assert err.count("\n") == 1
+    err = run_kit(engine, photos)[2]
+    assert err.startswith("error: engines are run with tensorrt and torch, which cannot be imported")
+    assert err.endswith("pip install tensorrt torch\n")
 
 
-def test_the_script_judges_engines_as_the_package_does(trt: Any, script: ModuleType) -> None:
+def test_the_script_runs_embeddings(
+    trt: Any, host: None, module: nn.Module, photos: Path, tmp_path: Path, run_kit: Shell
+) -> None:
+    normalisation = {"mean": MEAN, "std": STD}
+    export_onnx(module, tmp_path / "m.onnx", input_shape=SHAPE, metadata={"classes": [], "normalisation": normalisation})
+    build_engine(tmp_path / "m.onnx", tmp_path / "m.engine", batch=(1, 2, 4))
+    file = sorted(photos.rglob("*.png"))[0]
+    (found,) = json.loads(run_kit(tmp_path / "m.engine", file, "--json")[1])["images"]
+    pixels = np.asarray(Image.open(file), np.float32).transpose(2, 0, 1)[None] / 255
+    with torch.inference_mode():
+        expected = module(
+            torch.from_numpy(((pixels - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))).astype(np.float32))
+        )
+    np.testing.assert_allclose(found["embedding"], expected[0].numpy(), rtol=1e-3, atol=1e-3)
+
+
+def test_the_script_judges_engines_as_the_package_does(kit: ModuleType) -> None:
     for changes in ({}, {"version_compatible": True}, {"hardware_compatibility": "ampere_plus"}):
         info = replace(INFO, **changes)  # type: ignore[arg-type]
         for version in ("10.8.0", "10.9.0", "10.10.0", "11.0.0"):
             for gpu in (("A", "8.6"), ("B", "8.6"), ("B", "12.0"), ("B", "7.5")):
-                assert script.misfit(dataclasses.plain(info), version, *gpu) == misfit(info, version, *gpu)
+                assert kit.engine_misfit(plain(info), version, *gpu) == misfit(info, version, *gpu)
 
 
 # Where there is a GPU
@@ -926,10 +922,8 @@ def test_real_profiles_join_to_the_slots_of_a_space(files: dict[str, Path], modu
 
 @pytest.mark.tensorrt
 @pytest.mark.usefixtures("real")
-def test_a_real_engine_runs_in_the_script(
-    files: dict[str, Path], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_real_engine_runs_in_the_script(files: dict[str, Path], photos: Path, tmp_path: Path, run_kit: Shell) -> None:
     build_engine(files["fp16"], tmp_path / "model.engine")
-    monkeypatch.setattr(sys, "argv", ["run_engine.py", str(tmp_path / "model.engine"), str(photos), "--time", "--json"])
-    assert loaded_script().main() == 0
-    assert len(json.loads(capsys.readouterr().out)["images"]) == 5
+    code, out, err = run_kit(tmp_path / "model.engine", photos, "--time", "--json")
+    assert (code, err) == (0, "")
+    assert len(json.loads(out)["images"]) == 5

@@ -39,7 +39,7 @@ from nar_hw.data.preprocessing import Preprocessing
 from nar_hw.errors import ExportError
 from nar_hw.export.dense import DENSE_FILE, export_dense, run_dense
 from nar_hw.export.onnx import export_onnx, open_session, run_session
-from nar_hw.export.quantize import to_fp16, to_int8
+from nar_hw.export.quantize import check_calibration, to_fp16, to_int8
 from nar_hw.files import sha256, write_bytes, write_text
 from nar_hw.records import plain, replace, write_record
 from nar_hw.runtimes import runtime_class
@@ -83,7 +83,7 @@ def export_bundle(
         latency: kept in the manifest.
 
     Raises:
-        UnknownNameError: an unknown target or precision.
+        UnknownNameError: an unknown target, precision or calibration.
         RuntimeUnavailableError: a target that does not work here.
         DataError: images, labels and classes do not go together.
         ExportError: a file differs from torch by more than its tolerance, or ``out`` cannot be written.
@@ -99,6 +99,8 @@ def export_bundle(
         "normalisation": {"mean": list(preprocessing.mean), "std": list(preprocessing.std)},
         "table_hash": latency.table_hash,
     }
+    if "int8" in config.precisions:
+        check_calibration(images.calibration, config.calibration)
     judge = Judge(network, shape, len(classes), images)
     with _replacing(out) as folder:
         files = {precision: folder / name for precision, name in FILES.items() if precision in ("fp32", *config.precisions)}

@@ -13,6 +13,7 @@ from torch import nn
 
 from nar_hw.errors import DataError, ExportError
 from nar_hw.export.onnx import Images, compare, run_torch
+from nar_hw.space.outputs import check_outputs
 
 TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 5e-2}
 """Precision -> largest error, as a share of the largest absolute output; int8 is judged by accuracy, or by `LEAST_COSINE`."""
@@ -66,6 +67,7 @@ class Judge:
                 else f"a network without classes must give one vector per image, but gives {reference.shape[1:]}"
             )
         self.outputs = int(reference.shape[1])
+        check_outputs(network, input_shape, self.outputs, trained=False)
         self.check_outputs = tuple(map(tuple, reference.astype(float).tolist()))
         self._embeds = not classes
         self._images = [checks] if given.validation is None else [checks, given.validation]

@@ -1,6 +1,9 @@
 """The README of a bundle: what it is and how to run it, for someone who has never heard of nar_hw."""
 
+import re
+
 from nar_hw.bundles.manifest import Checked, Latency, Manifest, Network
+from nar_hw.errors import printable
 from nar_hw.runtimes import RUNTIMES, runtime_class
 
 _TEXT = """# {name}: {what} in one folder
@@ -20,6 +23,8 @@ It {does} {channels}x{height}x{width} (channels, height, width).
 Preprocessing: convert to {mode}, scale the image until it covers {width}x{height} (bilinear, antialiased) and cut out its centre,
 divide by 255, subtract the mean {mean} and divide by the standard deviation {std} of each channel. Images per run: {batch}.
 
+`export/run.py` of nar_hw, which made this folder, runs its files on images and needs no nar_hw itself: `python run.py . photos`.
+
 {usage}"""
 
 
@@ -30,7 +35,7 @@ def readme(manifest: Manifest) -> str:
     classes, preparation = manifest.classes, manifest.preprocessing
     usages = (runtime_class(name).usage(manifest.deployed(name)) for name in RUNTIMES)
     return _TEXT.format(
-        name=manifest.model.name,
+        name=_plain(manifest.model.name),
         what="an image classifier" if classes else "an image embedding",
         does=f"tells {len(classes)} classes apart ({_some(classes)}) in images of"
         if classes
@@ -49,13 +54,18 @@ def readme(manifest: Manifest) -> str:
     )
 
 
+def _plain(name: str) -> str:
+    """A user's name as text in Markdown: on one line, nothing of it markup."""
+    return re.sub(r"[\\`*\[\]<>|&~#!]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", printable(name))
+
+
 def _operators(model: Network) -> str:
-    slots = f" with these operators in its {len(model.operators)} slots: {', '.join(model.operators)}"
-    return f"It is {model.name}{slots if model.operators else ''}; {model.parameters:,} parameters."
+    slots = f" with these operators in its {len(model.operators)} slots: {', '.join(map(_plain, model.operators))}"
+    return f"It is {_plain(model.name)}{slots if model.operators else ''}; {model.parameters:,} parameters."
 
 
 def _some(classes: tuple[str, ...]) -> str:
-    return ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+    return ", ".join(map(_plain, classes[:5])) + (", ..." if len(classes) > 5 else "")
 
 
 def _file_rows(manifest: Manifest) -> list[str]:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from nar_hw.bundles.config import ExportConfig
 from nar_hw.cli.app import DataRoot, Device, Json, Threads, app, bundle_app, console, emit, progress_bar
-from nar_hw.errors import UserError
+from nar_hw.cli.values import MOST_BATCH, MOST_ROUNDS, span, whole, wholes
 from nar_hw.export.calibration import Calibration
 from nar_hw.records import plain
 
@@ -32,9 +32,9 @@ def export(
     precision: Annotated[str, typer.Option(help="Of fp32, fp16, bf16 and int8, separated by commas.")] = ",".join(
         USUAL.precisions
     ),
-    batch: Annotated[str, typer.Option(help="One batch size, or a range like 1-64; aoti takes the first.")] = "-".join(
-        map(str, USUAL.batch)
-    ),
+    batch: Annotated[
+        Any, span("--batch", "One batch size, or a range like 1-64; aoti takes the first.", 1, MOST_BATCH)
+    ] = f"{USUAL.batch[0]}-{USUAL.batch[1]}",
     calibration: Annotated[Calibration, typer.Option(help="How int8 finds its ranges in training images.")] = USUAL.calibration,
     device: Annotated[str, typer.Option(help="Where aoti files shall run: cpu or cuda.")] = USUAL.device,
     dense: Annotated[
@@ -47,13 +47,10 @@ def export(
     from nar_hw.bundles.manifest import load_bundle
     from nar_hw.steps.export import export_child
 
-    fewest, _, most = batch.partition("-")
-    if not fewest.isdigit() or not (most or fewest).isdigit():
-        raise UserError(f"--batch must be one number or a range like 1-64, but got {batch!r}")
     config = ExportConfig(
         targets=tuple(to.split(",")),
         precisions=tuple(precision.split(",")),
-        batch=(int(fewest), int(most or fewest)),
+        batch=batch,
         calibration=calibration,
         device=device,
         dense=dense,
@@ -88,10 +85,10 @@ def bench(
     against: Annotated[Path | None, typer.Option(help="A second bundle, measured in turn with the first.")] = None,
     runtime: Annotated[str, typer.Option(help="Runtimes, separated by commas; `nar-hw doctor` lists them.")] = "onnxruntime",
     precision: Annotated[str, typer.Option(help="Precisions, separated by commas.")] = "fp32",
-    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1",
+    batch: Annotated[Any, wholes("--batch", "Batch sizes, separated by commas.", 1, MOST_BATCH)] = "1",
     threads: Threads = 1,
     device: Device = "cpu",
-    rounds: Annotated[int, typer.Option(help="Visits to each bundle.")] = 40,
+    rounds: Annotated[int, whole("--rounds", "Visits to each bundle.", 2, MOST_ROUNDS)] = 40,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON object to this file too.")] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Write one line per row to this file.")] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Write a picture of the latencies to this PNG.")] = None,
@@ -103,8 +100,6 @@ def bench(
     from nar_hw.report.latencies import bench_png
     from nar_hw.steps.bench import bench_bundles
 
-    if not all(size.isdigit() for size in batch.split(",")):
-        raise UserError(f"--batch must be numbers separated by commas, but got {batch!r}")
     configs = _configs(runtime, precision, batch, threads, device)
     with progress_bar() as progress:
         subjects = {str(path): path for path in (bundle, against) if path is not None}
@@ -135,14 +130,14 @@ def _called(item: "Conditions") -> str:
     return f"{item.runtime} {item.precision}, batch {item.batch}"
 
 
-def _configs(runtimes: str, precisions: str, batches: str, threads: int, device: str) -> "list[RuntimeConfig]":
+def _configs(runtimes: str, precisions: str, batches: list[int], threads: int, device: str) -> "list[RuntimeConfig]":
     from nar_hw.runtimes import RuntimeConfig
 
     return [
-        RuntimeConfig(runtime=runtime, precision=precision, batch=int(size), threads=threads, device=device)
+        RuntimeConfig(runtime=runtime, precision=precision, batch=size, threads=threads, device=device)
         for runtime in runtimes.split(",")
         for precision in precisions.split(",")
-        for size in batches.split(",")
+        for size in batches
     ]
 
 

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from nar_hw.cli.app import Json, Seed, app, console, emit
+from nar_hw.cli.app import App, Json, Seed, app, console, emit
+from nar_hw.cli.values import MOST_IMAGES, whole
 
-data_app = typer.Typer(no_args_is_help=True)
+data_app = App(no_args_is_help=True)
 app.add_typer(data_app, name="data", help="Make subsets of large sets of faces; test face networks on the field's sets.")
 
 ChildFolder = Annotated[Path, typer.Argument(help="Folder of a trained child.")]
@@ -20,10 +21,10 @@ TrainDevice = Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")
 def faces_proxy(
     source: Annotated[Path, typer.Argument(help="Folder of identities' folders, or with train.rec and train.idx.")],
     out: Annotated[Path, typer.Option(help="Folder of the proxy; must not exist.")],
-    identities: Annotated[int, typer.Option(help="Identities to learn.")] = 4000,
-    images: Annotated[int, typer.Option(help="Images of each.")] = 40,
-    valid: Annotated[int, typer.Option(help="Images of each that are for validation.")] = 4,
-    test_identities: Annotated[int, typer.Option(help="Further identities, for testing.")] = 100,
+    identities: Annotated[int, whole("--identities", "Identities to learn.", 2, MOST_IMAGES)] = 4000,
+    images: Annotated[int, whole("--images", "Images of each.", 2, MOST_IMAGES)] = 40,
+    valid: Annotated[int, whole("--valid", "Images of each that are for validation.", 1, MOST_IMAGES)] = 4,
+    test_identities: Annotated[int, whole("--test-identities", "Further identities, for testing.", 0, MOST_IMAGES)] = 100,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:

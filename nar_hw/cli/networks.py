@@ -69,11 +69,25 @@ def space(
     as_json: Json = False,
 ) -> None:
     """The slots of a network and what may stand in them. Example: nar-hw space --model resnet18 --input 3x32x32"""
+    from nar_hw.errors import ModelError
     from nar_hw.space.flops import SpaceCounts
 
     found = model_info(model, input, manner, operators, classes, slots, limit_params).space()
-    counts = SpaceCounts(found)
-    total = counts.count(found.incumbent)
+    uncounted: dict[str, Any] = {}
+    total: dict[str, int | None] = {
+        "params": sum(item.numel() for item in found.model.parameters()),
+        "flops": None,
+        "pool_ops": None,
+    }
+    try:
+        counts = SpaceCounts(found)
+        total = dict(counted(counts.count(found.incumbent)))
+    except ModelError as problem:  # the slots are known all the same
+        counts, uncounted = None, {"uncounted": str(problem)}
+
+    def cost(position: int, code: int) -> dict[str, int | None]:
+        return dict.fromkeys(total) if counts is None else dict(counted(counts.candidate(position, code)))
+
     rows: list[dict[str, Any]] = [
         {
             "slot": position,
@@ -83,10 +97,8 @@ def space(
             "output": [slot.sites[-1].incumbent.c_out, *slot.sites[-1].calls[0][1]],
             "incumbent": found.operators[slot.incumbent],
             "fixed": slot.fixed,
-            "candidates": [
-                {"code": code, "operator": found.operators[code], **counted(counts.candidate(position, code))}
-                for code in slot.candidates
-            ],
+            "reason": slot.reason,
+            "candidates": [{"code": code, "operator": found.operators[code], **cost(position, code)} for code in slot.candidates],
         }
         for position, slot in enumerate(found.slots)
     ]
@@ -94,15 +106,34 @@ def space(
     def show() -> None:
         table = Table("slot", "name", "input", "output", "incumbent", "candidates (code name: M multiply-adds)")
         for row in rows:
-            candidates = ", ".join(f"{item['code']} {item['operator']}: {item['flops'] / 1e6:.3g}" for item in row["candidates"])
+            candidates = ", ".join(
+                f"{item['code']} {item['operator']}" + ("" if item["flops"] is None else f": {item['flops'] / 1e6:.3g}")
+                for item in row["candidates"]
+            )
             shapes = ["x".join(map(str, row[key])) for key in ("input", "output")]
             table.add_row(str(row["slot"]), row["name"], *shapes, row["incumbent"], "fixed" if row["fixed"] else candidates)
         console.print(table)
-        console.print(
-            f"{len(rows)} slots, {found.size:.4g} archs; the network itself: {sentence(counted(total))}", highlight=False
-        )
+        why: dict[str, list[str]] = {}
+        for row in rows:
+            if row["reason"] is not None:
+                why.setdefault(row["reason"], []).append(row["name"])
+        for reason, where in why.items():
+            console.print(f"fixed: {', '.join(where)}: {reason}", highlight=False, soft_wrap=True, markup=False)
+        for path, reason in found.hidden.items():
+            console.print(f"not searched: {path or 'the network'}: {reason}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"{len(rows)} slots, {found.size:.4g} archs; the network itself: {sentence(total)}", highlight=False)
+        for reason in uncounted.values():
+            console.print(f"not counted: {reason}", soft_wrap=True)
 
-    value = {"model": model, "manner": manner, "slots": rows, "archs": str(found.size), **counted(total)}
+    value = {
+        "model": model,
+        "manner": manner,
+        "slots": rows,
+        "not_searched": dict(found.hidden),
+        "archs": str(found.size),
+        **total,
+        **uncounted,
+    }
     emit(as_json, value, show)
 
 
@@ -119,12 +150,14 @@ def count(
     as_json: Json = False,
 ) -> None:
     """Parameters, FLOPs and pool operations. Example: nar-hw count --model lresnet50e_ir --input 3x112x112 --manner block"""
-    from nar_hw.space.flops import SpaceCounts, count_module
+    from nar_hw.space.flops import SpaceCounts, count_with_gaps
 
     info = model_info(model, input, manner, operators, classes, slots, limit_params)
     if arch is None:
-        value = {"model": model, "input_shape": list(info.input_shape), **counted(count_module(info.build(), info.input_shape))}
-        emit(as_json, value, lambda: console.print(sentence(value), highlight=False))
+        total, gaps = count_with_gaps(info.build(), info.input_shape)
+        value = {"model": model, "input_shape": list(info.input_shape), **counted(total), "not_counted": gaps}
+        left_out = f"; not counted: {', '.join(f'{name} ({calls} times)' for name, calls in gaps.items())}" if gaps else ""
+        emit(as_json, value, lambda: console.print(f"{sentence(value)}{left_out}", highlight=False, soft_wrap=True))
         return
     found = info.space()
     counts = SpaceCounts(found)

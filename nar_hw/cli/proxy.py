@@ -7,16 +7,19 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from nar_hw.cli.app import Data, DataRoot, Json, Model, Resume, Seed, app, console, emit, progress_bar
+from nar_hw.cli.app import App, Data, DataRoot, Json, Model, Resume, Seed, app, console, emit, progress_bar
+from nar_hw.cli.values import MOST_BATCH, MOST_CHILDREN, MOST_EPOCHS, MOST_IMAGES, number, whole
 
 if TYPE_CHECKING:
     from nar_hw.proxy.steps import Scorer
 
-proxy_app = typer.Typer(no_args_is_help=True)
+proxy_app = App(no_args_is_help=True)
 app.add_typer(proxy_app, name="proxy", help="Compare mini-batches with the full gradient; choose images to search on.")
 
 Metric = Annotated[str, typer.Option(help="intensity, colour, edges, perceptual, loss, el2n or grand.")]
-ScoreEpochs = Annotated[int, typer.Option(help="Epochs of the short training that loss, el2n, grand and gradient go by.")]
+ScoreEpochs = Annotated[
+    int, whole("--score-epochs", "Epochs of the short training that loss, el2n, grand and gradient go by.", 1, MOST_EPOCHS)
+]
 Backbone = Annotated[str, typer.Option(help="Network whose features perceptual compares.")]
 BackboneWeights = Annotated[Path | None, typer.Option(help="Its weights; default: torchvision's, which are downloaded.")]
 TrainDevice = Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")]
@@ -28,9 +31,11 @@ def study(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder of the study.")],
     metric: Metric = "intensity",
-    batch: Annotated[int, typer.Option(help="Images per mini-batch.")] = 256,
-    epochs: Annotated[int, typer.Option(help="Epochs in all; the learning rate falls to a tenth after each third.")] = 150,
-    lr: Annotated[float, typer.Option(help="First learning rate.")] = 0.1,
+    batch: Annotated[int, whole("--batch", "Images per mini-batch.", 1, MOST_BATCH)] = 256,
+    epochs: Annotated[
+        int, whole("--epochs", "Epochs in all; the learning rate falls to a tenth after each third.", 1, MOST_EPOCHS)
+    ] = 150,
+    lr: Annotated[float, number("--lr", "First learning rate.", above=0, most=1e6)] = 0.1,
     exact: Annotated[bool, typer.Option("--exact", help="Distances without error, for half as much time again.")] = False,
     score_epochs: ScoreEpochs = 3,
     backbone: Backbone = "alexnet",
@@ -76,11 +81,13 @@ def study(
 def select(
     model: Model,
     data: Data,
-    size: Annotated[int, typer.Option(help="Images to choose.")],
+    size: Annotated[int, whole("--size", "Images to choose.", 1, MOST_IMAGES)],
     out: Annotated[Path, typer.Option(help="The index file, for nar-hw search --proxy.")],
     by: Annotated[str, typer.Option(help="gradient, metric, random or stratified.")] = "stratified",
     metric: Metric = "intensity",
-    check: Annotated[int, typer.Option(help="Children to train on the proxy and on all images, to compare rankings.")] = 0,
+    check: Annotated[
+        int, whole("--check", "Children to train on the proxy and on all images, to compare rankings.", 0, MOST_CHILDREN)
+    ] = 0,
     recipe: Annotated[str, typer.Option(help="How these are trained: paper, fast, demo or a .json file.")] = "demo",
     score_epochs: ScoreEpochs = 3,
     backbone: Backbone = "alexnet",

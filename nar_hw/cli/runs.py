@@ -24,6 +24,7 @@ from nar_hw.cli.app import (
     progress_bar,
     sentence,
 )
+from nar_hw.cli.values import MOST_BATCH, MOST_EPOCHS, MOST_THREADS, number, whole
 from nar_hw.errors import UserError
 from nar_hw.records import plain, replace, with_settings
 from nar_hw.search.config import SearchConfig
@@ -59,7 +60,8 @@ def search(
         list[Path], typer.Option("--table", help="The latency table of the device to deploy on; once for each of several.")
     ],
     target_ms: Annotated[
-        list[float], typer.Option(help="The latency not to be exceeded; of several tables one for all, or once for each.")
+        list[float],
+        number("--target-ms", "The latency not to be exceeded; of several tables one for all, or once for each.", above=0),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     reward: Annotated[
@@ -68,21 +70,23 @@ def search(
     combine: Annotated[
         str, typer.Option(help="Of several tables: worst (each target is met) or mean (of latency / target, at most 1).")
     ] = SEARCH.combine,
-    weight: Annotated[list[float] | None, typer.Option(help="Of a table in the mean; once for each.")] = None,
-    max_flops: Annotated[int | None, typer.Option(help="Most FLOPs (multiply-adds of one image).")] = None,
-    max_params: Annotated[int | None, typer.Option(help="Most parameters.")] = None,
+    weight: Annotated[list[float] | None, number("--weight", "Of a table in the mean; once for each.", above=0)] = None,
+    max_flops: Annotated[int | None, whole("--max-flops", "Most FLOPs (multiply-adds of one image).", 1, 10**18)] = None,
+    max_params: Annotated[int | None, whole("--max-params", "Most parameters.", 1, 10**18)] = None,
     strategy: Annotated[
         str, typer.Option(help="How archs are proposed: surrogate, reinforce, gradient, evolution or random.")
     ] = SEARCH.strategy,
-    epochs: Annotated[int, typer.Option(help="Epochs of shared weights and strategy in turn.")] = SEARCH.epochs,
-    warmup_epochs: Annotated[int, typer.Option(help="Epochs of the shared weights alone, before these.")] = SEARCH.warmup_epochs,
+    epochs: Annotated[int, whole("--epochs", "Epochs of shared weights and strategy in turn.", 1, MOST_EPOCHS)] = SEARCH.epochs,
+    warmup_epochs: Annotated[
+        int, whole("--warmup-epochs", "Epochs of the shared weights alone, before these.", 0, MOST_EPOCHS)
+    ] = SEARCH.warmup_epochs,
     warmup_paths: Annotated[
         str, typer.Option(help="Whether these deal operators (fair) or draw them (uniform).")
     ] = SEARCH.warmup_paths,
     paths: Annotated[
         str, typer.Option(help="The same of the other epochs, or what the strategy draws (strategy).")
     ] = SEARCH.paths,
-    batch: Annotated[int, typer.Option(help="Training images per step.")] = SEARCH.batch,
+    batch: Annotated[int, whole("--batch", "Training images per step.", 2, MOST_BATCH)] = SEARCH.batch,
     precision: Annotated[str, typer.Option(help="Arithmetic of the shared weights: fp32, bf16 or fp16.")] = SEARCH.precision,
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Store images with the channels innermost.")] = False,
     seed: Seed = 0,
@@ -165,16 +169,19 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the child.")],
     model: Annotated[str | None, typer.Option("--model", help="The network; not needed with a search folder.")] = None,
     recipe: Annotated[str, typer.Option(help="paper, fast, demo, or a .json file of a recipe's fields.")] = "paper",
-    epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    epochs: Annotated[int | None, whole("--epochs", "Instead of the recipe's.", 1, MOST_EPOCHS)] = None,
     init: Annotated[str, typer.Option(help="scratch, or inherited from --baseline.")] = "scratch",
     baseline: Annotated[
         Path | None,
         typer.Option(help="The trained network itself, for --init inherited and --distill: its folder, or a weights file."),
     ] = None,
     distill: Annotated[
-        float | None, typer.Option(help="Weight, in 0 to 1, of the divergence from the --baseline's outputs in the loss.")
+        float | None,
+        number("--distill", "Weight of the divergence from the --baseline's outputs in the loss.", least=0, most=1),
     ] = None,
-    ensemble: Annotated[int, typer.Option(help="Snapshots to keep and to score together on the test images.")] = 0,
+    ensemble: Annotated[
+        int, whole("--ensemble", "Snapshots to keep and to score together on the test images.", 0, MOST_EPOCHS)
+    ] = 0,
     manner: Manner = "conv",
     operators: Operators = None,
     slots: Slots = None,
@@ -183,7 +190,7 @@ def train(
     settings: Settings = None,
     device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that read stream: images; default: one a core, to 8.")
+        int | None, whole("--workers", "Processes that read stream: images; default: one a core, to 8.", 0, MOST_THREADS)
     ] = None,
     data_root: DataRoot = None,
     download: Annotated[

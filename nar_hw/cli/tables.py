@@ -29,6 +29,7 @@ from nar_hw.cli.app import (
     progress_bar,
     table_app,
 )
+from nar_hw.cli.values import MOST_CHILDREN, MOST_ROUNDS, number, whole
 
 if TYPE_CHECKING:
     from nar_hw.latency.table import LatencyTable
@@ -51,9 +52,13 @@ def profile(
     slots: Slots = None,
     limit_params: LimitParams = True,
     classes: Classes = None,
-    validate: Annotated[int, typer.Option(help="Held-out children to check the table with; 0 for none.")] = 40,
-    rounds: Annotated[int, typer.Option(help="Visits of each child at most; fewer once its time is known well enough.")] = 20,
-    budget: Annotated[float | None, typer.Option(help="Seconds to spend at most.")] = None,
+    validate: Annotated[
+        int, whole("--validate", "Held-out children to check the table with; 0 for none.", 0, MOST_CHILDREN)
+    ] = 40,
+    rounds: Annotated[
+        int, whole("--rounds", "Visits of each child at most; fewer once its time is known well enough.", 2, MOST_ROUNDS)
+    ] = 20,
+    budget: Annotated[float | None, number("--budget", "Seconds to spend at most.", above=0)] = None,
     seed: Seed = 0,
     resume: Resume = False,
     fill: Annotated[bool, typer.Option("--fill", help="Measure only what the table at --output lacks, and add it.")] = False,
@@ -133,7 +138,7 @@ def table_list(
             shape = "x".join(map(str, row["input_shape"]))
             error = "not validated" if row["mape_percent"] is None else f"error {row['mape_percent']:.1f} %"
             console.print(
-                f"[bold]{row['model']} {shape}[/bold]  {row['runtime']} {row['precision']}, batch {row['batch']}, "
+                f"{row['model']} {shape}  {row['runtime']} {row['precision']}, batch {row['batch']}, "
                 f"{row['threads']} threads  {row['incumbent_ms']:.4g} ms, {error}",
                 highlight=False,
                 soft_wrap=True,
@@ -195,7 +200,7 @@ def table_predict(
 @table_app.command("validate")
 def table_validate(
     path: Path,
-    children: Annotated[int, typer.Option(help="Held-out random children to measure.")] = 40,
+    children: Annotated[int, whole("--children", "Held-out random children to measure.", 3, MOST_CHILDREN)] = 40,
     seed: Seed = 1,
     plot: Annotated[Path | None, typer.Option(help="Write a scatter of predicted against measured to this PNG.")] = None,
     as_json: Json = False,

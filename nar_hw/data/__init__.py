@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nar_hw.data.base import SPLITS, Augmentation, ImageData, Part, Split, SplitName
 from nar_hw.errors import DataError, unknown_name
+from nar_hw.files import expanded
 
 __all__ = ["DATA_SETS", "FACES", "SPLITS", "Augmentation", "ImageData", "Part", "Split", "SplitName", "data_root", "load_data"]
 
@@ -58,4 +59,4 @@ def load_data(name: str, *, root: str | Path | None = None, seed: int = 0, downl
 
 def data_root(root: str | Path | None = None) -> Path:
     """The folder of downloaded data sets: ``root``, else what NAR_HW_DATA names, else ``.data``."""
-    return Path(root or os.environ.get(ROOT_VARIABLE) or ".data").expanduser()
+    return expanded(root or os.environ.get(ROOT_VARIABLE) or ".data")

@@ -1,15 +1,19 @@
 """Made images that a small network can learn in seconds, for tests and dry runs: ``fake:CxHxWxclasses``."""
 
+import math
 import re
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nar_hw.data.base import Augmentation, ImageData, Pool, assemble, require_memory
+from nar_hw.data.base import Augmentation, ImageData, Pool, assemble
 from nar_hw.errors import DataError
 
 IMAGES_PER_CLASS = 100
+MOST_CLASSES = 1000
+MOST_VALUES = 2**29
+"""Bytes of all images together."""
 
 
 def load(name: str, detail: str, *, root: Path, seed: int, download: bool) -> ImageData:
@@ -20,14 +24,14 @@ def load(name: str, detail: str, *, root: Path, seed: int, download: bool) -> Im
     Raises:
         DataError: the name is not ``fake:CxHxWxclasses``.
     """
-    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)x(\d+)", detail)
+    match = re.fullmatch("x".join(4 * ["([0-9]{1,6})"]), detail)
     numbers = [int(number) for number in match.groups()] if match else [0]
-    if 0 in numbers or numbers[-1] < 2:
+    if 0 in numbers or not 2 <= numbers[-1] <= MOST_CLASSES or IMAGES_PER_CLASS * math.prod(numbers) > MOST_VALUES:
         raise DataError(
-            f"a fake data set must be named fake:CxHxWxclasses with two or more classes, but got {name!r}: try fake:3x32x32x10"
+            f"a fake data set must be named fake:CxHxWxclasses with 2 to {MOST_CLASSES} classes of {IMAGES_PER_CLASS} images and "
+            f"at most {MOST_VALUES:,} values in all of them, but got {name[:60]!r}: try fake:3x32x32x10"
         )
     channels, height, width, classes = numbers
-    require_memory(name, classes * IMAGES_PER_CLASS, (channels, height, width), "make the images smaller or the classes fewer")
     rng = np.random.RandomState(seed)
     images = [_class_images(rng, (channels, height, width)) for _ in range(classes)]
     return assemble(

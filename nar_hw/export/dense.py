@@ -6,7 +6,6 @@ window that slides. Everything before the head stays as it is.
 Shape legend: B images, C channels, h x w of the map that reaches the head at the training size, O outputs of a layer.
 """
 
-import copy
 import operator
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch.nn import functional
 
 from nar_hw.errors import ModelError
 from nar_hw.export.onnx import Images, compare, export_onnx, open_session
+from nar_hw.space.network import inference_copy
 
 _KEPT = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.ELU, nn.LeakyReLU, nn.Tanh)
 """Modules that treat every number alike, whatever its place (dropout does nothing in evaluation)."""
@@ -106,7 +106,7 @@ def convolutionize(model: nn.Module, input_shape: tuple[int, int, int]) -> Dense
     Raises:
         ModelError: the network cannot be traced, or its head is of another kind.
     """
-    network = copy.deepcopy(model).cpu().float().eval()
+    network = inference_copy(model)
     example = torch.zeros((2, *input_shape))
     try:
         with torch.inference_mode():
@@ -142,7 +142,7 @@ def _check(dense: Dense, model: nn.Module, input_shape: tuple[int, int, int]) ->
             wider, _ = dense(torch.zeros(1, channels, 2 * height, 2 * width))
         except RuntimeError as problem:
             raise ModelError(f"a dense network must run on larger images, but failed: {_first_line(problem)}") from problem
-        reference = copy.deepcopy(model).cpu().float().eval()(images)
+        reference = inference_copy(model)(images)
     if scores.shape != (*reference.shape, 1, 1) or wider.shape[2] < 2 or wider.shape[3] < 2:
         raise ModelError(
             f"a dense network must give one answer at {height}x{width} and more on larger images, but gives maps of "

@@ -6,7 +6,7 @@ OpenVINO are joined to the slots of a search space through these names.
 Shape legend: B images, C channels, H height, W width.
 """
 
-import copy
+import inspect
 import io
 import logging
 import re
@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nar_hw.errors import ExportError
-from nar_hw.export.graph import clean, fold_norms
+from nar_hw.export.graph import clean, fold_norms, node_path
 from nar_hw.files import write_bytes
+from nar_hw.space.network import inference_copy, require_memory
+from nar_hw.userfile import described, user_code
 
 if TYPE_CHECKING:
     import onnx
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 OPSET = 18
-"""Read by TensorRT 10 and 11, ONNX Runtime and OpenVINO alike."""
+"""Read by TensorRT 10 and 11, ONNX Runtime and OpenVINO alike; networks with later operators get the lowest that has them."""
 
 Images = NDArray[np.float32]
 Batch = int | tuple[int, int]
@@ -99,34 +101,79 @@ def traced(
         raise ExportError(f"one ONNX file holds at most 2 GiB, but the network's weights take {size / 2**30:.1f} GiB")
     dynamic = lowest != highest
     channels, height, width = input_shape
+    require_memory(model, input_shape, 2 if dynamic else highest)
     # An example batch of 1 would be taken for a constant, so a range is traced with 2; maps of one place likewise.
     sizes = (2 * height, 3 * width) if larger else (height, width)
     images = torch.zeros((min(max(2, lowest), highest), channels, *sizes))
     shapes: dict[int, Any] = {0: torch.export.Dim("batch", min=lowest, max=highest)} if dynamic else {}
     shapes |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC} if larger else {}
-    network = copy.deepcopy(model).cpu().float().eval()
-    try:
-        with _quiet(), torch.no_grad():
-            program = torch.onnx.export(
-                network,
-                (images,),
-                input_names=["input"],
-                output_names=list(outputs),
-                dynamo=True,
-                opset_version=OPSET,
-                dynamic_shapes=(shapes,) if shapes else None,
-                optimize=False,
-                verbose=False,
-            )
-    except torch.onnx.errors.OnnxExporterError as problem:
-        cause = problem.__cause__ or problem
-        raise ExportError(f"the network cannot be exported to ONNX: {_first_line(cause)}") from problem
-    assert program is not None
-    if (given := len(program.model.graph.outputs)) != len(outputs):
+    network = inference_copy(model)
+    kinds = [parameter.kind for parameter in inspect.signature(network.forward).parameters.values()]
+    dims: Any = ((shapes,),) if kinds[:1] == [inspect.Parameter.VAR_POSITIONAL] else (shapes,)
+
+    def exported(opset: int) -> "ir.Model":
+        try:
+            with _quiet(), torch.no_grad():
+                program = torch.onnx.export(
+                    network,
+                    (images,),
+                    input_names=["input"],
+                    output_names=list(outputs),
+                    dynamo=True,
+                    opset_version=opset,
+                    dynamic_shapes=dims if shapes else None,
+                    optimize=False,
+                    verbose=False,
+                )
+        except torch.onnx.errors.OnnxExporterError as problem:
+            raise ExportError(f"the network cannot be exported to ONNX: {_why(problem, dynamic)}") from problem
+        assert program is not None
+        return program.model
+
+    result = exported(OPSET)
+    if (needed := _opset_of(result.graph)) > OPSET:
+        result = exported(needed)
+    if (given := len(result.graph.outputs)) != len(outputs):
         count = "one tensor" if len(outputs) == 1 else f"{len(outputs)} tensors"
         raise ExportError(f"a network must give {count} to be exported, but gives {given}")
-    optimizer.fold_constants(program.model)
-    return program.model
+    _require_float32(result.graph)
+    optimizer.fold_constants(result)
+    return result
+
+
+def _why(problem: BaseException, dynamic: bool) -> str:
+    """The cause of an exporter's error, with the user's file and line where it knows them."""
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
+    told = described(problem)
+    # What torch.export says when a computation fixes the batch.
+    if dynamic and any(word in told for word in ("inconsisten", "Constraints violated", "specializ")):
+        return f"{told}: it may be made for one batch size, which is then to be asked for alone (--batch 1)"
+    return told
+
+
+def _opset_of(graph: "ir.Graph") -> int:
+    """The lowest opset from OPSET on that has all operators of a graph: DeformConv, for one, came later."""
+    import onnx
+
+    lowest = OPSET
+    for node in graph.all_nodes():
+        if node.domain == "" and not onnx.defs.has(node.op_type, max_inclusive_version=lowest) and onnx.defs.has(node.op_type):
+            versions = (item.since_version for item in onnx.defs.get_all_schemas_with_history() if item.name == node.op_type)
+            lowest = max(lowest, min(versions))
+    return lowest
+
+
+def _require_float32(graph: "ir.Graph") -> None:
+    """Raises ExportError when the network computes in bfloat16 of its own accord."""
+    import onnx_ir as ir
+
+    for node in graph.all_nodes():
+        if any(value.dtype == ir.DataType.BFLOAT16 for value in node.outputs):
+            raise ExportError(
+                f"an ONNX file computes in float32, but {node_path(node.metadata_props) or 'the network'} computes in bfloat16 "
+                "by itself (torch.autocast or .bfloat16() in a forward pass): leave that out, --precision asks for bf16"
+            )
 
 
 def _name_sizes(proto: "onnx.ModelProto") -> None:
@@ -223,9 +270,10 @@ def verify_onnx(
 
 def run_torch(model: nn.Module, images: Images, *, batch: int = 64) -> Images:
     """The outputs (B, ...) of a copy of ``model`` on the CPU in evaluation mode for images (B, C, H, W)."""
-    network = copy.deepcopy(model).cpu().float().eval()
-    with torch.inference_mode():
-        parts = [network(torch.from_numpy(images[start : start + batch])).numpy() for start in range(0, len(images), batch)]
+    network = inference_copy(model)
+    with torch.inference_mode(), user_code("the network must run, but its forward pass"):
+        # Copies, which it may change.
+        parts = [network(torch.tensor(images[start : start + batch])).numpy() for start in range(0, len(images), batch)]
     return np.concatenate(parts)
 
 

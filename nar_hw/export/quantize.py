@@ -77,6 +77,14 @@ def to_bf16(source: Path, target: Path) -> None:
     write_model(proto, target)
 
 
+def check_calibration(images: Images | None, method: str) -> None:
+    """Raises ExportError when there are no images and UnknownNameError when the method does not exist."""
+    if method not in get_args(Calibration):
+        raise unknown_name("calibration", method, get_args(Calibration))
+    if images is None or len(images) == 0:
+        raise ExportError("int8 needs images to find the ranges of activations, but got none: pass some of the training images")
+
+
 def to_int8(source: Path, target: Path, images: Images, *, method: Calibration = "minmax") -> None:
     """Write ``source`` with int8 convolutions and linear layers to ``target``.
 
@@ -96,10 +104,7 @@ def to_int8(source: Path, target: Path, images: Images, *, method: Calibration =
     from onnx import helper
     from onnxruntime import quantization
 
-    if method not in get_args(Calibration):
-        raise unknown_name("calibration", method, get_args(Calibration))
-    if len(images) == 0:
-        raise ExportError("int8 needs images to find the ranges of activations, but got none: pass some of the training images")
+    check_calibration(images, method)
     methods = quantization.CalibrationMethod
     with tempfile.TemporaryDirectory(prefix="nar_hw_") as folder:
         prepared, made = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"

@@ -4,7 +4,6 @@ A latency profile needs dozens of children whose weights do not matter. The netw
 site; a child is that graph with each placeholder replaced by its operator's nodes, which are built once per site and operator.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nar_hw.errors import ExportError
 from nar_hw.export.graph import bypass, clean, constant, fold_norms, initializer, node_path, rename_values, scopes
 from nar_hw.export.leaves import emit
-from nar_hw.export.onnx import OPSET, Batch, traced
+from nar_hw.export.onnx import Batch, traced
 from nar_hw.files import write_bytes
+from nar_hw.space.network import inference_copy, plain_copy
 from nar_hw.space.space import SearchSpace, Site
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ class ChildExporter:
             graph.initializer.extend(tensor for tensor in fragment.weights if tensor.name not in present)
             present.update(tensor.name for tensor in fragment.weights)
         _join(graph, same)
-        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=self._template.ir_version)
+        opset = next(item.version for item in self._template.opset_import if item.domain == "")
+        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=self._template.ir_version)
         clean(proto)
         return proto
 
@@ -136,7 +137,7 @@ class ChildExporter:
         import onnx_ir as ir
         from onnxscript import optimizer
 
-        operator = copy.deepcopy(operator).cpu().float().eval()
+        operator = inference_copy(operator)
         graph = emit(operator)
         plain = graph is not None
         model = self._trace(call, operator, key) if graph is None else ir.Model(graph, ir_version=self._template.ir_version)
@@ -165,7 +166,7 @@ class ChildExporter:
 
 def _with_placeholders(space: SearchSpace) -> nn.Module:
     """A copy of the network in which every site is one plain convolution of the same output size."""
-    network = copy.deepcopy(space.model)
+    network = plain_copy(space.model)
     for slot in space.slots:
         for site in slot.sites:
             placeholder = _placeholder(network.get_submodule(site.conv), site)
@@ -179,7 +180,7 @@ def _placeholder(conv: Any, site: Site) -> nn.Conv2d:
     like = nn.Conv2d(*channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, bias=False)
     # A subclass may pad on its own: then a 1x1 convolution with its stride is what keeps the size.
     for candidate in (like, nn.Conv2d(*channels, 1, conv.stride, groups=conv.groups, bias=False)):
-        probe = copy.deepcopy(candidate).to("meta")
+        probe = plain_copy(candidate).to("meta")
         if all(probe(torch.empty(1, channels[0], *size, device="meta")).shape[2:] == out for size, out in site.calls):
             return candidate
     raise ExportError(f"{site.conv} must change the image size as a strided convolution does: leave it out with slots=")

@@ -22,6 +22,7 @@ from nar_hw.errors import DataError, unknown_name
 from nar_hw.faces.images import Encoded, FaceImages, Files, identity_folders
 from nar_hw.faces.pairs import Pairs, by_identity, drawn_pairs, load_pairs
 from nar_hw.faces.records import Records
+from nar_hw.files import expanded
 
 HeadKind = Literal["arcface", "cosface", "softmax"]
 MARGINS: dict[HeadKind, float] = {"arcface": 0.5, "cosface": 0.35, "softmax": 0.0}
@@ -211,7 +212,7 @@ def _parsed(name: str) -> tuple[Path, FaceConfig]:
             raise DataError(
                 f"faces option {key} must be {'a whole number' if kind is int else 'a number'}, but is {value!r}"
             ) from None
-    path = Path(text).expanduser()
+    path = expanded(text)
     if not text or not path.is_dir():
         raise DataError(f"{name!r} must name an existing folder of faces, but {str(path)!r} is none: use faces:PATH")
     return path, FaceConfig(**options)
@@ -224,8 +225,8 @@ def _require(config: FaceConfig, rule: str, name: str, holds: bool) -> None:
 
 def _paired(config: FaceConfig) -> FaceSplit:
     """The verification set that the options name."""
-    images = None if config.images is None else Path(config.images).expanduser()
-    encoded, pairs = load_pairs(Path(str(config.pairs)).expanduser(), images)
+    images = None if config.images is None else expanded(config.images)
+    encoded, pairs = load_pairs(expanded(str(config.pairs)), images)
     numbers = np.arange(len(encoded))
     return FaceSplit(images=FaceImages(encoded, size=config.size), indices=numbers, labels=numbers, pairs=pairs)
 

@@ -3,7 +3,6 @@
 Shape legend: N images, B of a batch, S pixels a side; images are uint8 (3, S, S).
 """
 
-import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from nar_hw.data.base import MEMORY_LIMIT_GIB
-from nar_hw.data.folder import SUFFIXES
+from nar_hw.data.images import folders_in, images_in, read_image, refused
 from nar_hw.errors import DataError
 
 ALIGNED = 112
@@ -85,17 +84,15 @@ class FaceImages:
         unfit: list[tuple[int, str]] = []
 
         def decode(place: int) -> None:
-            source = self._encoded[indices[place]]
             try:
-                with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
-                    colour = image.convert("RGB")
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
-                unreadable.append((place, type(problem).__name__))
+                colour = read_image(self._encoded[indices[place]])
+            except DataError as problem:
+                unreadable.append((place, str(problem)))
                 return
             if self._fit:
                 colour = ImageOps.fit(colour, (self.size, self.size), Image.Resampling.BILINEAR)
             elif colour.size != (self.size, self.size):
-                unfit.append((place, f"{colour.width}x{colour.height}"))
+                unfit.append((place, f"has {colour.width}x{colour.height}"))
                 return
             images[place] = np.asarray(colour).transpose(2, 0, 1)
 
@@ -106,9 +103,9 @@ class FaceImages:
             (unfit, f"aligned faces must be {self.size}x{self.size}", "align them, or bring all to one size with size=PIXELS"),
         ):
             if bad:
-                place, what = min(bad)
-                name = self._encoded.name(indices[place])
-                raise DataError(f"{rule}, but {len(bad):,} of {len(indices):,} are not (first {name}: {what}): {fix}")
+                raise refused(
+                    rule, fix, [(self._encoded.name(indices[place]), what) for place, what in sorted(bad)], len(indices)
+                )
         return images
 
 
@@ -116,11 +113,7 @@ def identity_folders(folder: Path, *, at_least: int = 2) -> dict[str, list[Path]
     """Name of an identity -> its image files, both sorted. Raises DataError when there are fewer than ``at_least`` identities."""
     if not folder.is_dir():
         raise DataError(f"a set of faces must be a folder of identities' folders, but {folder} is none")
-    found = {
-        item.name: sorted((path for path in item.rglob("*") if path.suffix.lower() in SUFFIXES), key=lambda path: path.parts)
-        for item in sorted(folder.iterdir())
-        if item.is_dir() and not item.name.startswith(".")
-    }
+    found = {item.name: images_in(item) for item in folders_in(folder)}
     found = {name: files for name, files in found.items() if files}
     if len(found) < at_least:
         raise DataError(

@@ -2,7 +2,8 @@
 
 A record is a magic number, a word with 3 bits of "part of a record" and 29 of length, and the data, padded to 4 bytes. Its data
 is a header (flag, label, id, id2), ``flag`` further labels if there are any, and an encoded image. Record 0 tells with two
-labels (first, last) that keys 1..first-1 are images; those from first on list the identities' ranges and are not needed.
+labels (first, last) that keys 1..first-1 are images; those from first on list the identities' ranges and are not needed. Files
+of mxnet's im2rec have no such record: their record 0 is an image.
 """
 
 import mmap
@@ -37,7 +38,7 @@ class Records:
                 f"{path.with_suffix('.idx')} must hold lines of a key and an offset, but does not: it is damaged"
             ) from None
         keys = sorted(offsets)
-        if keys and keys[0] == 0:
+        if keys and keys[0] == 0 and HEADER.unpack_from(self._head(offsets[0]))[0] > 0:  # no image has labels beside its own
             labels = self._labels(offsets[0])
             keys = [key for key in keys[1:] if len(labels) < 2 or key < int(labels[0])]
         if not keys:
@@ -60,18 +61,20 @@ class Records:
 
     def _labels(self, offset: int) -> NDArray[np.float32]:
         """The labels, at least one, of the record at ``offset``; the image is not read."""
-        length = self._length(offset)[1]
-        data = self._bytes(offset + WORDS.size, min(length, HEADER.size))
-        if len(data) < HEADER.size:
-            raise self._damaged(offset)
-        flag, label, _, _ = HEADER.unpack(data)
-        if HEADER.size + 4 * flag > length:
+        flag, label, _, _ = HEADER.unpack(self._head(offset))
+        if HEADER.size + 4 * flag > self._length(offset)[1]:
             raise self._damaged(offset)
         listed = np.frombuffer(self._bytes(offset + WORDS.size + HEADER.size, 4 * flag), np.float32)
         labels = listed if flag else np.array([label], np.float32)
         if not np.isfinite(labels[0]):
             raise self._damaged(offset)
         return labels
+
+    def _head(self, offset: int) -> bytes:
+        data = self._bytes(offset + WORDS.size, min(self._length(offset)[1], HEADER.size))
+        if len(data) < HEADER.size:
+            raise self._damaged(offset)
+        return data
 
     def _read(self, offset: int) -> bytes:
         """The data of a record. Where it held the magic number it was cut there, and the number left out."""

@@ -62,7 +62,7 @@ class ChildLoader:
         if self._runtime.consumes == "onnx" and self._runtime.unavailable(config) is None:
             from nar_hw.export.splice import ChildExporter  # pulls in onnx
 
-            self._exporter = ChildExporter(space, batch=(1, max(64, config.batch)))
+            self._exporter = ChildExporter(space, batch=config.batch)
             self._folder = Path(tempfile.mkdtemp(prefix="nar_hw_"))
             self._close = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._numbers = itertools.count()

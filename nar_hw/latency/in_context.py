@@ -62,7 +62,8 @@ def estimate(space: SearchSpace, profiled: Measured[Arch], measured: Measured[Ar
     silent = [spec.operator for spec, found in contexts.items() if not all(context.nodes for context in found)]
     if silent:
         raise MeasurementError(
-            f"the profile has no node for operator {silent[0]}: use method regression, which needs no per-layer times"
+            f"the profile has no node for operator {silent[0]} (what runs within torch.autocast loses its name when exported, "
+            "and a runtime may merge operators): use --method regression, which needs no per-layer times"
         )
     raw = {spec: mean_of_middle([context.ms for context in found]) for spec, found in contexts.items()}
     nodes = {spec: float(np.mean([context.nodes for context in found])) for spec, found in contexts.items()}

@@ -24,6 +24,7 @@ from nar_hw.models.info import ModelInfo
 from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.runtimes.base import Runtime
+from nar_hw.space.network import require_memory
 from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import Arch, OpSpec
 
@@ -84,6 +85,9 @@ def profile(
         raise unknown_name("profiling method", method, METHODS)
     if rounds < 2:
         raise UserError(f"rounds must be at least 2, but got {rounds}")
+    if validate < 0:
+        raise UserError(f"validate must be a number of children, 0 for none, but got {validate}")
+    require_memory(space.model, space.input_shape, config.batch)
     runtime = runtime_class(config.runtime)
     if reason := runtime.unavailable(config):
         raise RuntimeUnavailableError(reason)

@@ -171,23 +171,6 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
             raise self.missing(used & cells)
         return predicted + self.fixed_ms
 
-    def predict_probabilities(self, probabilities: "Tensor") -> "Tensor":
-        """Expected milliseconds (...) for operator probabilities (..., slots, codes); differentiable in them.
-
-        Raises SpaceError for another shape, MissingEntryError where an operator without an entry is possible.
-        """
-        import torch
-
-        if tuple(probabilities.shape[-2:]) != self.matrix.shape:
-            shape = ", ".join(map(str, self.matrix.shape))
-            raise SpaceError(f"probabilities must be (..., {shape}), but got {tuple(probabilities.shape)}")
-        gaps = torch.from_numpy(np.isnan(self.matrix)).to(probabilities.device)
-        possible = (probabilities.detach() > 0) & gaps
-        if possible.any():
-            raise self.missing(possible.reshape(-1, *gaps.shape).any(0).cpu().numpy())
-        costs = torch.from_numpy(np.nan_to_num(self.matrix)).to(probabilities)
-        return (probabilities * costs).sum((-2, -1)) + self.fixed_ms
-
     def missing(self, cells: npt.NDArray[np.bool_]) -> MissingEntryError:
         """The error that lists the entries wanted at ``cells`` (slots, codes) and the command that measures them."""
         wanted = {
@@ -234,33 +217,6 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
             self.fixed_ms + float(np.nanmin(self.matrix, axis=1).sum()),
             self.fixed_ms + float(np.nanmax(self.matrix, axis=1).sum()),
         )
-
-    def count_under(self, target_ms: float, *, resolution: float | None = None) -> int:
-        """How many archs take at most ``target_ms``, by dynamic programming over the slots.
-
-        Each entry is counted in whole steps of ``resolution`` ms (default: 1/20,000 of the range) above the fastest
-        operator of its slot. Exact when the differences are multiples of the step; else right for a target that is off by
-        at most half a step per slot. Always exact: 0 below the fastest arch, at least 1 at it, all archs at the slowest.
-        """
-        fastest, slowest = self.bounds()
-        sizes = [len(slot.candidates) for slot in self.slots]
-        if target_ms < fastest:
-            return 0
-        if target_ms >= slowest:
-            return math.prod(sizes)
-        step = (slowest - fastest) / 20_000 if resolution is None else resolution
-        if not step > 0:
-            raise TableError(f"resolution must be a positive number of milliseconds, but got {resolution}")
-        budget = math.floor((target_ms - fastest) / step + 1e-6)
-        counts = np.zeros(budget + 1, dtype=object)  # Python's integers: 4 ** 53 archs do not fit in 64 bits
-        counts[0] = 1
-        for row in self.matrix:
-            costs = np.rint((row[~np.isnan(row)] - np.nanmin(row)) / step).astype(np.int64)
-            total = np.zeros_like(counts)
-            for cost in costs[costs <= budget]:
-                total[cost:] += counts[: budget + 1 - cost]
-            counts = total
-        return int(counts.sum())
 
     def ties(self) -> dict[str, list[tuple[str, str]]]:
         """Slot -> pairs of operators that are equal within noise: they differ by less than their 95 % intervals together."""

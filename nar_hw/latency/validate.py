@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from nar_hw.errors import TableError
+from nar_hw.errors import TableError, UserError
 from nar_hw.latency.children import Measured, Steps, child_loader, children_at_once, measure
 from nar_hw.latency.designs import held_out, profiled
 from nar_hw.latency.journal import Journal
@@ -60,6 +60,8 @@ def validate(
         MeasurementError: times that cannot be trusted.
     """
     start = time.monotonic()
+    if children < 3:
+        raise UserError(f"a validation needs 3 children or more, but got children={children}")
     table.check(space)
     archs = held_out(space, children, exclude=profiled(space, table.method), seed=seed)
     if len(archs) < 3:

@@ -47,7 +47,7 @@ OWN: dict[str, str] = {
 def build_model(
     name: str, *, input_shape: tuple[int, int, int], num_classes: int, pretrained_weights: str | Path | None = None
 ) -> "nn.Module":
-    """The network called ``name``, freshly initialised, in training mode.
+    """The network called ``name``, freshly initialised, in training mode and without wrappers (DataParallel, torch.compile).
 
     Args:
         name: one of `known_models`, ``timm:NAME``, or ``path/to/file.py:function`` (called with those of the keyword
@@ -64,7 +64,10 @@ def build_model(
         raise ModelError(f"input_shape must be three positive sizes (C, H, W), but got {tuple(input_shape)}")
     if num_classes < 1:
         raise ModelError(f"num_classes must be at least 1, but got {num_classes}")
-    network = _builder(name)(input_shape=tuple(input_shape), num_classes=num_classes)
+    from nar_hw.space.network import bare, settle
+
+    network = bare(_builder(name)(input_shape=tuple(input_shape), num_classes=num_classes))
+    settle(network, input_shape)
     if pretrained_weights is not None:
         from nar_hw.models.weights import load_weights
 

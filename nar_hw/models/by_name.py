@@ -3,13 +3,12 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torchvision
 from torch import nn
 
 from nar_hw.errors import ModelError, unknown_name
-from nar_hw.userfile import importable, load_function, one_line
+from nar_hw.userfile import as_a_script, load_function, user_code
 
 Builder = Callable[..., nn.Module]
 
@@ -65,23 +64,19 @@ def timm_builder(name: str) -> Builder:
 
 
 def file_builder(name: str) -> Builder:
-    """Builds what a user's function returns; ``name`` is ``path/to/file.py:function``.
+    """Builds what a user's function returns; ``name`` is ``path/to/file.py:function`` or ``package.module:function``.
 
-    The function gets those of the keyword arguments ``input_shape`` and ``num_classes`` that it accepts. The file's folder
-    can be imported from while it runs. Raises ModelError when the file or the function is missing, raises, or returns
-    something else than an nn.Module.
+    The function gets those of the keyword arguments ``input_shape`` and ``num_classes`` that it accepts. Raises ModelError when
+    the file or the function is missing, raises, or returns something else than an nn.Module.
     """
     function = load_function(name, what="model", error=ModelError)
-    folder, _, attribute = name.rpartition(":")
+    attribute = name.rpartition(":")[2]
     if isinstance(function, nn.Module):
         raise ModelError(f"model {name!r} must name a function that returns a network, but {attribute!r} is a network")
 
     def build(*, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-        with importable(Path(folder).resolve().parent):
-            try:
-                network = function(**_accepted(function, {"input_shape": input_shape, "num_classes": num_classes}))
-            except Exception as problem:
-                raise ModelError(f"model {name!r} must build, but {attribute}() raised {one_line(problem)}") from problem
+        with user_code(f"model {name!r} must build, but {attribute}()"), as_a_script(name):
+            network = function(**_accepted(function, {"input_shape": input_shape, "num_classes": num_classes}))
         if not isinstance(network, nn.Module):
             raise ModelError(f"model {name!r} must return an nn.Module, but {attribute}() returned a {type(network).__name__}")
         return network

@@ -1,5 +1,6 @@
 """Which network, with which slots and operators: what is needed to make a search space again."""
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,10 +16,10 @@ if TYPE_CHECKING:
 
 def parse_shape(text: str) -> tuple[int, int, int]:
     """(C, H, W) from "3x224x224". Raises UserError."""
-    parts = text.lower().split("x")
-    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise UserError(f"an input shape must be CxHxW, like 3x224x224, but got {text!r}")
-    channels, height, width = map(int, parts)
+    found = re.fullmatch(r"([1-9][0-9]{0,6})[xX]([1-9][0-9]{0,6})[xX]([1-9][0-9]{0,6})", text)
+    if found is None:
+        raise UserError(f"an input shape (each size at most 9999999) must be CxHxW, like 3x224x224, but got {text[:60]!r}")
+    channels, height, width = map(int, found.groups())
     return channels, height, width
 
 

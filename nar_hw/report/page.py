@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nar_hw.errors import printable
 from nar_hw.files import write_text
 from nar_hw.report import words
 from nar_hw.report.figures import front, history, pareto, smoothing, training, validation
@@ -67,12 +68,19 @@ def render(run: Run) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def _printable(value: object) -> object:
+    """Names of users as text: no terminal commands, no line ends. (Markup is our own.)"""
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
 @functools.cache
 def _template() -> "Template":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     here = FileSystemLoader(Path(__file__).parent)
-    return Environment(loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True).get_template("page.html")
+    return Environment(
+        loader=here, autoescape=True, finalize=_printable, undefined=StrictUndefined, trim_blocks=True
+    ).get_template("page.html")
 
 
 def colour(operator: str, seen: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from nar_hw.errors import ModelError, RuntimeUnavailableError
-from nar_hw.runtimes.config import RuntimeConfig
+from nar_hw.runtimes.config import THREADS_PER_CORE, RuntimeConfig, most_threads
 from nar_hw.runtimes.exporting import Deployed, Exported, Source, Triton
 from nar_hw.runtimes.inputs import Images, Shape, in_batches, preset_images
 
@@ -41,6 +41,9 @@ class Runtime(ABC):
             )
         if isinstance(network, Path) and self.consumes == "module" and network.suffix not in self.files:
             raise ModelError(f"{self.name} runs a torch module, but got the file {network}: use onnxruntime or openvino")
+        from nar_hw.space.network import require_memory  # pulls in torch, which configs and --help do not need
+
+        require_memory(None if isinstance(network, Path) else network, input_shape, config.batch)
         self.config, self.input_shape, self.profile = config, input_shape, profile
         self.images: Images = preset_images(config.batch, input_shape)
         try:
@@ -56,6 +59,8 @@ class Runtime(ABC):
         for field, known in zip(asked, (cls.devices, cls.precisions, cls.memory_formats), strict=True):
             if asked[field] not in known:
                 return f"{cls.name} needs {field} {' or '.join(known)}, but got {asked[field]}"
+        if config.threads > most_threads():  # a table of another machine may say so: only to run is refused
+            return f"threads must be at most {most_threads()} here ({THREADS_PER_CORE} a core), but got {config.threads}"
         return cls._missing(config)
 
     @classmethod

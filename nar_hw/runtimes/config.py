@@ -1,10 +1,21 @@
 """Under which conditions a network runs: the part of a measurement that the user chooses."""
 
+import os
+import re
+
 from nar_hw.errors import UserError, unknown_name
 from nar_hw.records import Record
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 MEMORY_FORMATS = ("contiguous", "channels_last")
+
+THREADS_PER_CORE = 4
+"""More threads than this only wait for each other."""
+
+
+def most_threads() -> int:
+    """How many threads an inference may be asked to use on this machine."""
+    return THREADS_PER_CORE * (os.cpu_count() or 1)
 
 
 class RuntimeConfig(Record, frozen=True, kw_only=True):
@@ -29,8 +40,7 @@ class RuntimeConfig(Record, frozen=True, kw_only=True):
             raise unknown_name("precision", self.precision, PRECISIONS)
         if self.memory_format not in MEMORY_FORMATS:
             raise unknown_name("memory format", self.memory_format, MEMORY_FORMATS)
-        kind, _, index = self.device.partition(":")
-        if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
+        if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", self.device):
             raise UserError(f"device must be cpu, cuda or cuda:<index>, but got {self.device!r}")
         for field in ("batch", "threads"):
             if (value := getattr(self, field)) < 1:

@@ -5,7 +5,6 @@ convolution or pool follows one of another kind (the known interaction), plus a 
 added to what is observed. Time is virtual: nothing sleeps.
 """
 
-import copy
 import itertools
 import math
 import random
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from nar_hw.errors import unknown_name
 from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig, Shape
+from nar_hw.space.network import inference_copy
 
 FAULTS = ("", "nan", "zero", "negative", "drifting", "bimodal")
 
@@ -95,7 +95,7 @@ class FakeRuntime(Runtime):
     def truth(cls, network: nn.Module, input_shape: Shape, *, batch: int = 1, device: FakeDevice | None = None) -> float:
         """The exact milliseconds of one run, without noise, drift and faults."""
         device = device or cls.machine.device
-        return device.fixed_ms + sum(node.ms for node in _nodes(copy.deepcopy(network).eval(), input_shape, batch, device))
+        return device.fixed_ms + sum(node.ms for node in _nodes(inference_copy(network), input_shape, batch, device))
 
     @classmethod
     def _missing(cls, config: RuntimeConfig) -> str | None:
@@ -109,7 +109,7 @@ class FakeRuntime(Runtime):
     def _load(self, network: nn.Module | Path) -> None:
         assert isinstance(network, nn.Module)
         self._at = self.machine
-        self._module = copy.deepcopy(network).eval()
+        self._module = inference_copy(network)
         self._nodes = _nodes(self._module, self.input_shape, self.config.batch, self._at.device)
         self._random = random.Random(f"{self._at.device.seed} {self._at.loaded}")
         self._runs = 0

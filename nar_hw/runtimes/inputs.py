@@ -53,5 +53,5 @@ def onnx_file(network: "nn.Module | Path", input_shape: Shape, batch: int, folde
     from nar_hw.export.onnx import export_onnx  # pulls in onnx, which a file does not need
 
     path = folder / "network.onnx"
-    export_onnx(network, path, input_shape=input_shape, batch=(1, max(64, batch)))
+    export_onnx(network, path, input_shape=input_shape, batch=batch)
     return path

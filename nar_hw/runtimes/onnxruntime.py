@@ -30,7 +30,8 @@ import numpy as np, onnxruntime
 from PIL import Image, ImageOps
 manifest = json.load(open("manifest.json"))
 session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
-image = ImageOps.fit(Image.open(sys.argv[1]).convert("{mode}"), ({width}, {height}), Image.Resampling.BILINEAR)
+upright = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("{mode}")
+image = ImageOps.fit(upright, ({width}, {height}), Image.Resampling.BILINEAR)
 pixels = np.asarray(image, np.float32).reshape({height}, {width}, {channels}).transpose(2, 0, 1) / 255
 mean, std = (np.reshape(manifest["preprocessing"][name], (-1, 1, 1)).astype(np.float32) for name in ("mean", "std"))
 scores = session.run(None, {{"input": ((pixels - mean) / std)[None]{repeat}}})[0][0]

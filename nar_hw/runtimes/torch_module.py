@@ -1,6 +1,5 @@
 """What all runtimes have in common that run a torch module: its preparation, torch's global settings, running and timing."""
 
-import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from nar_hw.errors import ModelError
 from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
+from nar_hw.space.network import inference_copy
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -20,13 +20,15 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 def prepared(network: nn.Module | Path, config: RuntimeConfig) -> nn.Module:
     """An evaluated copy of ``network`` on the config's device, in its precision and memory format."""
     assert isinstance(network, nn.Module)
-    module = copy.deepcopy(network).eval().requires_grad_(False)
-    return module.to(config.device, DTYPES[config.precision]).to(memory_format=LAYOUTS[config.memory_format])
+    module = inference_copy(network).requires_grad_(False)
+    module.to(config.device, DTYPES[config.precision])
+    module.to(memory_format=LAYOUTS[config.memory_format])
+    return module
 
 
 def to_device(images: Images, config: RuntimeConfig) -> Tensor:
     """Images (B, C, H, W) as the tensor that a `prepared` module takes."""
-    tensor = torch.from_numpy(images).to(config.device, DTYPES[config.precision])
+    tensor = torch.tensor(images).to(config.device, DTYPES[config.precision])
     return tensor.contiguous(memory_format=LAYOUTS[config.memory_format])
 
 

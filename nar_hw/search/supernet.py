@@ -3,7 +3,6 @@
 Shape legend: B images, K candidates of a slot.
 """
 
-import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nar_hw.search.approximate import approximate
 from nar_hw.space.space import SearchSpace, Slot
 from nar_hw.space.spec import Arch
+from nar_hw.userfile import user_code
 
 
 class Switch(nn.Module):
@@ -33,6 +33,15 @@ class Switch(nn.Module):
         output = self.choices[self.active](*args, **kwargs)
         return output if self.gate is None else self.gate * output
 
+    def __getattr__(self, name: str) -> Any:
+        """What the network reads of its own norms, read of the active one."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in ("choices", "active"):  # not yet there
+                raise
+            return getattr(self.current(), name)
+
     def current(self) -> nn.Module:
         """The active module."""
         return self.choices[self.active]
@@ -43,8 +52,8 @@ class Supernet(nn.Module):
 
     Each candidate has its own copy of the BatchNorm behind its slot, since convolutions and pools have different statistics. The
     incumbents start from the network's own weights, the others as approximations of them (nar_hw/search/approximate.py).
-    Operators that do not run get no gradient: with ``zero_grad(set_to_none=True)``, which is torch's default, neither
-    momentum nor weight decay moves them.
+    Slots with nothing to choose are left as they are. Operators that do not run get no gradient: with
+    ``zero_grad(set_to_none=True)``, which is torch's default, neither momentum nor weight decay moves them.
     """
 
     def __init__(self, space: SearchSpace, head: nn.Module | None = None) -> None:
@@ -57,8 +66,12 @@ class Supernet(nn.Module):
         self._switches = tuple(tuple(self._install(slot)) for slot in space.slots)
 
     def _install(self, slot: Slot) -> Iterator[Switch]:
+        if slot.fixed:
+            return
         for site in slot.sites:
             operators = {code: self.space.module_for(site, code) for code in slot.candidates}
+            # The network's own, not a copy: it may share its weight with another.
+            operators[slot.incumbent] = self.network.get_submodule(site.conv)
             norms = {code: norm for code in slot.candidates if (norm := self.space.norm_for(site, code)) is not None}
             _inherit(operators, norms, slot.incumbent)
             switch = Switch(operators, slot.incumbent)
@@ -72,8 +85,9 @@ class Supernet(nn.Module):
                 yield switch
 
     def forward(self, images: Tensor) -> Any:
-        """What the active child returns for (B, C, H, W) images."""
-        return self.network(images)
+        """What the active child returns for (B, C, H, W) images. Raises ModelError when it fails."""
+        with user_code("the network with other operators must run, but its forward pass"):
+            return self.network(images)
 
     def activate(self, arch: Sequence[int]) -> None:
         """Let ``arch`` be the path that runs. Raises SpaceError when it is not of the space."""
@@ -89,6 +103,7 @@ class Supernet(nn.Module):
             (cast(Switch, self.network.get_submodule(site.norm or site.conv)), gate)
             for slot, gate in zip(self.space.slots, gates, strict=True)
             for site in slot.sites
+            if not slot.fixed
         ]
         for switch, gate in switches:
             switch.gate = gate
@@ -141,7 +156,7 @@ class Supernet(nn.Module):
         child = self.space.build(arch)
         inside: list[str] = []
         for code, slot in zip(self.space.validate(arch), self.space.slots, strict=True):
-            for site in slot.sites:
+            for site in () if slot.fixed else slot.sites:
                 for path in filter(None, (site.conv, *site.aliases, site.norm, *site.norm_aliases)):
                     switch = cast(Switch, self.network.get_submodule(path))
                     child.get_submodule(path).load_state_dict(switch.choices[str(code)].state_dict())
@@ -152,7 +167,9 @@ class Supernet(nn.Module):
         assert all(key.startswith(prefixes) for key in left_out.missing_keys)
         assert not left_out.unexpected_keys
         reference = next(self.network.parameters())
-        return child.to(reference.device).train(self.training)
+        child.to(reference.device)
+        child.train(self.training)
+        return child
 
 
 def _inherit(operators: dict[int, nn.Module], norms: dict[int, nn.Module], incumbent: int) -> None:
@@ -198,9 +215,3 @@ class FairPaths:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self._decks = [list(deck) for deck in state["decks"]]
-
-
-def fair_archs(space: SearchSpace, rng: random.Random) -> list[Arch]:
-    """The fewest archs in which each slot's operators appear equally often: as many as the least common multiple of the K."""
-    paths = FairPaths(space)
-    return [paths.draw(rng) for _ in range(math.lcm(*(len(slot.candidates) for slot in space.slots)))]

@@ -6,7 +6,6 @@ fvcore has no handle for max and average pools, so that pools look free in ``flo
 Shape legend: archs is (N, slots), one operator code per slot.
 """
 
-import copy
 import math
 import operator
 import warnings
@@ -20,12 +19,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from nar_hw.errors import ModelError, SpaceError
+from nar_hw.errors import SpaceError
+from nar_hw.space.network import images_for, plain_copy, plainly
 from nar_hw.space.operators import build_operator
 from nar_hw.space.space import SearchSpace, Site, Slot
 from nar_hw.space.spec import INCUMBENT, OpSpec, Pair
+from nar_hw.userfile import user_code
 
 Integers = NDArray[np.int64]
+Handle = Callable[[list[Any], list[Any]], Counter[str]]
 ArchBatch = Integers | Sequence[Sequence[int]]
 
 
@@ -45,48 +47,71 @@ class Counts:
 
 
 def count_module(module: nn.Module, input_shape: tuple[int, int, int]) -> Counts:
-    """The counts of any network for one image (C, H, W), by running it once in evaluation mode; it is left as it was.
+    """The counts of any network for one image (C, H, W), by running a copy once in evaluation mode.
 
-    Shared parameters count once, every call of a shared module counts. What fvcore does not know (activations, additions,
-    attention) costs nothing. Raises ModelError when the module rejects the shape.
+    Shared parameters count once, every call of a shared module counts. What fvcore does not know costs nothing:
+    `count_with_gaps` tells what that is. Raises ModelError when the module rejects the shape or cannot be counted.
     """
-    parameter = next(module.parameters(), torch.empty(0))
-    images = torch.zeros((1, *input_shape), device=parameter.device, dtype=parameter.dtype)
-    with torch.no_grad(), warnings.catch_warnings():
+    return count_with_gaps(module, input_shape)[0]
+
+
+def count_with_gaps(module: nn.Module, input_shape: tuple[int, int, int]) -> tuple[Counts, dict[str, int]]:
+    """`count_module`, and the operators that cost nothing in it because nobody counts them, with their numbers of calls."""
+    network = plain_copy(module, input_shape)  # fvcore leaves its hooks behind when the forward pass fails
+    network.eval()
+    images = images_for(network, input_shape)
+    shape = "x".join(map(str, input_shape))
+    with torch.no_grad(), plainly(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fvcore rests on torch.jit, which warns that it is deprecated
         from fvcore.nn import FlopCountAnalysis
 
-        # A copy, because fvcore leaves its hooks behind when the forward pass fails.
-        analysis = FlopCountAnalysis(copy.deepcopy(module).eval(), images)
+        analysis = FlopCountAnalysis(network, images)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).set_op_handle(**HANDLES)
-        try:
+        with user_code(f"the model must accept one image of shape {shape}, but counting it"):
             counted = dict(analysis.by_operator())
-        except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as problem:
-            shape = "x".join(map(str, input_shape))
-            reason = str(problem).strip().split("\n")[0] or type(problem).__name__
-            raise ModelError(f"the model must accept one image of shape {shape}, but counting it failed: {reason}") from problem
+            unknown = analysis.unsupported_ops()
     pool_ops = counted.pop(POOL_OPS, 0)
-    params = sum(parameter.numel() for parameter in module.parameters())
-    return Counts(params=params, flops=int(sum(counted.values())), pool_ops=int(pool_ops))
+    params = sum(parameter.numel() for parameter in network.parameters())
+    gaps = {name.removeprefix("aten::"): int(calls) for name, calls in sorted(unknown.items()) if name not in FREE}
+    return Counts(params=params, flops=int(sum(counted.values())), pool_ops=int(pool_ops)), gaps
 
 
 POOL_OPS = "pool_ops"
+# fmt: off
+FREE = frozenset(
+    f"aten::{name}{suffix}"
+    for name in (
+        "add", "sub", "rsub", "mul", "div", "neg", "abs", "mean", "sum", "pow", "sqrt", "rsqrt", "exp", "sigmoid", "tanh",
+        "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "gelu", "elu", "leaky_relu", "prelu", "softplus", "mish",
+        "softmax", "log_softmax", "unflatten", "feature_dropout", "clone", "pad", "flip", "channel_shuffle", "pixel_shuffle",
+    )
+    for suffix in ("", "_")
+)
+# fmt: on
+"""What costs about one operation for each value, or none: by custom not counted, and not worth a word."""
 
 
-def _pool(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    window = [_static(size) for size in inputs[1].node().inputs()]
-    area = window[0] * window[-1]  # a window of one number is square
-    return Counter({POOL_OPS: math.prod(_shape(outputs[0])) * area})
+def _pool(dimensions: int) -> Handle:
+    def count(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+        window = [_static(size) for size in inputs[1].node().inputs()]
+        area = math.prod(window) if len(window) > 1 else window[0] ** dimensions
+        return Counter({POOL_OPS: math.prod(_shape(outputs[0])) * area})
+
+    return count
 
 
-def _adaptive_pool(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    (*maps, height, width), (*_, rows, columns) = _shape(inputs[0]), _shape(outputs[0])
-    return Counter({POOL_OPS: math.prod(maps) * _adaptive_reads(height, rows) * _adaptive_reads(width, columns)})
+def _adaptive_pool(dimensions: int) -> Handle:
+    def count(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+        sizes, results = _shape(inputs[0]), _shape(outputs[0])
+        reads = map(_adaptive_reads, sizes[-dimensions:], results[-dimensions:])
+        return Counter({POOL_OPS: math.prod(sizes[:-dimensions]) * math.prod(reads)})
+
+    return count
 
 
 def _adaptive_avg_pool(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    # fvcore itself counts the inputs of adaptive average pools as FLOPs; they stay there, to be comparable.
-    return _adaptive_pool(inputs, outputs) + Counter({"adaptive_avg_pool2d": math.prod(_shape(inputs[0]))})
+    # fvcore itself counts the inputs of two-dimensional adaptive average pools as FLOPs; they stay there, to be comparable.
+    return _adaptive_pool(2)(inputs, outputs) + Counter({"adaptive_avg_pool2d": math.prod(_shape(inputs[0]))})
 
 
 def _adaptive_reads(size: int, outputs: int) -> int:
@@ -95,17 +120,25 @@ def _adaptive_reads(size: int, outputs: int) -> int:
 
 
 def _convolution_by_name(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    batch, _, height, width = _shape(outputs[0])
-    return Counter({"conv": batch * height * width * math.prod(_shape(inputs[1]))})
+    batch, _, *size = _shape(outputs[0])
+    return Counter({"conv": batch * math.prod(size) * math.prod(_shape(inputs[1]))})
 
 
 # What fvcore lacks: jit operator -> its cost. Convolutions with padding="same" have an operator of their own.
-HANDLES: dict[str, Callable[[list[Any], list[Any]], Counter[str]]] = {
-    "aten::max_pool2d": _pool,
-    "aten::max_pool2d_with_indices": _pool,
-    "aten::avg_pool2d": _pool,
-    "aten::adaptive_max_pool2d": _adaptive_pool,
+HANDLES: dict[str, Handle] = {
+    "aten::max_pool1d": _pool(1),
+    "aten::max_pool2d": _pool(2),
+    "aten::max_pool3d": _pool(3),
+    "aten::max_pool2d_with_indices": _pool(2),
+    "aten::avg_pool1d": _pool(1),
+    "aten::avg_pool2d": _pool(2),
+    "aten::avg_pool3d": _pool(3),
+    "aten::adaptive_max_pool1d": _adaptive_pool(1),
+    "aten::adaptive_max_pool2d": _adaptive_pool(2),
+    "aten::adaptive_max_pool3d": _adaptive_pool(3),
+    "aten::adaptive_avg_pool1d": _adaptive_pool(1),
     "aten::adaptive_avg_pool2d": _adaptive_avg_pool,
+    "aten::adaptive_avg_pool3d": _adaptive_pool(3),
     "aten::_convolution_mode": _convolution_by_name,
 }
 

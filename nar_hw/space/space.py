@@ -7,6 +7,7 @@ import copy
 import fnmatch
 import math
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from torch import nn
 
 from nar_hw.errors import SpaceError, unknown_name
 from nar_hw.records import replace
+from nar_hw.space.fixed import why_fixed
+from nar_hw.space.network import plain_copy
 from nar_hw.space.operators import FAMILIES, OPERATORS, Builder, build_operator, describe, family
 from nar_hw.space.spec import INCUMBENT, Arch, Manner, OpSpec, Pair
 from nar_hw.space.trace import Trace, TracedConv, trace
@@ -51,6 +54,8 @@ class Slot:
     """Operator codes that may stand here, ascending."""
     incumbent: int
     """The code that leaves the network as it is."""
+    reason: str | None = None
+    """Why there is nothing to choose, where there is not."""
 
     @property
     def fixed(self) -> bool:
@@ -71,6 +76,7 @@ class SearchSpace:
         operators: tuple[str, ...],
         builders: dict[str, Builder],
         asked: dict[str, Any],
+        hidden: Mapping[str, str],
     ) -> None:
         self.model = model
         self.input_shape = input_shape
@@ -83,6 +89,8 @@ class SearchSpace:
         self._builders = builders
         self.asked = asked
         """operators, slots and limit_params as in `ModelInfo`: what was asked beside the network and the manner."""
+        self.hidden = hidden
+        """Path of a module with convolutions that cannot be slots -> why not."""
 
     @classmethod
     def from_model(
@@ -99,7 +107,8 @@ class SearchSpace:
         """The search space of any network.
 
         Args:
-            model: the network; it is copied, never changed.
+            model: the network; it is copied, never changed. What only wraps it or a part of it (DataParallel, torch.compile,
+                averages) is taken off the copy.
             input_shape: (C, H, W) of one image.
             operators: names from OPERATORS and builders of your own, as functions or as ``path/to/file.py:function`` (the
                 function's name is the operator's); by default every operator that suits the slot's family (dense,
@@ -111,7 +120,7 @@ class SearchSpace:
             limit_params: admit only operators with no more parameters than the incumbent (paper 3.1).
 
         Raises:
-            ModelError: the model rejects the input shape.
+            ModelError: the model rejects the input shape or fails on it, or cannot be copied.
             SpaceError: no slot is found, or an operator of yours does not keep the shape.
             UnknownNameError: an operator that does not exist.
         """
@@ -129,7 +138,7 @@ class SearchSpace:
         if admitted is not None and (unknown := sorted(admitted - OPERATORS.keys() - own.keys())):
             raise unknown_name("operator", unknown[0], OPERATORS)
         vocabulary = (*FAMILIES["dense"], *own, *FAMILIES["depthwise"], *FAMILIES["grouped"], INCUMBENT)
-        model = copy.deepcopy(model)
+        model = plain_copy(model, input_shape)
         traced = trace(model, input_shape)
         asked: dict[str, Any] = {
             "operators": None
@@ -138,8 +147,9 @@ class SearchSpace:
             "slots": slots if isinstance(slots, str) else None,
             "limit_params": limit_params,
         }
-        space = cls(model, input_shape, traced.num_classes, manner, (), vocabulary, own, asked)
+        space = cls(model, input_shape, traced.num_classes, manner, (), vocabulary, own, asked, traced.hidden)
         convs = _choose(traced, slots)
+        fixed = why_fixed(model, traced, convs, input_shape)
         groups: dict[str, list[Site]] = {}
         for conv in convs:
             path = conv.path
@@ -154,23 +164,37 @@ class SearchSpace:
                     calls=conv.calls,
                 )
             )
-        space.slots = tuple(space._slot(name, tuple(sites), admitted, limit_params) for name, sites in groups.items())
+        space.slots = tuple(space._slot(name, tuple(sites), admitted, limit_params, fixed) for name, sites in groups.items())
         return space
 
-    def _slot(self, name: str, sites: tuple[Site, ...], admitted: set[str] | None, limit_params: bool) -> Slot:
+    def _slot(
+        self, name: str, sites: tuple[Site, ...], admitted: set[str] | None, limit_params: bool, fixed: Mapping[str, str]
+    ) -> Slot:
         incumbents = {site.incumbent.operator for site in sites}
         incumbent = self.operators.index(incumbents.pop() if len(incumbents) == 1 else INCUMBENT)
+        for site in sites:
+            if site.conv in fixed:
+                why = fixed[site.conv] if len(sites) == 1 else f"{site.conv}: {fixed[site.conv]}"
+                return Slot(name=name, sites=sites, candidates=(incumbent,), incumbent=incumbent, reason=why)
         candidates = [incumbent]
         limit = sum(self._parameters(site, incumbent) for site in sites)
+        left_out = set()
         for code, operator in enumerate(self.operators):
             suits = all(operator in FAMILIES[_family(site)] or operator in self._builders for site in sites)
             if code == incumbent or operator == INCUMBENT or not suits or (admitted is not None and operator not in admitted):
                 continue
             if not all(self._keeps_shape(site, code) for site in sites):
-                continue
-            if not limit_params or sum(self._parameters(site, code) for site in sites) <= limit:
+                left_out.add("give another size than its convolution, as theirs is padded by half their kernel")
+            elif limit_params and sum(self._parameters(site, code) for site in sites) > limit:
+                left_out.add("have more parameters")
+            else:
                 candidates.append(code)
-        return Slot(name=name, sites=sites, candidates=tuple(sorted(candidates)), incumbent=incumbent)
+        reason = None
+        if len(candidates) == 1:
+            reason = (
+                f"the operators that suit it {' or '.join(sorted(left_out))}" if left_out else "no operator asked for suits it"
+            )
+        return Slot(name=name, sites=sites, candidates=tuple(sorted(candidates)), incumbent=incumbent, reason=reason)
 
     def _keeps_shape(self, site: Site, code: int) -> bool:
         for spec, (_, out) in zip(self.site_specs(site, code), site.calls, strict=True):
@@ -251,7 +275,7 @@ class SearchSpace:
         items = text.replace("[", "").replace("]", "").split(",") if isinstance(text, str) else text
         codes = []
         for item in (str(item).strip() for item in items):
-            if item.lstrip("-").isdigit():
+            if re.fullmatch(r"-?[0-9]{1,9}", item):
                 codes.append(int(item))
             elif item in self.operators:
                 codes.append(self.operators.index(item))
@@ -292,7 +316,7 @@ class SearchSpace:
     def module_for(self, site: Site, code: int) -> nn.Module:
         """A fresh operator for ``site``; a copy of the network's own convolution where ``code`` keeps it."""
         if self._keeps(site, code):
-            return copy.deepcopy(self.model.get_submodule(site.conv))
+            return plain_copy(self.model.get_submodule(site.conv))
         spec = self.site_specs(site, code)[0]
         builder = self._builders.get(spec.operator)
         return builder(spec) if builder else build_operator(spec)
@@ -301,7 +325,7 @@ class SearchSpace:
         """The norm behind an operator: the network's own (copied) behind its own convolution, else one just initialised."""
         if site.norm is None:
             return None
-        norm = copy.deepcopy(self.model.get_submodule(site.norm))
+        norm = plain_copy(self.model.get_submodule(site.norm))
         if not self._keeps(site, code):
             assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
             norm.reset_parameters()
@@ -309,7 +333,7 @@ class SearchSpace:
 
     def build(self, arch: Sequence[int]) -> nn.Module:
         """A standalone child: a copy of the network with ``arch``'s operators (freshly initialised) in its slots."""
-        child = copy.deepcopy(self.model)
+        child = plain_copy(self.model)
         for code, slot in zip(self.validate(arch), self.slots, strict=True):
             for site in slot.sites:
                 if self._keeps(site, code):
@@ -368,15 +392,17 @@ def _choose(traced: Trace, pattern: Pattern | None) -> list[TracedConv]:
         stem = traced.stem()
         chosen = [conv for conv in traced.convs if conv.path not in stem and conv.module.kernel_size != (1, 1)]
         if not chosen:
+            hidden = "".join(f"; {path or 'the whole'} cannot be searched: {why}" for path, why in traced.hidden.items())
             raise SpaceError(
                 "a space needs a convolution with a kernel larger than 1x1 behind the stem, but the model has none: "
-                "name its slots with slots="
+                f"name its slots with slots={hidden}"
             )
     elif isinstance(pattern, str):
         chosen = [conv for conv in traced.convs if fnmatch.fnmatchcase(conv.path, pattern)]
         if not chosen:
+            hidden = "".join(f"; {path} cannot be searched: {why}" for path, why in traced.hidden.items())
             known = ", ".join(conv.path for conv in traced.convs[:8])
-            raise SpaceError(f"slots={pattern!r} must match a convolution that runs, but matches none of {known}, ...")
+            raise SpaceError(f"slots={pattern!r} must match a convolution that runs, but matches none of {known}, ...{hidden}")
     else:
         chosen = [conv for conv in traced.convs if pattern(conv.path, conv.module)]
         if not chosen:

@@ -4,17 +4,18 @@ Module hooks and a dispatch mode see what is executed, so nothing needs to be tr
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nar_hw.errors import ModelError
+from nar_hw.space.network import images_for, run
 
 Pair = tuple[int, int]
 
@@ -42,7 +43,11 @@ class Trace:
     residual: frozenset[str]
     """Paths of modules that add two feature maps themselves: residual blocks."""
     num_classes: int
-    """Size of the output's last dimension."""
+    """Size of the output's dimension of channels: the second, of maps as of vectors."""
+    output: Tensor
+    """Of the image that was run."""
+    hidden: dict[str, str]
+    """Path of a module with spatial convolutions that are no nn.Conv2d modules -> why they cannot be searched."""
 
     def stem(self) -> set[str]:
         """The first convolution and, in a deep stem, the others in the outermost module around it.
@@ -86,6 +91,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     produced: dict[int, tuple[str, Tensor]] = field(default_factory=dict)  # id of a conv's output -> (conv path, itself)
     readers: dict[str, list[str]] = field(default_factory=dict)  # conv path -> paths of the modules that read its output
     residual: set[str] = field(default_factory=set)
+    convolutions: set[str] = field(default_factory=set)  # paths of modules that are convolutions
+    hidden: dict[str, str] = field(default_factory=dict)
+    registered: set[int] = field(default_factory=set)  # ids of the parameters that the network knows
+    unregistered: list[str] = field(default_factory=list)  # paths of modules that use others
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -93,8 +102,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         for tensor in tensors:
+            if isinstance(tensor, nn.Parameter) and id(tensor) not in self.registered:
+                self.unregistered.append(self.stack[-1])
             if id(tensor) in self.produced:
                 self.readers[self.produced[id(tensor)][0]].append(self.stack[-1])
+        if func is torch.ops.aten.convolution.default and self.stack[-1] not in self.convolutions and _spatial(args):
+            self.hidden.setdefault(self.stack[-1], "it calls a convolution itself, which is no nn.Conv2d module")
         if func.overloadpacket in (torch.ops.aten.add, torch.ops.aten.add_) and len(tensors) == 2:
             first, second = tensors
             if first.ndim == 4 and first.shape == second.shape:
@@ -110,12 +123,13 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
     paths: dict[int, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         paths.setdefault(id(module), []).append(path)
-    recorder = _Recorder()
-    calls: dict[str, list[tuple[Pair, Pair]]] = {}
     modules: dict[str, nn.Module] = dict(model.named_modules())
-    parameter = next(model.parameters(), torch.empty(0))
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn((1, *input_shape), generator=generator).to(parameter.device, parameter.dtype)
+    recorder = _Recorder(
+        convolutions={path for path, module in modules.items() if isinstance(module, _ConvNd)},
+        registered={id(parameter) for parameter in model.parameters()},
+    )
+    calls: dict[str, list[tuple[Pair, Pair]]] = {}
+    images = images_for(model, input_shape)
 
     def enter(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any) -> None:
@@ -137,17 +151,18 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
     for path, module in modules.items():
         hooks += [module.register_forward_pre_hook(enter(path)), module.register_forward_hook(leave(path))]
     try:
-        with _evaluating(model), torch.no_grad(), recorder:
-            output = model(images)
-    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as problem:
-        shape = "x".join(map(str, input_shape))
-        reason = str(problem).strip().split("\n")[0] or type(problem).__name__
-        raise ModelError(f"the model must accept one image of shape {shape}, but its forward pass failed: {reason}") from (
-            problem
-        )
+        with recorder:
+            output = run(model, images)
     finally:
         for handle in hooks:
             handle.remove()
+    if recorder.unregistered:
+        raise ModelError(
+            f"a network must know all parameters that it uses, but {recorder.unregistered[0] or 'the model'} uses some that "
+            "would be neither trained nor kept: put modules into an nn.ModuleList or nn.ModuleDict, not into a list or dict"
+        )
+    if not isinstance(output, Tensor):
+        raise ModelError(f"the model must return one tensor, but returns {described(output)}: wrap it so that it does")
 
     convs = []
     for path, shapes in calls.items():
@@ -164,9 +179,27 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
                 calls=tuple(shapes),
             )
         )
-    if not isinstance(output, Tensor):
-        raise ModelError(f"the model must return one tensor, but returns a {type(output).__name__}: wrap it so that it does")
-    return Trace(convs=tuple(convs), residual=frozenset(recorder.residual), num_classes=int(output.shape[-1]))
+    return Trace(
+        convs=tuple(convs),
+        residual=frozenset(recorder.residual),
+        num_classes=int(output.shape[min(1, output.ndim - 1)]),
+        output=output,
+        hidden=recorder.hidden,
+    )
+
+
+def described(output: object) -> str:
+    """What a network returned, in words."""
+    kind = type(output).__name__
+    if isinstance(output, list | tuple | dict):
+        return f"a {kind} of {len(output)}"
+    return f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {kind}"
+
+
+def _spatial(args: tuple[Any, ...]) -> bool:
+    """Whether the arguments of a convolution are of a two-dimensional one with a kernel larger than 1x1."""
+    weight, transposed = args[1], args[6]
+    return not transposed and weight.ndim == 4 and max(weight.shape[2:]) > 1
 
 
 def _owned_norm(
@@ -183,14 +216,3 @@ def _owned_norm(
 
 def _size(tensor: Tensor) -> Pair:
     return int(tensor.shape[-2]), int(tensor.shape[-1])
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

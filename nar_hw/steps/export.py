@@ -32,7 +32,7 @@ def export_child(
     codes = space.parse(child.arch)
     arch = Arch(name=child.model.name, input_shape=child.model.input_shape, operators=child.arch, codes=codes)
     if not isinstance(child, Child):
-        return export_bundle(space.build(codes).eval(), out, arch=arch, preprocessing=child.preprocessing, config=config)
+        return export_bundle(space.build(codes), out, arch=arch, preprocessing=child.preprocessing, config=config)
     task = task or load_task(child.data, root=data_root)
     images, labels = validation_images(task)
     return export_bundle(

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.progress import Progress
 from torch import nn
 
-from nar_hw.errors import UserError
+from nar_hw.errors import SpaceError, UserError
 from nar_hw.latency.device import here
 from nar_hw.latency.measure import device_meter
 from nar_hw.latency.table import LatencyTable
@@ -15,6 +15,7 @@ from nar_hw.records import replace
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.loop import search
 from nar_hw.search.result import SearchResult
+from nar_hw.space.outputs import check_outputs
 from nar_hw.steps.task import fitted_to, load_task
 from nar_hw.tasks import ClassificationTask
 from nar_hw.training.seed import set_seed
@@ -64,6 +65,10 @@ def search_run(
     if config.fit is not None and trained is None:
         raise UserError("candidates are fitted inside a trained network, but there is none: give --weights or --baseline")
     space = info.space(trained)
+    if space.size == 1:
+        why = next((f"{slot.name}: {slot.reason}" for slot in space.slots if slot.reason is not None), "")
+        raise SpaceError(f"a search needs a slot with something to choose, but all are fixed ({why}): nar-hw space lists why")
+    check_outputs(space.model, info.input_shape, info.num_classes, trained=True)
     allowed = first.check(space, here(first.config), allow_mismatch=allow_mismatch)
     for other in others:  # whose devices are elsewhere
         allowed += other.check(space, allow_mismatch=allow_mismatch)

@@ -13,7 +13,7 @@ from nar_hw.bundles.children import child_names, named_child
 from nar_hw.data import SplitName
 from nar_hw.data.preprocessing import Preprocessing
 from nar_hw.distributed import rank
-from nar_hw.errors import RunError, UserError
+from nar_hw.errors import ModelError, RunError, UserError
 from nar_hw.latency.table import LatencyTable
 from nar_hw.models.info import ModelInfo
 from nar_hw.models.weights import Loaded, load_fitting, load_weights
@@ -21,7 +21,8 @@ from nar_hw.records import replace
 from nar_hw.search.folder import TABLE, WEIGHTS as SUPERNET
 from nar_hw.search.record import load_run
 from nar_hw.search.supernet import Supernet
-from nar_hw.space.flops import SpaceCounts
+from nar_hw.space.flops import Counts, SpaceCounts
+from nar_hw.space.outputs import check_outputs
 from nar_hw.space.space import SearchSpace, Slot
 from nar_hw.space.spec import INCUMBENT, Arch, Manner
 from nar_hw.steps.task import AnyTask, fitted_to
@@ -73,6 +74,7 @@ def train_child(
 
     Raises:
         SpaceError: the arch does not fit the space.
+        ModelError: the network's outputs are not what can be trained (see `nar_hw.space.outputs.check_outputs`), or it fails.
         RunError: ``out`` cannot be resumed, or the baseline is of another network.
         TrainingError: the training diverged.
     """
@@ -86,6 +88,7 @@ def train_child(
     space = info.space()
     codes = space.incumbent if arch is None else space.parse(arch)
     child = space.build(codes)
+    check_outputs(child, info.input_shape, info.num_classes, trained=True)
     trained, missing = (None, ()) if baseline is None else _trained(baseline, info)
     if missing and recipe.distill:
         raise RunError(
@@ -138,7 +141,7 @@ def describe_child(
     target_ms: float | None = None,
 ) -> Child:
     """The record of a child whose weights are given: scored on the held-out splits, counted, predicted by ``table``."""
-    counts = SpaceCounts(space).count(codes)
+    counts, uncounted = _counts(space, codes)
     return Child(
         model=info,
         arch=space.names(codes),
@@ -147,9 +150,10 @@ def describe_child(
         seed=0,
         init="given",
         accuracy={split: task.evaluate(child, split) for split in HELD_OUT},
-        params=counts.params,
-        flops=counts.flops,
-        pool_ops=counts.pool_ops,
+        params=sum(parameter.numel() for parameter in child.parameters()),
+        flops=None if counts is None else counts.flops,
+        pool_ops=None if counts is None else counts.pool_ops,
+        uncounted=uncounted,
         target_ms=target_ms,
         predicted_ms=None if table is None else table.predict(codes),
         table_hash=None if table is None else table.hash,
@@ -172,7 +176,10 @@ def score_weights(info: ModelInfo, weights: Path, task: AnyTask, *, out: Path | 
     network = info.build()
     loaded = load_weights(network, weights, name=f"{info.name} with {info.num_classes} classes, those of {task.data.name},")
     space = info.space(network)
-    child = describe_child(info, space, space.incumbent, network.to(task.device).eval(), task)
+    check_outputs(network, info.input_shape, info.num_classes, trained=False)
+    network.to(task.device)
+    network.eval()
+    child = describe_child(info, space, space.incumbent, network, task)
     if out is not None:
         child.save(out, network)
     return child, loaded
@@ -182,7 +189,9 @@ def _fitted_child(folder: Path, space: SearchSpace, codes: Arch) -> nn.Module:
     """A child with the weights that a search fitted."""
     supernet = Supernet(space)
     load_weights(supernet, folder / SUPERNET, name="the searched network")
-    return supernet.child(codes).train()
+    child = supernet.child(codes)
+    child.train()
+    return child
 
 
 def _paths(slot: Slot) -> list[str]:
@@ -191,6 +200,14 @@ def _paths(slot: Slot) -> list[str]:
 
 def _names(network: nn.Module) -> set[str]:
     return {*network.state_dict(), *dict(network.named_modules())}
+
+
+def _counts(space: SearchSpace, arch: Arch) -> tuple[Counts | None, str | None]:
+    """What the child costs, or why that is not known: no reason not to train it."""
+    try:
+        return SpaceCounts(space).count(arch), None
+    except ModelError as problem:
+        return None, str(problem)
 
 
 def _trained(baseline: Path, info: ModelInfo) -> tuple[nn.Module, tuple[str, ...]]:

@@ -31,9 +31,9 @@ class Child(Record, frozen=True, kw_only=True):
     accuracy: Mapping[str, float]
     """Split -> top-1 accuracy in [0, 1]."""
     params: int
-    flops: int
-    """Multiply-adds as fvcore counts them."""
-    pool_ops: int
+    flops: int | None
+    """Multiply-adds as fvcore counts them; None where they could not be counted."""
+    pool_ops: int | None
     target_ms: float | None
     """The latency asked for."""
     predicted_ms: float | None
@@ -48,6 +48,8 @@ class Child(Record, frozen=True, kw_only=True):
     """Of the data: seed, size and hash of each split, augmentation; see `nar_hw.tasks.Task.record`."""
     ensemble: Mapping[str, Any] | None = None
     """Test accuracies of the training's snapshots, see `nar_hw.training.snapshots.Ensemble`; None without them."""
+    uncounted: str | None = None
+    """Why ``flops`` and ``pool_ops`` are not known."""
 
     def save(self, folder: Path, network: nn.Module) -> None:
         """Write the child; the weights first, so that a child.json never stands alone."""
@@ -69,7 +71,8 @@ class Child(Record, frozen=True, kw_only=True):
         arch = space.parse(list(self.arch))
         network = space.build(arch)
         load_weights(network, folder / WEIGHTS)
-        return network.eval()
+        network.eval()
+        return network
 
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from nar_hw.training.progress import Bar
 from nar_hw.training.recipes import Recipe
 from nar_hw.training.result import EpochLog, History, TrainResult
 from nar_hw.training.snapshots import snapshot_epochs, snapshot_path
+from nar_hw.userfile import user_code
 
 STATE, LAST, BEST = "state.pt", "last.safetensors", "best.safetensors"
 
@@ -109,7 +110,8 @@ class _Run:
         self.steps = task.train_size // recipe.batch
         if self.steps == 0:
             raise TrainingError(
-                f"batch <= training images must hold, but got (batch={recipe.batch}, images={task.train_size}): lower the batch"
+                f"batch <= training images must hold, but got (batch={recipe.batch}, images={task.train_size}): "
+                "lower the recipe's field batch (train --recipe FILE.json, search --batch)"
             )
         if recipe.batch % ranks():
             raise TrainingError(f"batch must be a multiple of the {ranks()} processes, but got {recipe.batch}")
@@ -118,10 +120,13 @@ class _Run:
                 f"distill > 0 must hold exactly where there is a teacher, but got (distill={recipe.distill}, "
                 f"teacher={'none' if teacher is None else 'given'}): give both or neither"
             )
-        self.model = model.to(task.device)
-        self.teacher = None if teacher is None else teacher.to(task.device).eval()
+        self.model, self.teacher = model, teacher
+        self.model.to(task.device)
+        if self.teacher is not None:
+            self.teacher.to(task.device)
+            self.teacher.eval()
         if recipe.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)
+            self.model.to(memory_format=torch.channels_last)
         self.task, self.recipe, self.seed = task, recipe, seed
         self.head = task.head if earlier else task.new_head()  # a second phase goes on with the first's
         self.trained = self.model if self.head is None else nn.ModuleList([self.model, self.head])
@@ -212,7 +217,7 @@ class _Run:
         if self.recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         for some, their in zip(images.chunk(self.pieces), targets.chunk(self.pieces), strict=True):
-            with self._autocast():
+            with self._autocast(), user_code("the network must train, but its forward pass"):
                 output = self.forward(some)
             loss = self.task.loss(output.float(), their, label_smoothing=self.recipe.label_smoothing)
             if self.teacher is not None:

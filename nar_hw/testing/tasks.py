@@ -1,4 +1,4 @@
-"""What every task must do; a new one is one more subclass."""
+"""What every task must do."""
 
 import copy
 
@@ -11,6 +11,7 @@ from nar_hw.tasks import Task
 
 
 def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]) -> bool:
+    """Whether batches are equal to the bit."""
     return len(first) == len(second) and all(
         torch.equal(one, two) for pair in zip(first, second, strict=True) for one, two in zip(*pair, strict=True)
     )
@@ -66,7 +67,7 @@ class TaskConformance:
         loss, correct = task.loss(output, targets), task.correct(output, targets)
         assert loss.shape == correct.shape == ()
         assert 0 <= int(correct) <= 8
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         assert any(parameter.grad is not None and bool(parameter.grad.abs().sum() > 0) for parameter in model.parameters())
 
     def test_a_perfect_output_is_all_correct_and_has_less_loss(self, task: Task) -> None:

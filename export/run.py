@@ -1,0 +1,688 @@
+"""Run a bundle's network on images, without the project that made it: ONNX (.onnx), AOTInductor (.pt2) or TensorRT (.engine).
+
+Needs Python 3.10 or newer, numpy, Pillow and the file's runtime. A classifier gives the likeliest classes of each image and their
+probabilities, an embedding network its numbers. Where the folder of images has one subfolder per class, the share of right
+answers follows. Exit code 2 and one line on stderr when something is wrong.
+
+Packages (.pt2) and engines hold machine code. They are loaded only if their hash is the one that was noted when they were made,
+which shows damage, not bad intentions: run files of people whom you trust.
+
+To add a runtime, write a subclass of `Network` and give its files' ending a line in `NETWORKS`.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+EXAMPLES = """examples:
+  python run.py bundle cat.jpg                                  the bundle's model.onnx on the CPU
+  python run.py bundle photos --batch 8 --top 3                 the three likeliest classes of each image
+  python run.py bundle/model.int8.onnx photos --threads 4 --time
+  python run.py bundle/model.onnx photos --gpu 0                on the first NVIDIA GPU
+  python run.py model.engine photos --time --json
+"""
+SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+DAMAGED = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
+MOST_VALUES = 2**28
+"""Of one input: more are no images, but a number that somebody changed."""
+
+
+class InputError(Exception):
+    """Something the user can mend, in one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes on the command line are one line as well."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        raise InputError(f"{message} (--help shows what there is)")
+
+
+def main() -> int:
+    """Returns the exit code."""
+    parser = Parser(description=__doc__.splitlines()[0], epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", type=Path, help="a bundle (its model.onnx is run) or one of its files")
+    parser.add_argument("images", type=Path, help="an image, or a folder of images")
+    parser.add_argument("--batch", type=int, help="images per run; by default as few as the file takes")
+    parser.add_argument("--threads", type=int, default=1, help="threads of one run on the CPU (default: 1)")
+    parser.add_argument(
+        "--gpu", type=int, help="which NVIDIA GPU to run on, from 0; engines run on 0 by default, .onnx on the CPU"
+    )
+    parser.add_argument("--top", type=int, default=1, help="how many classes to name per image (default: 1)")
+    parser.add_argument("--time", action="store_true", help="measure the latency of one run as well")
+    parser.add_argument("--runs", type=int, default=100, help="runs to measure (default: 100)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    try:
+        arguments = parser.parse_args()
+        report(run(arguments), arguments.json)
+        sys.stdout.flush()
+    except InputError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever reads has seen enough, `head` for one
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> dict:
+    """Everything that is asked for, as JSON values."""
+    for name, least in (("batch", 1), ("threads", 1), ("gpu", 0), ("top", 1), ("runs", 1)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name} must be at least {least}, but is {value}")
+    file = arguments.network / "model.onnx" if arguments.network.is_dir() else arguments.network
+    if file.suffix not in NETWORKS:
+        raise InputError(f"{file} must be a bundle or end in {', '.join(NETWORKS)}")
+    backend = NETWORKS[file.suffix]
+    about = backend.describe(file)
+    fewest, most = about.batch
+    batch = fewest if arguments.batch is None else arguments.batch
+    if not fewest <= batch <= most:
+        raise InputError(f"--batch must be from {fewest} to {most} for {file}, but is {batch}")
+    files = find_images(arguments.images)
+    network = backend(about, batch, arguments.threads, arguments.gpu)
+    parts = [files[start : start + batch] for start in range(0, len(files), batch)]
+    outputs = np.concatenate([answers(network, np.stack([prepare(file, network) for file in part])) for part in parts])
+    result = {"runtime": network.runtime, "device": network.device, "precision": about.precision}
+    if about.classes:
+        result["images"] = found = classified(files, outputs, about.classes, arguments.top)
+        folders = [file.parent.name for file in files]
+        if arguments.images.is_dir() and set(folders) <= set(about.classes):
+            right = [item["classes"][0]["name"] == folder for item, folder in zip(found, folders, strict=True)]
+            result["accuracy"] = sum(right) / len(right)
+    else:
+        result["images"] = [{"file": str(file), "embedding": row.tolist()} for file, row in zip(files, outputs, strict=True)]
+    if arguments.time:
+        result["time"] = measured(network, arguments.runs)
+    return result
+
+
+def classified(files: list[Path], scores: np.ndarray, classes: list[str], top: int) -> list[dict]:
+    """The ``top`` likeliest classes of each image and their probabilities, from scores (N, classes)."""
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    found = []
+    for file, row in zip(files, powers / powers.sum(axis=1, keepdims=True), strict=True):
+        best = np.argsort(-row, kind="stable")[:top]
+        found.append({"file": str(file), "classes": [{"name": classes[i], "probability": float(row[i])} for i in best]})
+    return found
+
+
+def answers(network: "Network", images: np.ndarray) -> np.ndarray:
+    """The outputs (B, outputs) of images (B, C, H, W), B <= batch; a smaller last batch is filled up and cut."""
+    network.feed(np.concatenate([images, np.repeat(images[-1:], network.batch - len(images), axis=0)]))
+    network.run()
+    outputs = network.outputs()[: len(images)].astype(np.float32)
+    if network.about.classes and outputs.shape[1] != len(network.about.classes):
+        have = len(network.about.classes)
+        raise InputError(f"{network.about.file} gives {outputs.shape[1]} scores, but is said to have {have} classes")
+    if not np.isfinite(outputs).all():
+        raise InputError(f"{network.about.file} gives numbers that are not finite: its precision may be too low for it")
+    return outputs
+
+
+def measured(network: "Network", runs: int) -> dict:
+    """The latency of one run on random images, after a tenth as many runs to warm up (at least ten)."""
+    network.feed(np.random.default_rng(0).standard_normal((network.batch, *network.shape), dtype=np.float32))
+    took = network.times_ms(runs + max(10, runs // 10))[-runs:]
+    median, p90 = (float(value) for value in np.quantile(took, (0.5, 0.9)))
+    rate = network.batch / median * 1e3
+    return {"batch": network.batch, "runs": runs, "median_ms": median, "p90_ms": p90, "images_per_second": rate}
+
+
+def report(result: dict, as_json: bool) -> None:
+    """Print the result."""
+    if as_json:
+        print(json.dumps(result, allow_nan=False))
+        return
+    for item in result["images"]:
+        if "classes" in item:
+            answer = ", ".join(f"{entry['name']} ({100 * entry['probability']:.1f} %)" for entry in item["classes"])
+        else:
+            answer = " ".join(f"{value:.6g}" for value in item["embedding"])
+        print(printable(f"{item['file']}: {answer}"))
+    if "accuracy" in result:
+        print(f"{100 * result['accuracy']:.2f} % of {len(result['images'])} images are in the folder of their class")
+    if "time" in result:
+        took = result["time"]
+        print(
+            f"batch {took['batch']} in {result['precision']} in {result['runtime']} on {result['device']}: "
+            f"median {took['median_ms']:.3f} ms, 90th percentile {took['p90_ms']:.3f} ms, "
+            f"{took['images_per_second']:.0f} images/s over {took['runs']} runs"
+        )
+
+
+# Images
+
+
+def find_images(path: Path) -> list[Path]:
+    """The image itself, or all images below a folder."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InputError(f"{path} does not exist")
+    found = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    files.sort(key=lambda file: file.parts)
+    if not files:
+        raise InputError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))})")
+    return files
+
+
+def shown(path: Path):
+    """The image as training saw it: upright, clear places white, 16 bits as 8. Only formats of photographs are opened."""
+    from PIL import Image, ImageOps
+
+    with Image.open(path, formats=FORMATS) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I;16") or (image.mode == "I" and opened.format == "PNG"):
+            return Image.fromarray(np.rint(np.asarray(image, np.float64) / 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of mode {image.mode!r}, of which nobody knows what is white")
+    if image.has_transparency_data:
+        colour = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour).convert("RGB")
+    return image.convert("RGB")
+
+
+def prepare(path: Path, network: "Network") -> np.ndarray:
+    """The image as the network expects it: (C, H, W) float32."""
+    with needed("images are read with Pillow", "pillow"):
+        from PIL import Image, ImageOps
+    channels, height, width = network.shape
+    mode = {1: "L", 3: "RGB"}.get(channels)
+    if mode is None:
+        raise InputError(f"this network takes {channels} channels, which image files do not have")
+    mean, std = network.about.mean, network.about.std
+    if not len(mean) == len(std) == channels:
+        raise InputError(f"this network takes {channels} channels, but its mean and std are for {len(mean)} and {len(std)}")
+    try:
+        fitted = ImageOps.fit(shown(path).convert(mode), (width, height), Image.Resampling.BILINEAR)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
+        raise InputError(f"{path} is not a readable image: {problem}") from None
+    pixels = np.asarray(fitted, np.float32).reshape(height, width, channels).transpose(2, 0, 1) / np.float32(255)
+    return (pixels - mean) / std
+
+
+# What is noted of a file when it is made
+
+
+@dataclass(kw_only=True)
+class About:
+    """A file whose hash is right, and what is noted of it."""
+
+    file: Path
+    precision: str
+    batch: tuple[int, int]
+    """Fewest and most images in one run."""
+    shape: tuple[int, int, int] | None
+    """(C, H, W) of an image; None where the file itself says it."""
+    classes: list[str]
+    """Empty for embeddings."""
+    mean: np.ndarray  # (C, 1, 1)
+    std: np.ndarray  # (C, 1, 1)
+    requires: dict = field(default_factory=dict)
+    """What the file was compiled for; its keys depend on the runtime."""
+
+    def __post_init__(self) -> None:
+        (fewest, most), (channels, height, width) = self.batch, self.shape or (1, 1, 1)
+        sizes = (fewest, most, channels, height, width)
+        if not all(type(size) is int and size >= 1 for size in sizes) or fewest > most:
+            raise ValueError(f"batch {self.batch} of shape {self.shape}")
+        if fewest * channels * height * width > MOST_VALUES:
+            raise ValueError(f"{fewest} images of shape {self.shape} are too large")
+        if not isinstance(self.classes, list) or not all(isinstance(name, str) for name in self.classes):
+            raise TypeError("classes are not texts")
+        if not np.isfinite([*self.mean, *self.std]).all() or not (self.std > 0).all():
+            raise ValueError("mean or std is no number")
+        if not isinstance(self.precision, str) or not isinstance(self.requires, dict):
+            raise TypeError("precision or requires")
+
+
+def per_channel(normalisation: dict) -> dict[str, np.ndarray]:
+    """Mean and std, each (C, 1, 1)."""
+    return {name: np.asarray(normalisation[name], np.float32).reshape(-1, 1, 1) for name in ("mean", "std")}
+
+
+def from_manifest(file: Path, files_of: Callable[[dict], dict]) -> About:
+    """What the manifest of its bundle notes of a file; ``files_of`` gives the entries to look in by precision."""
+    manifest_file = file.with_name("manifest.json")
+    manifest = read_json(manifest_file, f"{file.parent} is not a bundle")
+    with undamaged(manifest_file):
+        entries = {entry["file"]: (precision, entry) for precision, entry in files_of(manifest).items()}
+        digest = dict(manifest["files"]).get(file.name)
+        if file.name not in entries or digest is None:
+            raise InputError(f"{file} is not one of this bundle's: {', '.join(map(str, entries)) or 'it has none of this kind'}")
+        precision, entry = entries[file.name]
+        about = About(
+            file=file,
+            precision=precision,
+            batch=tuple(entry.get("batch", manifest["input"]["batch"])),
+            shape=tuple(manifest["input"]["shape"]),
+            classes=manifest["classes"],
+            requires={"device": entry.get("device", "cpu"), **entry.get("requires", {})},
+            **per_channel(manifest["preprocessing"]),
+        )
+    check_hash(file, digest)
+    return about
+
+
+def from_engine_info(file: Path) -> About:
+    """What lies beside an engine, in MODEL.engine.json."""
+    beside = file.with_name(f"{file.name}.json")
+    info = read_json(beside, f"{file} has no description beside it")
+    with undamaged(beside):
+        if info["schema"] != 1:
+            raise ValueError(f"schema {info['schema']}, not 1")
+        kinds = {**dict.fromkeys(("gpu", "compute_capability", "tensorrt"), str), "version_compatible": bool}
+        for name, kind in {**kinds, "hardware_compatibility": str | None}.items():
+            if not isinstance(info[name], kind):
+                raise TypeError(f"{name} is {info[name]!r}")
+        fewest, _, most = info["batch"]
+        if not numbers(info["tensorrt"]):
+            raise ValueError(f"tensorrt is {info['tensorrt']!r}")
+        if not {"classes", "normalisation"} <= info["metadata"].keys():
+            raise InputError(f"{beside} has no classes and normalisation: build the engine from a bundle's ONNX file")
+        about = About(
+            file=file,
+            precision=info["precision"],
+            batch=(fewest, most),
+            shape=None,
+            classes=json.loads(info["metadata"]["classes"]),
+            requires=info,
+            **per_channel(json.loads(info["metadata"]["normalisation"])),
+        )
+    check_hash(file, info.get("engine_sha256"))
+    return about
+
+
+def read_json(path: Path, missing: str) -> dict:
+    """A JSON object. ``missing`` says what it means that the file is not there."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{missing}: it needs {path}") from None
+    except OSError as problem:
+        raise InputError(f"{path} cannot be read: {problem.strerror}") from None
+    except (ValueError, RecursionError) as problem:
+        raise InputError(f"{path} is damaged ({problem}): copy it again") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is damaged (it is no JSON object): copy it again")
+    return found
+
+
+@contextlib.contextmanager
+def undamaged(path: Path) -> Iterator[None]:
+    """What goes wrong inside the block is the fault of the values in ``path``."""
+    try:
+        yield
+    except DAMAGED as problem:
+        raise InputError(f"{path} is damaged ({repr(problem)[:150]}): copy it again") from None
+
+
+def check_hash(file: Path, wanted: object) -> None:
+    """Raises InputError when ``file`` is not what was noted."""
+    try:
+        actual = hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as problem:
+        raise InputError(f"{file} cannot be read: {problem.strerror}") from None
+    if actual != wanted:
+        raise InputError(f"{file} is not the file that was made (its SHA-256 differs): copy it again")
+
+
+# Runtimes
+
+
+class Network:
+    """A file in its runtime, for one batch size. Images are fed, run (as often as one likes), and give outputs."""
+
+    runtime: str
+    """For people to read."""
+
+    describe: Callable[[Path], About]
+    """What is noted of a file with this ending."""
+
+    device: str
+    """Where it runs."""
+
+    shape: tuple[int, int, int]
+    """(C, H, W) of an image."""
+
+    def __init__(self, about: About, batch: int, threads: int, gpu: int | None) -> None:
+        """Load the file; ``gpu`` is None where nothing is asked for."""
+        self.about, self.batch = about, batch
+        if about.shape is not None:
+            self.shape = about.shape
+
+    def feed(self, images: np.ndarray) -> None:
+        """Put images (batch, C, H, W) where the runtime reads them."""
+        raise NotImplementedError
+
+    def run(self) -> None:
+        """Run once; it is over when this returns."""
+        raise NotImplementedError
+
+    def outputs(self) -> np.ndarray:
+        """What the last run gave: (batch, outputs)."""
+        raise NotImplementedError
+
+    def times_ms(self, runs: int) -> list[float]:
+        """The milliseconds of each run."""
+        took = []
+        for _ in range(runs):
+            start = time.perf_counter()
+            self.run()
+            took.append((time.perf_counter() - start) * 1e3)
+        return took
+
+
+class OnnxRuntime(Network):
+    """An ONNX file in ONNX Runtime, on the CPU or an NVIDIA GPU."""
+
+    runtime = "ONNX Runtime"
+
+    @staticmethod
+    def describe(file: Path) -> About:
+        """From the manifest."""
+        return from_manifest(file, lambda manifest: manifest["variants"])
+
+    def __init__(self, about: About, batch: int, threads: int, gpu: int | None) -> None:
+        super().__init__(about, batch, threads, gpu)
+        with needed(".onnx files are run with ONNX Runtime", "onnxruntime"):
+            import onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        # Threads that wait in a loop take the cores from whatever else runs there, this program included.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.device = "cpu" if gpu is None else f"cuda:{gpu}"
+        wanted, where = ("CPUExecutionProvider", {}) if gpu is None else ("CUDAExecutionProvider", {"device_id": gpu})
+        if gpu is not None:
+            onnxruntime.set_default_logger_severity(4)  # what goes wrong is said below, in one line
+            if hasattr(onnxruntime, "preload_dlls"):
+                with contextlib.redirect_stdout(io.StringIO()):
+                    onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip put them
+        if wanted not in onnxruntime.get_available_providers():
+            raise InputError("this ONNX Runtime has no CUDA support: pip install onnxruntime-gpu")
+        try:
+            self.session = onnxruntime.InferenceSession(str(about.file), options, providers=[(wanted, where)])
+        except Exception as problem:  # ONNX Runtime's errors share no public base class
+            raise InputError(f"ONNX Runtime cannot load {about.file}: {first_line(problem)}") from None
+        if self.session.get_providers()[0] != wanted:
+            raise InputError("ONNX Runtime fell back to the CPU: check that the GPU, its driver, CUDA and cuDNN are there")
+
+    def feed(self, images: np.ndarray) -> None:
+        """Kept until the run."""
+        self._fed = {self.session.get_inputs()[0].name: images}
+
+    def run(self) -> None:
+        """With the copies to and from a GPU."""
+        try:
+            self._outputs = self.session.run(None, self._fed)[0]
+        except Exception as problem:  # see __init__
+            raise InputError(f"{self.about.file} does not run: {first_line(problem)}") from None
+
+    def outputs(self) -> np.ndarray:
+        """As they came."""
+        return self._outputs
+
+
+class AotInductor(Network):
+    """A package that AOTInductor compiled, in torch."""
+
+    runtime = "AOTInductor"
+
+    @staticmethod
+    def describe(file: Path) -> About:
+        """From the manifest."""
+        about = from_manifest(file, lambda manifest: manifest["compiled"].get("aoti", {}))
+        for name in ("device", "AOTI_MACHINE", "AOTI_CPU_ISA"):
+            if not isinstance(about.requires.get(name), str):
+                raise InputError(f"{file.with_name('manifest.json')} is damaged ({file.name}: {name} is no text): copy it again")
+        return about
+
+    def __init__(self, about: About, batch: int, threads: int, gpu: int | None) -> None:
+        super().__init__(about, batch, threads, gpu)
+        with needed("packages are run with torch", "torch"):
+            import torch
+        if reason := package_misfit(about.requires, torch.cuda.device_count() if torch.cuda.is_available() else 0, gpu):
+            raise InputError(f"{about.file} {reason}")
+        logging.disable(logging.WARNING)  # torch looks for a CUDA compiler, which is not needed, and says so
+        torch.set_num_threads(threads)
+        self.torch, index = torch, gpu or 0
+        self.device = f"cuda:{index}" if about.requires["device"] == "cuda" else "cpu"
+        try:
+            options = {"device_index": index} if self.device != "cpu" else {}
+            self.network = torch._inductor.aoti_load_package(str(about.file), run_single_threaded=True, **options)
+        except RuntimeError as problem:
+            raise InputError(f"torch {torch.__version__} cannot load {about.file}: {first_line(problem)}") from None
+
+    def feed(self, images: np.ndarray) -> None:
+        """A tensor where the network runs."""
+        self._fed = self.torch.from_numpy(images).to(self.device)
+
+    def run(self) -> None:
+        """Without copies."""
+        try:
+            self._outputs = self.network(self._fed)
+        except RuntimeError as problem:
+            raise InputError(f"{self.about.file} does not run: {first_line(problem)}") from None
+        if self.device != "cpu":
+            self.torch.cuda.synchronize(self.device)
+
+    def outputs(self) -> np.ndarray:
+        """From where the network runs."""
+        return self._outputs.float().cpu().numpy()
+
+
+def package_misfit(requires: dict, gpus: int, gpu: int | None) -> str | None:
+    """Why a package does not run on this machine with so many GPUs; None when it does."""
+    if requires["AOTI_MACHINE"] != platform.machine():
+        return f"was made for {requires['AOTI_MACHINE']}, but this is {platform.machine()}: export it again here"
+    if requires["device"] == "cuda" and (gpu or 0) >= gpus:
+        return f"was made for an NVIDIA GPU, but torch finds {gpus}, and GPU {gpu or 0} (the first is 0) is asked for"
+    if requires["device"] != "cuda" and gpu is not None:
+        return "was made for the CPU, but --gpu is given: leave it out, or export it again with --device cuda"
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return None  # not Linux
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.M)
+    have = set(flags[1].split()) if flags else set()
+    names = {"AVX512": "avx512f", "ASIMD": "asimd"}  # the rest are called the same in lower case
+    lacking = [name for name in requires["AOTI_CPU_ISA"].split() if have and names.get(name, name.lower()) not in have]
+    return f"was made for a CPU with {', '.join(lacking)}, which this one has not: export it again here" if lacking else None
+
+
+class TensorRT(Network):
+    """An engine on a GPU, captured as one CUDA graph; its times are the GPU's own."""
+
+    runtime = "TensorRT"
+
+    describe = staticmethod(from_engine_info)
+
+    def __init__(self, about: About, batch: int, threads: int, gpu: int | None) -> None:
+        super().__init__(about, batch, threads, gpu)
+        with needed("engines are run with tensorrt and torch", "tensorrt torch"):
+            import tensorrt
+            import torch
+        self.torch, self.stream, self.errors = torch, CudaStream(torch, gpu or 0), error_log(tensorrt)
+        if reason := engine_misfit(about.requires, tensorrt.__version__, *self.stream.gpu()):
+            raise InputError(f"{about.file} {reason}: build it again here")
+        self.device = self.stream.gpu()[0]
+        must = self.must
+        with self.stream.active():
+            try:
+                runtime = tensorrt.Runtime(self.errors)
+            except TypeError:  # the bindings got a null pointer
+                must(None, "start on this machine")
+            runtime.engine_host_code_allowed = about.requires["version_compatible"]  # such an engine brings code of its own
+            self.engine = must(runtime.deserialize_cuda_engine(about.file.read_bytes()), "load the engine")
+            names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
+            modes = {self.engine.get_tensor_mode(name): name for name in names}
+            source, result = modes[tensorrt.TensorIOMode.INPUT], modes[tensorrt.TensorIOMode.OUTPUT]
+            self.shape = tuple(self.engine.get_tensor_shape(source))[1:]
+            self.context = must(self.engine.create_execution_context(), "make a context (out of GPU memory?)")
+            must(self.context.set_input_shape(source, (batch, *self.shape)), f"run batch {batch}")
+            self._fed = torch.zeros((batch, *self.shape), device=self.stream.device)
+            self._outputs = torch.zeros(tuple(self.context.get_tensor_shape(result)), device=self.stream.device)
+            for name, tensor in ((source, self._fed), (result, self._outputs)):
+                must(self.context.set_tensor_address(name, tensor.data_ptr()), f"take the address of {name}")
+            self.replay = self.stream.captured(self._enqueue)
+
+    def must(self, result, task: str):
+        """``result``, unless it is one of those by which TensorRT says that it failed."""
+        if result is None or result is False:
+            raise InputError(f"TensorRT cannot {task}: {'; '.join(self.errors.messages) or 'it does not say why'}")
+        return result
+
+    def _enqueue(self) -> None:
+        self.must(self.context.execute_async_v3(self.stream.handle), "run the network")
+
+    def feed(self, images: np.ndarray) -> None:
+        """Onto the GPU."""
+        with self.stream.active():
+            self._fed.copy_(self.torch.from_numpy(images))
+
+    def run(self) -> None:
+        """Without copies."""
+        with self.stream.active():
+            self.replay()
+
+    def outputs(self) -> np.ndarray:
+        """From the GPU."""
+        with self.stream.active():
+            return self._outputs.cpu().numpy().copy()
+
+    def times_ms(self, runs: int) -> list[float]:
+        """On the GPU's clock; the images lie on the GPU."""
+        with self.stream.active():
+            return [self.stream.time_ms(self.replay) for _ in range(runs)]
+
+
+def error_log(tensorrt):
+    """A logger that keeps TensorRT's errors as ``messages``; anything less is dropped."""
+
+    class Errors(tensorrt.ILogger):
+        def __init__(self) -> None:
+            tensorrt.ILogger.__init__(self)
+            self.messages: list[str] = []
+
+        def log(self, severity, msg: str) -> None:
+            if severity in (tensorrt.ILogger.ERROR, tensorrt.ILogger.INTERNAL_ERROR):
+                self.messages.append(" ".join(msg.split()))
+
+    return Errors()
+
+
+class CudaStream:
+    """A stream of its own on one GPU."""
+
+    def __init__(self, torch, index: int) -> None:
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if index >= found:
+            raise InputError(f"torch finds {found} GPUs, but GPU {index} (the first is 0) is asked for: check nvidia-smi")
+        self.torch, self.device = torch, torch.device("cuda", index)
+        self.stream = torch.cuda.Stream(self.device)
+        self.handle = self.stream.cuda_stream
+
+    def gpu(self) -> tuple[str, str]:
+        """(name, compute capability)."""
+        found = self.torch.cuda.get_device_properties(self.device)
+        return found.name, f"{found.major}.{found.minor}"
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Torch and TensorRT work on this GPU and stream inside the block."""
+        cuda = self.torch.cuda
+        with self.torch.inference_mode(), cuda.device(self.device), cuda.stream(self.stream):
+            yield
+
+    def captured(self, work: Callable[[], None]) -> Callable[[], None]:
+        """What replays ``work`` as one CUDA graph, after one run without."""
+        work()
+        self.stream.synchronize()
+        graph = self.torch.cuda.CUDAGraph()
+        with self.torch.cuda.graph(graph, stream=self.stream):
+            work()
+        return graph.replay
+
+    def time_ms(self, work: Callable[[], None]) -> float:
+        """The milliseconds of ``work`` on the GPU's clock."""
+        start, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+
+def engine_misfit(info: dict, version: str, gpu: str, capability: str) -> str | None:
+    """Why the engine does not run in this version of TensorRT on this GPU; None when it does."""
+    built, here = numbers(info["tensorrt"]), numbers(version)
+    if not (built == here or (info["version_compatible"] and built[0] == here[0] and built <= here)):
+        return f"was built by TensorRT {info['tensorrt']}, but this is {version}"
+    same = info["compute_capability"] == capability
+    fits = {
+        None: same and info["gpu"] == gpu,
+        "same_compute_capability": same,
+        "ampere_plus": numbers(capability) >= (8, 0),
+    }
+    if not fits.get(info["hardware_compatibility"], False):
+        return f"was built for {info['gpu']} (compute capability {info['compute_capability']}), but this is {gpu} ({capability})"
+    return None
+
+
+NETWORKS: dict[str, type[Network]] = {".onnx": OnnxRuntime, ".pt2": AotInductor, ".engine": TensorRT}
+
+
+# Texts
+
+
+@contextlib.contextmanager
+def needed(what: str, packages: str) -> Iterator[None]:
+    """A failed import inside the block is one line with the command that mends it."""
+    try:
+        yield
+    except ImportError as problem:
+        raise InputError(f"{what}, which cannot be imported ({problem}): pip install {packages}") from None
+
+
+def printable(text: str) -> str:
+    """``text`` with everything escaped that is no character to print: line ends, terminal commands."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def first_line(problem: Exception) -> str:
+    """Of what an error says; its name where it says nothing."""
+    return (str(problem).splitlines() or [type(problem).__name__])[0]
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """(10, 16, 1, 11) for "10.16.1.11"."""
+    return tuple(map(int, re.findall(r"\d{1,9}", version)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
