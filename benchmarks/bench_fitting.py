@@ -6,13 +6,17 @@ cost: a fitting step over all slots and candidates against a plain training step
   how far the peak of the process rises from before the network is made to after three steps, each kind in a process of its own.
 ranks: on nar_bench_digits, per seed: the network is trained as every child of the yardstick was; its children are then scored on
   the validation images in three ways: (a) fitted candidates, (b) these after some epochs of fair paths with the teacher's logits,
-  (c) a supernet from scratch trained with fair paths for as long as (a) and as long as (b) take. Kendall's tau of the scores with
-  the yardstick's children trained from scratch (128 drawn once), and with 24 children fine-tuned alone from their fitted weights.
+  (c) a supernet from scratch, trained with fair paths for as long as (a) and as long as (b) take. Kendall's tau of the scores
+  with the yardstick's children trained from scratch (128 drawn once), and with 24 children fine-tuned alone from fitted weights.
+  "picked" is the best child by each score under 0.7 of the network's latency, out of those that nar_hw.search scores: its test
+  accuracy before any training as a share of the teacher's, and the share of the children under the target that are better.
+recipes: per seed, 5 children drawn from those under that target inherit the fitted weights and are trained by several recipes,
+  one-cycle but for finetune, all at once or in two phases; the yardstick's are the same children after 15 epochs from scratch.
   Seconds are CPU seconds of one process.
 
 Result: results/fitting.json.
 
-    OMP_NUM_THREADS=1 python benchmarks/bench_fitting.py [cost ranks] [--rounds 8] [--seeds 3]
+    OMP_NUM_THREADS=1 python benchmarks/bench_fitting.py [cost ranks recipes] [--rounds 8] [--seeds 3]
 """
 
 import argparse
@@ -23,6 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -41,16 +46,19 @@ from nar_hw.data import load_data
 from nar_hw.files import read_json, write_json
 from nar_hw.latency.device import fingerprint
 from nar_hw.models import build_model
+from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
-from nar_hw.search.config import SearchConfig
-from nar_hw.search.fitting import FitConfig, Fitting, fit
-from nar_hw.search.loop import optimizer_of
+from nar_hw.search.config import FITTED, FitConfig, SearchConfig
+from nar_hw.search.fitting import Fitting, fit
+from nar_hw.search.loop import search
+from nar_hw.search.run import optimizer_of
 from nar_hw.search.scoring import Scorer
 from nar_hw.search.supernet import FairPaths, Supernet
 from nar_hw.space.space import SearchSpace
 from nar_hw.tasks import ClassificationTask
 from nar_hw.training.loop import train
-from nar_hw.training.recipes import Recipe
+from nar_hw.training.phases import two_phase
+from nar_hw.training.recipes import RECIPES, Recipe
 
 RESULT = Path(__file__).parent / "results" / "fitting.json"
 NETWORKS = {"resnet_digits": (1, 8, 8), "resnet20_cifar": (3, 32, 32)}
@@ -58,7 +66,21 @@ BATCH = 128
 KINDS = ("plain", "dealt", "all")
 FIT = FitConfig(epochs=6, batch=64)
 FAIR_EPOCHS, FAIR_LR = 15, 0.03
-ALONE = Recipe(epochs=8, batch=64, schedule="one-cycle", warmup=0.1, lr=0.1, nesterov=True, distill=0.5)
+ALONE = Recipe(epochs=6, batch=64, schedule="one-cycle", warmup=0.1, lr=0.1, nesterov=True, distill=0.9)
+RECIPES_TRIED = {
+    "6 epochs, rate 0.1, distill 0.9": ALONE,
+    "6 epochs, rate 0.1, distill 0.5": replace(ALONE, distill=0.5),
+    "6 epochs, rate 0.03, distill 0.9": replace(ALONE, lr=0.03),
+    "6 epochs, rate 0.1, labels only": replace(ALONE, distill=0.0),
+    "10 epochs, rate 0.1, distill 0.5": replace(ALONE, distill=0.5, epochs=10),
+    "15 epochs, rate 0.1, distill 0.5": replace(ALONE, distill=0.5, epochs=15),
+    "finetune with batch 64": replace(RECIPES["finetune"], batch=64),
+}
+TWO_PHASES = ("finetune with batch 64", "6 epochs, rate 0.1, distill 0.5")
+"""Of these, which are also tried in two phases."""
+SHARE = 0.7
+"""Of the network's latency: the target of the children whose recipes are compared."""
+TRIED = 5
 SOME = random.Random(0).sample(range(len(ARCHS)), 128)
 CHILDREN = 24
 
@@ -161,13 +183,59 @@ def clocked(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def ranks(seed: int) -> dict[str, Any]:
-    made, known = task(), Yardstick.load()
+def beginning(seed: int) -> tuple[ClassificationTask, nn.Module, Supernet, float]:
+    """The data, the trained network, its fitted supernet and what fitting took."""
+    made = task()
     teacher = space(seed).build(space(seed).incumbent)
     train(teacher, made, RECIPE, seed=seed)
-    trained = SearchSpace.from_model(teacher, INPUT_SHAPE, operators=OPERATORS)
-    fitted = Supernet(trained)
-    seconds = {"a": clocked(lambda: fit(fitted, made, FitConfig(epochs=FIT.epochs, batch=FIT.batch, seed=seed)))}
+    fitted = Supernet(SearchSpace.from_model(teacher, INPUT_SHAPE, operators=OPERATORS))
+    return made, teacher, fitted, clocked(lambda: fit(fitted, made, replace(FIT, seed=seed)))
+
+
+def picked(net: Supernet, made: ClassificationTask, teacher: nn.Module, seed: int) -> dict[str, float]:
+    known = Yardstick.load()
+    target = SHARE * known.table.incumbent_ms
+    arch = search(net.space, made, known.table, target_ms=target, config=replace(FITTED, fit=None, seed=seed), supernet=net).arch
+    scorer = Scorer(net, made, SearchConfig(), torch.Generator().manual_seed(seed))
+    scorer.renew()
+    scorer.on_all([arch])  # the statistics of its norms
+    under = known.quality[known.predicted_ms <= target * (1 + 1e-9)]
+    share = made.evaluate(net.child(arch), "test") / made.evaluate(teacher, "test")
+    return {"assembled / teacher": round(share, 4), "better": round(float((under > known.quality[ARCHS.index(arch)]).mean()), 4)}
+
+
+def recipes(seed: int) -> dict[str, Any]:
+    made, teacher, fitted, _ = beginning(seed)
+    known = Yardstick.load()
+    under = np.flatnonzero(known.predicted_ms <= SHARE * known.table.incumbent_ms).tolist()
+    children = random.Random(seed).sample(under, TRIED)
+    result: dict[str, Any] = {"yardstick": round(float(known.quality[children].mean()), 4)}
+    for name, recipe in RECIPES_TRIED.items():
+        for phases in ("one phase", "two phases") if name in TWO_PHASES else ("one phase",):
+            scores = []
+            for index in children:
+                child = fitted.child(ARCHS[index])
+                guide = teacher if recipe.distill else None
+                if phases == "one phase":
+                    train(child, made, recipe, seed=seed, teacher=guide)
+                else:
+                    new = [
+                        path
+                        for code, slot in zip(ARCHS[index], fitted.space.slots, strict=True)
+                        for site in slot.sites
+                        for path in (site.conv, site.norm)
+                        if code != slot.incumbent and path is not None
+                    ]
+                    two_phase(child, made, recipe, new=new, seed=seed, teacher=guide)
+                scores.append((made.evaluate(child, "valid") + made.evaluate(child, "test")) / 2)
+            result[f"{name}, {phases}"] = round(float(np.mean(scores)), 4)
+    print(result, flush=True)
+    return result
+
+
+def ranks(seed: int) -> dict[str, Any]:
+    made, teacher, fitted, fitting_s = beginning(seed)
+    known, seconds = Yardstick.load(), {"a": fitting_s}
     children = random.Random(100 + seed).sample(range(len(ARCHS)), CHILDREN)
     alone = []
     for index in children:
@@ -175,13 +243,13 @@ def ranks(seed: int) -> dict[str, Any]:
         train(child, made, ALONE, seed=seed, teacher=teacher)
         alone.append((made.evaluate(child, "valid") + made.evaluate(child, "test")) / 2)
     both = copy.deepcopy(fitted)
-    learn = clocked(lambda: fair(both, made, FAIR_EPOCHS, lr=FAIR_LR, seed=seed, teacher=teacher))
-    seconds["b"] = seconds["a"] + learn
+    seconds["b"] = seconds["a"] + clocked(lambda: fair(both, made, FAIR_EPOCHS, lr=FAIR_LR, seed=seed, teacher=teacher))
     nets = {"a": fitted, "b": both}
+    epoch_s = clocked(lambda: fair(Supernet(space(seed)), made, 5, lr=0.1, seed=seed, teacher=None)) / 5
     for name, same in (("c, time of a", "a"), ("c, time of b", "b")):
-        nets[name] = Supernet(space(seed))
-        epochs = max(1, round(FAIR_EPOCHS * seconds[same] / learn))
-        seconds[name] = clocked(lambda: fair(nets[name], made, epochs, lr=0.1, seed=seed, teacher=None))  # noqa: B023
+        net, epochs = Supernet(space(seed)), max(1, round(seconds[same] / epoch_s))
+        seconds[name] = clocked(partial(fair, net, made, epochs, lr=0.1, seed=seed, teacher=None))
+        nets[name] = net
     result: dict[str, Any] = {"seed": seed, "teacher": made.evaluate(teacher, "test"), "alone, mean": float(np.mean(alone))}
     for name, net in nets.items():
         all_scores = scored(net, made, SOME, seed)
@@ -190,6 +258,7 @@ def ranks(seed: int) -> dict[str, Any]:
             "tau, yardstick": round(float(kendalltau(all_scores, known.quality[SOME]).statistic), 4),
             "tau, fine-tuned alone": round(float(kendalltau(scored(net, made, children, seed), alone).statistic), 4),
             "accuracy, mean": round(float(np.mean(all_scores)), 4),
+            **picked(net, made, teacher, seed),
         }
     print(result, flush=True)
     return result
@@ -197,10 +266,11 @@ def ranks(seed: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["cost", "ranks"])
+    parser.add_argument("parts", nargs="*", default=["cost", "ranks", "recipes"])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     result = read_json(RESULT) if RESULT.exists() else {}
@@ -210,7 +280,8 @@ def main() -> None:
         if part == "cost":
             found = {name: {"command": command, **rows} for name, rows in cost(arguments.rounds, arguments.networks).items()}
         else:
-            found = {f"seed {seed}": {"command": command, **ranks(seed)} for seed in range(arguments.seeds)}
+            study = {"ranks": ranks, "recipes": recipes}[part]
+            found = {f"seed {seed}": {"command": command, **study(seed)} for seed in range(arguments.first, arguments.seeds)}
         result[part] = {**result.get(part, {}), **found}
         result |= {"device": here["device"], "torch": here["torch"], "note": "on a shared machine under load; CPU seconds"}
         write_json(RESULT, result)

@@ -1,5 +1,6 @@
 """A search of weights that are there already: nothing is trained, and scores serve every target."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 from nar_hw.errors import RunError
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.loop import search
+from nar_hw.search.scoring import Scorer
 from nar_hw.search.supernet import Supernet
-from nar_hw.space import Arch, SearchSpace
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch
 from tests.networks import TinyResNet
 from tests.test_fitting import TASK, same, state
 from tests.test_search import FASTEST, SLOWEST, cost
@@ -24,10 +27,17 @@ def made() -> Supernet:
     return Supernet(SearchSpace.from_model(TinyResNet(), (3, 8, 8)))
 
 
-def searched(supernet: Supernet, share: float, **options: Any) -> Any:
+def searched(supernet: Supernet, *shares: float, **options: Any) -> Any:
     table = for_space(supernet.space, cost)
-    target = FASTEST + share * (SLOWEST - FASTEST)
-    return search(supernet.space, TASK, table, target_ms=target, config=CONFIG, supernet=supernet, **options)
+    targets = [FASTEST + share * (SLOWEST - FASTEST) for share in shares]
+    target_ms = targets if len(targets) > 1 else targets[0]
+    return search(supernet.space, TASK, table, target_ms=target_ms, config=CONFIG, supernet=supernet, **options)
+
+
+def stop(log: Mapping[str, float]) -> None:
+    """In the second epoch, when the checkpoint of the first is there."""
+    if log["epoch"] == 2:
+        raise KeyboardInterrupt
 
 
 def test_no_weight_is_changed() -> None:
@@ -41,39 +51,41 @@ def test_no_weight_is_changed() -> None:
 
 
 def test_scores_serve_other_targets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one target scored is not scored again for another, and both know the same number for it."""
-    known: dict[Arch, float] = {}
-    supernet = made()
-    searched(supernet, 0.6, known=known)
-    first = dict(known)
-    assert first
-    searched(supernet, 0.5, known=known)
-    assert {arch: known[arch] for arch in first} == first
-    alone: dict[Arch, float] = {}
-    again = searched(made(), 0.5, known=alone)
-    both = known.keys() & alone.keys()
-    assert both
-    assert {arch: known[arch] for arch in both} == pytest.approx({arch: alone[arch] for arch in both})
-    assert again.met
+    """With several targets no arch is scored twice, and each has the score that a search for one target gives it."""
+    seen: list[Arch] = []
+    scores: dict[Arch, float] = {}
+    on_images = Scorer._on_images
+
+    def recorded(self: Scorer, archs: Sequence[Arch]) -> list[float]:
+        seen.extend(archs)
+        found = on_images(self, archs)
+        scores.update(zip(archs, found, strict=True))
+        return found
+
+    monkeypatch.setattr(Scorer, "_on_images", recorded)
+    searched(made(), 0.6, 0.5)
+    assert len(seen) == len(set(seen)) > 8
+    both = dict(scores)
+    scores.clear()
+    searched(made(), 0.5)
+    same_archs = both.keys() & scores.keys()
+    assert len(same_archs) > 1
+    assert {arch: both[arch] for arch in same_archs} == {arch: scores[arch] for arch in same_archs}
 
 
 def test_a_stopped_search_gives_the_same(tmp_path: Path) -> None:
     expected = searched(made(), 0.6)
 
-    def stop(log: Any) -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         searched(made(), 0.6, out=tmp_path, on_epoch=stop)
-    resumed = searched(made(), 0.6, out=tmp_path, resume=True)
+    logs: list[Any] = []
+    resumed = searched(made(), 0.6, out=tmp_path, resume=True, on_epoch=logs.append)
+    assert [log["epoch"] for log in logs] == [2]
     assert len({item.accuracy for item in expected.scored}) > 3  # else the next would hold of any images
     assert resumed.scored == expected.scored
 
 
 def test_a_stopped_search_of_other_weights_is_not_resumed(tmp_path: Path) -> None:
-    def stop(log: Any) -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         searched(made(), 0.6, out=tmp_path, on_epoch=stop)
     other = made()
