@@ -61,7 +61,6 @@ class Standing(NamedTuple):
     name: str
     trained: Child
     measured_ms: float
-    """In the first setting of the benchmark."""
 
 
 class Measured(NamedTuple):
@@ -128,10 +127,23 @@ class Run:
     @cached_property
     def front(self) -> tuple[Standing, ...]:
         """The networks that are trained and measured, the baseline first, the children by falling latency."""
-        rows = [row for row in self.rows if setting(row) == setting(self.rows[0])]
-        times = {role(row.subject): row.p50_ms for row in rows}
-        found = [Standing(name, child, times[name]) for name, child in self.trained.items() if name in times]
+        found = [Standing(name, child, self.times[name]) for name, child in self.trained.items() if name in self.times]
         return tuple(sorted(found, key=lambda item: (item.name != "baseline", -item.measured_ms)))
+
+    @cached_property
+    def times(self) -> dict[str, float]:
+        """Network -> measured ms: by the search, which measured the picks of all targets in turn, else by the benchmark."""
+        picks = {outcome.target_ms: outcome.pick.measured_ms for outcome in self.search.outcomes}
+        asked = {name: picks.get(child.target_ms or 0.0) for name, child in self.trained.items() if name != "baseline"}
+        times = {name: ms for name, ms in asked.items() if ms is not None}
+        if self.table is not None and times and len(times) == len(asked):
+            return {"baseline": self.table.incumbent_ms, **times}
+        return {role(row.subject): row.p50_ms for row in self.rows if setting(row) == setting(self.rows[0])}
+
+    @property
+    def front_by(self) -> str:
+        """How `times` were measured."""
+        return str(self.measured.how or "")
 
     @cached_property
     def measured(self) -> Measured:

@@ -164,7 +164,7 @@ def front(run: Run) -> list[dict[str, str]]:
                 "measured": ms(item.measured_ms),
                 "ratio": change(first.measured_ms, item.measured_ms) if item is not first else "",
                 "accuracy": percent(accuracy),
-                "points": "" if points is None else signed(points, 2, "points"),
+                "points": "" if points is None else signed(points, 2, "").rstrip(),
                 "params": amount(item.trained.params),
                 "flops": amount(item.trained.flops),
             }

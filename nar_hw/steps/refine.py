@@ -15,7 +15,6 @@ from typing import Any
 
 from rich.progress import Progress
 
-from nar_hw.bench.rows import BenchFile
 from nar_hw.bundles.config import ExportConfig
 from nar_hw.bundles.manifest import MANIFEST
 from nar_hw.errors import RunError, RuntimeUnavailableError, TargetError, UserError
@@ -25,7 +24,7 @@ from nar_hw.latency.table import LatencyTable
 from nar_hw.models.info import ModelInfo
 from nar_hw.records import Record, check_same, plain, read_record, replace, write_record
 from nar_hw.report import write_report
-from nar_hw.report.run import BENCH, REFINE
+from nar_hw.report.run import BENCH, REFINE, read_run
 from nar_hw.runtimes import runtime_class
 from nar_hw.runtimes.config import RuntimeConfig
 from nar_hw.search.config import FITTED, SearchConfig
@@ -191,19 +190,24 @@ class Refinement:
         return write_report(self.out)
 
     def outcome(self) -> dict[str, Any]:
-        """What came out, for JSON: the networks, each with what was asked of it, measured and scored."""
-        table, bench = LatencyTable.load(self.out / TABLE), BenchFile.load(self.out / BENCH)
-        times = {row.subject: row.p50_ms for row in bench.rows}
+        """What came out, for JSON: the networks, each with what was asked of it, measured and scored.
+
+        ``measured_ms`` is the search's measurement of all picks in turn, on the table's scale as the targets are; where the
+        device is not this one, the benchmark's, which ``bench_ms`` is in any case.
+        """
+        run = read_run(self.out)
+        bench = {row.subject: row.p50_ms for row in run.rows}
         rows = []
         for name in (BASELINE, *self.config.targets):
-            child = Child.load(self.out / BASELINE if name == BASELINE else self.out / CHILDREN / name)
+            child = run.trained[name]
             rows.append(
                 {
                     "name": name,
-                    "target_ms": None if name == BASELINE else in_ms(name, table.incumbent_ms),
-                    "predicted_ms": table.incumbent_ms if name == BASELINE else child.predicted_ms,
-                    "measured_ms": times[name],
-                    "ratio": times[name] / times[BASELINE],
+                    "target_ms": child.target_ms,
+                    "predicted_ms": child.predicted_ms if run.table is None or name != BASELINE else run.table.incumbent_ms,
+                    "measured_ms": run.times[name],
+                    "ratio": run.times[name] / run.times[BASELINE],
+                    "bench_ms": bench[name],
                     "valid_accuracy": child.accuracy["valid"],
                     "test_accuracy": child.accuracy["test"],
                     "params": child.params,
