@@ -11,10 +11,13 @@ ranks: on nar_bench_digits, per seed: the network is trained as every child of t
   "picked" is the best child by each score under 0.7 of the network's latency, out of those that nar_hw.search scores: its test
   accuracy before any training as a share of the teacher's, and the share of the children under the target that are better.
 recipes: per seed, 5 children drawn from those under that target inherit the fitted weights and are trained by several recipes,
-  one-cycle but for finetune, all at once or in two phases; the yardstick's are the same children after 15 epochs from scratch.
+  one-cycle unless it says SGDR, all at once or in two phases; the yardstick's are the same children after 15 epochs from scratch.
   Seconds are CPU seconds of one process.
 
-Result: results/fitting.json.
+Result: results/fitting.json. On one core of a shared two-core Xeon, dealt: time 1.24 (resnet_digits) and 1.83 (resnet20_cifar) of a
+plain step, memory 0.96 and 0.64. Kendall's tau, means of 3 seeds, yardstick / fine-tuned alone: (a) 0.70 / 0.81, (b) 0.70 / 0.75,
+(c) 0.32 / 0.27 and 0.49 / 0.53; picks by (a) have 0.96 of the teacher's accuracy before any training. Best recipe of 10 epochs:
+96.3 %, against 95.5 % from scratch.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_fitting.py [cost ranks recipes] [--rounds 8] [--seeds 3]
 """
@@ -58,7 +61,7 @@ from nar_hw.space.space import SearchSpace
 from nar_hw.tasks import ClassificationTask
 from nar_hw.training.loop import train
 from nar_hw.training.phases import two_phase
-from nar_hw.training.recipes import RECIPES, Recipe
+from nar_hw.training.recipes import Recipe
 
 RESULT = Path(__file__).parent / "results" / "fitting.json"
 NETWORKS = {"resnet_digits": (1, 8, 8), "resnet20_cifar": (3, 32, 32)}
@@ -74,9 +77,11 @@ RECIPES_TRIED = {
     "6 epochs, rate 0.1, labels only": replace(ALONE, distill=0.0),
     "10 epochs, rate 0.1, distill 0.5": replace(ALONE, distill=0.5, epochs=10),
     "15 epochs, rate 0.1, distill 0.5": replace(ALONE, distill=0.5, epochs=15),
-    "finetune with batch 64": replace(RECIPES["finetune"], batch=64),
+    "10 epochs, SGDR, rate 0.05, distill 0.7": Recipe(
+        epochs=10, batch=64, lr=0.05, nesterov=True, distill=0.7, decay_vectors=False
+    ),
 }
-TWO_PHASES = ("finetune with batch 64", "6 epochs, rate 0.1, distill 0.5")
+TWO_PHASES = ("10 epochs, SGDR, rate 0.05, distill 0.7", "6 epochs, rate 0.1, distill 0.5")
 """Of these, which are also tried in two phases."""
 SHARE = 0.7
 """Of the network's latency: the target of the children whose recipes are compared."""

@@ -171,15 +171,31 @@ def test_what_has_no_weights_is_only_measured() -> None:
     assert result.errors[0][space.operators.index("plainavg3x3")] == pytest.approx(float(expected.mean()), rel=1e-5)
 
 
+def error_of(output: Tensor, target: Tensor) -> float:
+    return float(relative_error(output, target)[0])
+
+
 def test_relative_error_by_hand() -> None:
     target = torch.tensor([[[[1.0, 3.0]], [[0.0, 20.0]]]])  # variances 1 and 100
-    assert relative_error(target, target) == 0
-    assert relative_error(target.mean((0, 2, 3), keepdim=True).expand_as(target), target) == pytest.approx(1)
-    assert relative_error(target + torch.tensor([1.0, 0.0]).view(2, 1, 1), target) == pytest.approx((1 / 1 + 0) / 2)
+    assert error_of(target, target) == 0
+    assert error_of(target.mean((0, 2, 3), keepdim=True).expand_as(target), target) == pytest.approx(1)
+    assert error_of(target + torch.tensor([1.0, 0.0]).view(2, 1, 1), target) == pytest.approx((1 / 1 + 0) / 2)
     dead = torch.tensor([[[[1.0, 3.0]], [[5.0, 5.0]]]])  # variances 1 and 0: the second counts with 0.01 * 0.5
-    assert relative_error(dead + torch.tensor([0.0, 0.1]).view(2, 1, 1), dead) == pytest.approx((0 + 0.01 / 0.005) / 2, rel=1e-4)
+    assert error_of(dead + torch.tensor([0.0, 0.1]).view(2, 1, 1), dead) == pytest.approx((0 + 0.01 / 0.005) / 2, rel=1e-4)
     constant = torch.full((2, 3, 4, 4), 7.0)
-    assert torch.isfinite(relative_error(constant + 1, constant))
+    assert np.isfinite(error_of(constant + 1, constant))
+
+
+def test_the_gradient_of_the_relative_error_is_that_of_autograd() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(5, 3, 4, 6, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 4.0, 1e-3]).view(3, 1, 1)
+    output = torch.randn(5, 3, 4, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    variance = target.var((0, 2, 3), unbiased=False)
+    plain = ((output - target).square().mean((0, 2, 3)) / variance.clamp(min=0.01 * float(variance.mean()))).mean()
+    (expected,) = torch.autograd.grad(plain, output)
+    error, gradient = relative_error(output.detach(), target)
+    torch.testing.assert_close(error, plain.detach(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("deal", [True, False])
