@@ -77,7 +77,12 @@ def _executed(name: str, path: Path, folders: list[str] | None = None) -> Module
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        for known in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
+            del sys.modules[known]
+        raise
     return module
 
 

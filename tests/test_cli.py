@@ -304,7 +304,7 @@ def test_a_users_error_is_one_line(run: Run, line: str, message: str) -> None:
     [
         ({"target": 1e-6}, r"reach"),
         ({"target": 1e6}, r""),
-        ({"model": "resnet18"}, r"model is .*, resnet18 here|input"),
+        ({"model": "resnet18"}, r"measured for another search space: number of slots is \d+ in the table, 16 here"),
         ({"data": "fake:3x9x9x4"}, r"must be the data's image shape"),
         ({"reward": "gold"}, r"unknown reward 'gold'"),
         ({"strategy": "magic"}, r"unknown strategy 'magic'"),

@@ -1,14 +1,12 @@
 """Neither a search nor a training sees a test image: with others in their place, it finds the same."""
 
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 import torch
 
 from nar_hw.data import ImageData, SplitName, load_data
 from nar_hw.data.loader import DeviceImages
-from nar_hw.records import replace
+from nar_hw.records import plain, replace
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.loop import search
 from nar_hw.tasks import ClassificationTask
@@ -49,7 +47,7 @@ def trained(data: ImageData) -> tuple[object, ...]:
     torch.manual_seed(0)
     result = train(Plain(), task := Watched(data), Recipe(epochs=2, batch=50))
     assert task.seen == {"train", "valid"}
-    return tuple({key: value for key, value in asdict(log).items() if key != "images_per_s"} for log in result.history)
+    return tuple({key: value for key, value in plain(log).items() if key != "images_per_s"} for log in result.history)
 
 
 @pytest.mark.parametrize("work", [searched, trained])

@@ -340,7 +340,7 @@ class TestTraining:
 
     def test_another_margin_is_another_training(self, folder: Path, tmp_path: Path) -> None:
         train(network(), self.task(folder), RECIPE, out=tmp_path)
-        with pytest.raises(UserError, match="can be resumed with the same data"):
+        with pytest.raises(UserError, match=r"can be resumed with the same settings only, but data\.name is"):
             train(network(), self.task(folder, margin=0.3), RECIPE, out=tmp_path, resume=True)
 
     def test_mixed_precision_and_averages(self, folder: Path) -> None:

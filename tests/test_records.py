@@ -14,7 +14,7 @@ from nar_hw.cli.app import app
 from nar_hw.errors import ModelError, RunError, UnknownNameError, UserError
 from nar_hw.models.info import ModelInfo
 from nar_hw.records import Record, as_record, command, plain, read_record, replace, settings, with_settings, write_record
-from nar_hw.search.config import SearchConfig
+from nar_hw.search.config import FitConfig, SearchConfig
 from nar_hw.training.recipes import RECIPES, Recipe
 
 
@@ -186,6 +186,7 @@ def test_a_search_line_makes_its_settings_again(monkeypatch: pytest.MonkeyPatch,
         finalists=4,
         precision="bf16",
         channels_last=True,
+        fit=FitConfig(epochs=3),
     )
     assert all(getattr(config, name) != getattr(SearchConfig(), name) for name in SearchConfig.__struct_fields__)
     monkeypatch.setattr("nar_hw.latency.table.LatencyTable.load", lambda path: path)

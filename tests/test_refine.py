@@ -152,7 +152,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(weights: Path, t
     save_weights(tmp_path / "other.safetensors", replace(MODEL, num_classes=7).build())
     refused(
         ModelError,
-        r"with 4 classes, those of fake:3x8x8x4, .* do, but .* is 7x\d+ in the file",
+        r"with 4 classes \(those of fake:3x8x8x4\): .* do, but .* is 7x\d+ in the file",
         weights=tmp_path / "other.safetensors",
     )
     refused(

@@ -146,7 +146,7 @@ def test_the_command_in_two_processes_prints_once(tmp_path: Path) -> None:
     """As `torchrun --nproc-per-node 2 -m nar_hw search`; the table's device is another one."""
     model = f"{__file__}:plain"
     fingerprint = {**TABLE.fingerprint, "memory_format": "contiguous"}
-    replace(TABLE, model=model, fingerprint=fingerprint).save(tmp_path / "t.json")
+    replace(TABLE, network=replace(TABLE.network, name=model), fingerprint=fingerprint).save(tmp_path / "t.json")
     line = f"search --model {model} --data fake:3x8x8x5 --table {tmp_path}/t.json --target-ms {TARGET} --out {tmp_path}/x"
     line += " --epochs 1 --warmup-epochs 0 --batch 64 --allow-mismatch --tensorboard --json"
     assert run(2, command, *line.split()) == [0, 0]

@@ -306,7 +306,7 @@ def test_a_target_that_does_not_work_here_is_one_line_and_leaves_nothing(
 def test_a_precision_that_no_target_has_is_refused() -> None:
     with pytest.raises(
         ExportError,
-        match=r"bf16 needs a target that has it, but onnx has .*: use --to with one of tensorrt, openvino, aoti$",
+        match=r"bf16 needs a target that has it, but onnx has .*: use --to with one of tensorrt, tensorrt-rtx, openvino, aoti$",
     ):
         targets.plan(("onnx",), ("fp32", "bf16"), "cpu")
     with pytest.raises(UnknownNameError, match="unknown export target 'ort'"):

@@ -114,7 +114,7 @@ class TestSchedules:
 class TestRecipes:
     @pytest.mark.parametrize("recipe", [*RECIPES.values(), Recipe(epochs=3, milestones=(1, 2), clip_norm=1.0, ema_decay=0.9)])
     def test_json_keeps_everything(self, recipe: Recipe) -> None:
-        assert Recipe.from_json(json.loads(json.dumps(plain(recipe)))) == recipe
+        assert as_record(json.loads(json.dumps(plain(recipe))), Recipe, where="recipe") == recipe
         assert plain(recipe).keys() == set(Recipe.__struct_fields__)
 
     @pytest.mark.parametrize(
@@ -148,13 +148,13 @@ class TestRecipes:
             Recipe(epochs=1, schedule="cosine")  # type: ignore[arg-type]
         with pytest.raises(UnknownNameError, match="unknown precision 'int8'"):
             Recipe(epochs=1, precision="int8")  # type: ignore[arg-type]
-        with pytest.raises(UnknownNameError, match="unknown recipe field 'momentun': use one of momentum"):
+        with pytest.raises(TrainingError, match=r"recipe: it has an unknown field 'momentun' \(is 'momentum' meant\?\)"):
             as_record({"epochs": 1, "momentun": 0.9}, Recipe, where="recipe", error=TrainingError)
 
     def test_files_of_the_wrong_kind(self) -> None:
-        with pytest.raises(TrainingError, match="must say its epochs"):
+        with pytest.raises(TrainingError, match="it must have 'epochs'"):
             as_record({"lr": 0.1}, Recipe, where="recipe", error=TrainingError)
-        with pytest.raises(TrainingError, match="every recipe field must have its type"):
+        with pytest.raises(TrainingError, match="epochs must be int, but is 'many'"):
             as_record({"epochs": "many"}, Recipe, where="recipe", error=TrainingError)
 
     def test_two_phases_share_the_epochs(self) -> None:
@@ -473,15 +473,15 @@ class TestFiles:
 
     def test_weights_that_cannot_be_loaded(self, tmp_path: Path) -> None:
         path = tmp_path / "w.safetensors"
-        with pytest.raises(RunError, match="do not exist: train first"):
+        with pytest.raises(ModelError, match="does not exist or is no file"):
             load_weights(linear(), path)
         save_weights(path, linear())
         with pytest.raises(
-            RunError, match=r"must fit the network, but '0.weight' is absent there and \(16, 3, 3, 3\) in the network"
+            ModelError, match=r"must fit the network: \d+ of \d+ do, but .*weight is .* in the file and .* in the network|missing"
         ):
             load_weights(network(), path)
         path.write_bytes(path.read_bytes()[:100])
-        with pytest.raises(RunError, match=r"cannot be read .* truncated or no safetensors file"):
+        with pytest.raises(ModelError, match=r"is damaged or holds other objects"):
             load_weights(linear(), path)
 
 

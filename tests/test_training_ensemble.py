@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nar_hw.data import Augmentation, load_data
-from nar_hw.errors import RunError, TrainingError, UnknownNameError
+from nar_hw.errors import RunError, TrainingError
 from nar_hw.models.weights import load_weights, save_weights
 from nar_hw.records import plain, replace
 from nar_hw.tasks import ClassificationTask
@@ -215,7 +215,7 @@ class TestRecipeFiles:
         with pytest.raises(RunError, match=r"recipe .*absent.json does not exist"):
             recipe_named(str(tmp_path / "absent.json"))
         (tmp_path / "x.json").write_text('{"epochs": 3, "learning_rate": 0.1}')
-        with pytest.raises(UnknownNameError, match="unknown recipe field 'learning_rate'"):
+        with pytest.raises(TrainingError, match="has an unknown field 'learning_rate'"):
             recipe_named(str(tmp_path / "x.json"))
 
 

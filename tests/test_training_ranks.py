@@ -5,12 +5,12 @@ each process's share: their result differs, but it is the same network in both p
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -67,7 +67,7 @@ def work(out: Path, recipe: Recipe = RECIPE, norms: bool = False) -> None:
     if rank() == 1:  # what it starts from must not matter
         nn.init.ones_(model[0].weight)  # type: ignore[index]
     result = train(model, task(), recipe, out=out, seed=1, resume=True)
-    torch.save((model.state_dict(), [asdict(log) for log in result.history]), out.parent / f"{out.name}.{rank()}")
+    torch.save((model.state_dict(), [structs.asdict(log) for log in result.history]), out.parent / f"{out.name}.{rank()}")
 
 
 def fine_tuned(out: Path) -> None:

@@ -116,7 +116,7 @@ def _trained(
         "params": child.params,
         "flops": child.flops,
         "pool_ops": child.pool_ops,
-        "recipe": child.recipe,
+        "recipe": plain(child.recipe),
         "images_per_s": round(statistics.median(rates), 1),
         "training_s": round(time.monotonic() - start, 1),
     }

@@ -172,7 +172,7 @@ def score_weights(info: ModelInfo, weights: Path, task: AnyTask, *, out: Path | 
     """
     info = fitted_to(info, task)
     network = info.build()
-    loaded = load_weights(network, weights, name=f"{info.name} with {info.num_classes} classes, those of {task.data.name},")
+    loaded = load_weights(network, weights, name=f"{info.name} with {info.num_classes} classes (those of {task.data.name})")
     space = info.space(network)
     check_outputs(network, info.input_shape, info.num_classes, trained=False)
     network.to(task.device)
