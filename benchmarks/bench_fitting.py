@@ -14,7 +14,7 @@ recipes: per seed, 5 children drawn from those under that target inherit the fit
   one-cycle unless it says SGDR, all at once or in two phases; the yardstick's are the same children after 15 epochs from scratch.
   Seconds are CPU seconds of one process.
 
-Result: results/fitting.json. On one core of a shared two-core Xeon, dealt: time 1.24 (resnet_digits), 1.83 (resnet20_cifar) of a
+Result: results/fitting.json. On one core of two of a Xeon, dealt: time 1.24 (resnet_digits) and 1.83 (resnet20_cifar) of a
 plain step, memory 0.96 and 0.64. Kendall's tau, means of 3 seeds, yardstick / fine-tuned alone: (a) 0.70 / 0.81, (b) 0.70 / 0.75,
 (c) 0.32 / 0.27 and 0.49 / 0.53; picks by (a) have 0.96 of the teacher's accuracy before any training. Best recipe of 10 epochs:
 96.3 %, against 95.5 % from scratch.

@@ -269,7 +269,8 @@ class About:
 
 def per_channel(normalisation: dict) -> dict[str, np.ndarray]:
     """Mean and std, each (C, 1, 1)."""
-    return {name: np.asarray(normalisation[name], np.float32).reshape(-1, 1, 1) for name in ("mean", "std")}
+    with np.errstate(over="ignore"):  # what is infinite in float32 is refused with the rest
+        return {name: np.asarray(normalisation[name], np.float32).reshape(-1, 1, 1) for name in ("mean", "std")}
 
 
 def from_manifest(file: Path, files_of: Callable[[dict], dict]) -> About:

@@ -16,7 +16,7 @@ from nar_hw.errors import ModelError, SpaceError, UnknownNameError
 from nar_hw.models import build_model
 from nar_hw.models.resnet_cifar import CifarResNet
 from nar_hw.space.flops import FORMULAS, Counts, SpaceCounts, count_module, count_spec
-from nar_hw.space.operators import FAMILIES, INCUMBENT, OPERATORS, build_operator
+from nar_hw.space.operators import FAMILIES, INCUMBENT, OPERATORS, Operator, build_operator
 from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import OpSpec
 from tests.networks import PreActivation, SharedConv, TinyResNet
@@ -222,7 +222,9 @@ def test_incumbents_agree_with_fvcore(data: st.DataObject) -> None:
 
 
 def test_an_operator_without_formula_is_built_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(OPERATORS, "pointwise", lambda spec: nn.Conv2d(spec.c_in, spec.c_out, 1, spec.stride, bias=False))
+    monkeypatch.setitem(
+        OPERATORS, "pointwise", Operator(lambda spec: nn.Conv2d(spec.c_in, spec.c_out, 1, spec.stride, bias=False))
+    )
     spec = OpSpec(operator="pointwise", c_in=3, c_out=5, h=7, w=9, stride=(2, 2))
     assert count_spec(spec) == Counts(params=15, flops=15 * 4 * 5)
     with pytest.raises(UnknownNameError, match="unknown operator 'pointwis'"):

@@ -37,7 +37,8 @@ from nar_hw.records import plain
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
 from nar_hw.runtimes.onnx_graph import with_precision
-from nar_hw.search.record import load_run
+from nar_hw.search.config import SearchConfig
+from nar_hw.search.record import Identity, RunFile, ScoredNames, load_run
 from nar_hw.space.space import SearchSpace
 from nar_hw.training.checkpoints import check_resumable, load_state, save_state
 from nar_hw.training.child import Child
@@ -85,14 +86,32 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         preprocessing=Preprocessing(mean=(0.5,), std=(0.5,), classes=("a", "b")),
     )
     child.save(folder / "child", network)
-    (folder / "run.json").write_text(json.dumps({"arch": ["conv3x3"] * 8, "model": plain(info)}))
+    arch = ("conv3x3",) * 8
+    scored = ScoredNames(arch=arch, accuracy=0.5, predicted_ms=1.0, load=1.0)
+    identity = {"model": info, "manner": "conv", "target_ms": 1.0, "table_hash": "0"}
+    RunFile(
+        **identity,
+        **dict.fromkeys(("finalists", "pareto", "scored"), (scored,)),
+        **dict.fromkeys(("operators", "arch"), arch),
+        **dict.fromkeys(("data", "reward", "strategy", "table", "note"), "x"),
+        **dict.fromkeys(("predicted_ms", "accuracy", "load"), 1.0),
+        seed=0,
+        versions={},
+        met=True,
+        pick=scored,
+        history=({"epoch": 1.0},),
+        identity=Identity(**identity, slots=(), data={}, config=SearchConfig()),
+    ).save(folder)
     with FakeRuntime.on(FakeDevice(noise=0.0)):
         space = SearchSpace.from_model(TinyResNet(width=32), SHAPE)
         config = RuntimeConfig(runtime="fake")
         profile(space, config=config, model_name="tiny", rounds=3, validate=4).save(folder / "table.json")
     (folder / "model.engine").write_bytes(b"plan")
-    words = {"tensorrt": "10.16.1", "gpu": "GPU", "compute_capability": "8.9", "precision": "fp32"}
+    words = {"tensorrt": "10.16.1", "gpu": "GPU", "precision": "fp32"}
     engine = EngineInfo(
+        library="tensorrt",
+        compute_capabilities=("8.9",),
+        datatypes={},
         engine_sha256=sha256(folder / "model.engine"),
         **dict.fromkeys(("onnx_sha256", "timing_cache_sha256"), "0" * 64),
         **words,
@@ -104,7 +123,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         refit=False,
         metadata={"classes": json.dumps(["a", "b"]), "normalisation": json.dumps({"mean": [0.5], "std": [0.5]})},
     )
-    info_file(folder / "model.engine").write_text(json.dumps({"schema": 1, **plain(engine)}))
+    info_file(folder / "model.engine").write_text(json.dumps({"schema": 2, **plain(engine)}))
     import zipfile
 
     with zipfile.ZipFile(folder / "model.pt2", "w") as package:

@@ -20,7 +20,7 @@ class TestOperators(OperatorConformance):
 
     @pytest.fixture
     def build(self, name: str) -> Callable[[OpSpec], nn.Module]:
-        return OPERATORS[name]
+        return OPERATORS[name].build
 
     @pytest.fixture
     def groups(self, name: str) -> int:

@@ -271,8 +271,8 @@ def test_charts_speak_to_who_cannot_see_them(whole: Path) -> None:
     ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     images = [attributes for tag, attributes in found.elements if tag == "svg" and "aria-hidden" not in attributes]
-    # Pareto, five of the search, predicted against measured, two of the training
-    assert len(images) == 9
+    # The front, Pareto, five of the search, predicted against measured, two of the training
+    assert len(images) == 10
     for attributes in images:
         assert attributes["role"] == "img"
         assert set(str(attributes["aria-labelledby"]).split()) <= set(ids)

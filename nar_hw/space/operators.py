@@ -1,10 +1,11 @@
 """Operators: what may stand in a slot, and the key under which their cost is kept.
 
 An operator maps (B, c_in, h, w) to (B, c_out, h_out, w_out) with the stride of the convolution it replaces. Adding one is one
-function and one line in OPERATORS (plus its name in the families it serves), or a builder handed to `SearchSpace.from_model`.
+function and one line in OPERATORS, or a builder handed to `SearchSpace.from_model`.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import nn
 
@@ -56,42 +57,43 @@ def _projected(pool: Builder) -> Builder:
     return build
 
 
-OPERATORS: dict[str, Builder] = {
-    # dense slots: the paper's operators; their position is the paper's code
-    "conv3x3": _conv(3),
-    "dwsep3x3": _separable(3),
-    "max3x3": _projected(_max_pool),
-    "avg3x3": _projected(_avg_pool),
-    "conv5x5": _conv(5),
-    "dwsep5x5": _separable(5),
-    # depthwise slots (groups = c_in = c_out): channels are not mixed, so pools stand alone
-    "depthwise3x3": _conv(3),
-    "depthwise5x5": _conv(5),
-    "depthwise7x7": _conv(7),
-    "plainmax3x3": _max_pool,
-    "plainavg3x3": _avg_pool,
-    # grouped slots
-    "grouped3x3": _conv(3),
-    "grouped5x5": _conv(5),
-    "groupedsep3x3": _separable(3),
-    "groupedmax3x3": _projected(_max_pool),
-    "groupedavg3x3": _projected(_avg_pool),
+class Operator(NamedTuple):
+    """What may stand in a slot."""
+
+    build: Builder
+    family: str | None = None
+    """"dense", "depthwise" or "grouped": the convolutions that it may replace; None: whatever a user asks it for."""
+    kernel: int | None = None
+    """Of an operator that is one convolution: a slot's own convolution of this size gets its name."""
+
+
+OPERATORS: dict[str, Operator] = {
+    # the paper's operators; their position is the paper's code
+    "conv3x3": Operator(_conv(3), "dense", 3),
+    "dwsep3x3": Operator(_separable(3), "dense"),
+    "max3x3": Operator(_projected(_max_pool), "dense"),
+    "avg3x3": Operator(_projected(_avg_pool), "dense"),
+    "conv5x5": Operator(_conv(5), "dense", 5),
+    "dwsep5x5": Operator(_separable(5), "dense"),
+    # groups = c_in = c_out: channels are not mixed, so pools stand alone
+    "depthwise3x3": Operator(_conv(3), "depthwise", 3),
+    "depthwise5x5": Operator(_conv(5), "depthwise", 5),
+    "depthwise7x7": Operator(_conv(7), "depthwise", 7),
+    "plainmax3x3": Operator(_max_pool, "depthwise"),
+    "plainavg3x3": Operator(_avg_pool, "depthwise"),
+    "grouped3x3": Operator(_conv(3), "grouped", 3),
+    "grouped5x5": Operator(_conv(5), "grouped", 5),
+    "groupedsep3x3": Operator(_separable(3), "grouped"),
+    "groupedmax3x3": Operator(_projected(_max_pool), "grouped"),
+    "groupedavg3x3": Operator(_projected(_avg_pool), "grouped"),
 }
 
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "dense": ("conv3x3", "dwsep3x3", "max3x3", "avg3x3", "conv5x5", "dwsep5x5"),
-    "depthwise": ("depthwise3x3", "depthwise5x5", "depthwise7x7", "plainmax3x3", "plainavg3x3"),
-    "grouped": ("grouped3x3", "grouped5x5", "groupedsep3x3", "groupedmax3x3", "groupedavg3x3"),
+    family: tuple(name for name, operator in OPERATORS.items() if operator.family == family)
+    for family in ("dense", "depthwise", "grouped")
 }
 
 PAPER_OPERATORS = FAMILIES["dense"]
-
-# The operators that are one convolution: family -> kernel -> name. A slot's own convolution gets its name from here.
-PLAIN_CONVOLUTIONS: dict[str, dict[Pair, str]] = {
-    "dense": {(3, 3): "conv3x3", (5, 5): "conv5x5"},
-    "depthwise": {(3, 3): "depthwise3x3", (5, 5): "depthwise5x5", (7, 7): "depthwise7x7"},
-    "grouped": {(3, 3): "grouped3x3", (5, 5): "grouped5x5"},
-}
 
 
 def family(c_in: int, c_out: int, groups: int) -> str:
@@ -118,7 +120,13 @@ def build_operator(spec: OpSpec) -> nn.Module:
         )
     if spec.operator not in OPERATORS:
         raise unknown_name("operator", spec.operator, OPERATORS)
-    return OPERATORS[spec.operator](spec)
+    return OPERATORS[spec.operator].build(spec)
+
+
+def _plain_convolution(family: str, kernel: Pair) -> str | None:
+    """The operator of a family that is one convolution of this size."""
+    same = (name for name, found in OPERATORS.items() if found.family == family and kernel == (found.kernel, found.kernel))
+    return next(same, None)
 
 
 def describe(conv: nn.Conv2d, size: Pair) -> OpSpec:
@@ -127,7 +135,7 @@ def describe(conv: nn.Conv2d, size: Pair) -> OpSpec:
     padding = conv.padding if isinstance(conv.padding, str) else two(conv.padding)
     zero_padded = type(conv) is nn.Conv2d and conv.padding_mode == "zeros"
     same = zero_padded and padding == (kernel[0] // 2, kernel[1] // 2) and dilation == (1, 1)
-    name = PLAIN_CONVOLUTIONS[family(conv.in_channels, conv.out_channels, conv.groups)].get(kernel) if same else None
+    name = _plain_convolution(family(conv.in_channels, conv.out_channels, conv.groups), kernel) if same else None
     spec = OpSpec(
         operator=name or INCUMBENT,
         c_in=conv.in_channels,

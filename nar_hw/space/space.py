@@ -126,12 +126,11 @@ class SearchSpace:
         """
         if manner not in ("conv", "block"):
             raise unknown_name("manner", manner, ("conv", "block"))
-        ours = {name for names in FAMILIES.values() for name in names}
-        own = {name: builder for name, builder in OPERATORS.items() if name not in ours}
+        own = {name: operator.build for name, operator in OPERATORS.items() if operator.family is None}
         named = [_named(item) for item in operators or ()]
         for name, builder in named:
             if builder is not None:
-                if name in own or name in ours:
+                if name in own or name in OPERATORS:
                     raise SpaceError(f"an operator of yours must have a name of its own, but {name!r} is taken: rename it")
                 own[name] = builder
         admitted = None if operators is None else {name for name, _ in named}

@@ -23,7 +23,7 @@ from nar_hw.search.record import load_run
 from nar_hw.search.supernet import Supernet
 from nar_hw.space.flops import Counts, SpaceCounts
 from nar_hw.space.outputs import check_outputs
-from nar_hw.space.space import SearchSpace, Slot
+from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import INCUMBENT, Arch, Manner
 from nar_hw.steps.task import AnyTask, fitted_to
 from nar_hw.tasks import ClassificationTask
@@ -95,20 +95,18 @@ def train_child(
             f"{baseline} must hold all weights of a teacher, but {missing[0]!r} does not fit: train the baseline first"
         )
     run: Callable[..., TrainResult] = train
-    init, new = "scratch", list(missing)
+    init = "scratch"
     if trained is not None and fitted is not None:
+        # All at once: nothing starts from scratch, and two phases were worse (benchmarks/bench_fitting.py recipes).
         init, child = "fitted", _fitted_child(fitted, info.space(trained), codes)
-        new += [path for slot, code in zip(space.slots, codes, strict=True) if code != slot.incumbent for path in _paths(slot)]
     elif trained is not None and inherit:
         init = "inherited"
-        new += space.inherit(child, trained)
-    if init != "scratch":
-        run = partial(two_phase, new=sorted(set(new) & _names(child)))
+        new = sorted({*space.inherit(child, trained), *missing} & child.state_dict().keys())
+        run = partial(two_phase, new=new)
         if progress is not None and rank() == 0:
-            parts = sorted({key.rpartition(".")[0] or key for key in new})
+            parts = sorted({key.rpartition(".")[0] for key in new})
             what = f"all but {', '.join(parts)}" if parts else "everything"
-            source = f"{baseline}, the others fitted in {fitted}" if fitted else f"{baseline}"
-            progress.console.print(f"inherited from {source}: {what}", highlight=False)
+            progress.console.print(f"inherited from {baseline}: {what}", highlight=False)
     run = partial(
         run,
         out=out,
@@ -192,14 +190,6 @@ def _fitted_child(folder: Path, space: SearchSpace, codes: Arch) -> nn.Module:
     child = supernet.child(codes)
     child.train()
     return child
-
-
-def _paths(slot: Slot) -> list[str]:
-    return [path for site in slot.sites for path in (site.conv, site.norm, *site.aliases, *site.norm_aliases) if path]
-
-
-def _names(network: nn.Module) -> set[str]:
-    return {*network.state_dict(), *dict(network.named_modules())}
 
 
 def _counts(space: SearchSpace, arch: Arch) -> tuple[Counts | None, str | None]:
