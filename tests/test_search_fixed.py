@@ -91,5 +91,5 @@ def test_a_stopped_search_of_other_weights_is_not_resumed(tmp_path: Path) -> Non
     other = made()
     with torch.no_grad():
         other.network.fc.weight.add_(1)
-    with pytest.raises(RunError, match="can be resumed with the same settings only, but weights is"):
+    with pytest.raises(RunError, match="with the same settings only, but weights is"):
         searched(other, 0.6, out=tmp_path, resume=True)
