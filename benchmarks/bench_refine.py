@@ -2,9 +2,9 @@
 
 Per seed, on the digits: the network is trained once (not counted). "fitted" is what `nar-hw refine` does: candidates are fitted,
 archs scored and chosen, children fine-tuned. "scratch" is the demo's way before: shared weights trained from nothing for one
-target, the child trained from nothing. Both use the same latency table, nothing is measured on the device, and seconds are CPU
-seconds of the process. "before fine-tuning" is the accuracy of a child put together from fitted candidates, on the validation
-images, as the search scored it. Result: results/refine.json.
+target, the child trained from nothing. Both use the latency table that ships with nar_hw, nothing is measured on the device, and
+seconds are CPU seconds of the process. "before fine-tuning" is the accuracy of a child put together from fitted candidates, on
+the validation images, as the search scored it. Result: results/refine.json.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_refine.py [--seeds 0 1 2]
 """
@@ -17,10 +17,8 @@ from typing import Any
 
 from nar_hw._version import versions
 from nar_hw.files import write_json
-from nar_hw.latency.profiler import profile
-from nar_hw.latency.table import LatencyTable
+from nar_hw.latency.table import LatencyTable, shipped_tables
 from nar_hw.records import replace
-from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.config import FITTED, SearchConfig
 from nar_hw.search.loop import search
 from nar_hw.search.record import load_run
@@ -30,6 +28,7 @@ from nar_hw.steps.task import load_task
 from nar_hw.steps.train import train_child
 from nar_hw.training.recipes import RECIPES
 
+TABLE = next(path for path in shipped_tables() if "onnxruntime__fp32__resnet_digits" in path.name)
 OUT = Path(__file__).parent / "results" / "refine.json"
 SCRATCH = SearchConfig(warmup_epochs=20, epochs=10, batch=64, updates=6, samples=8)
 FINETUNE = replace(RECIPES["finetune"], batch=64)
@@ -80,7 +79,7 @@ def scratch(table: LatencyTable, target: float, seed: int, out: Path) -> dict[st
 def measured(seed: int, folder: Path) -> dict[str, Any]:
     task = load_task("digits")
     baseline = train_child(MODEL, None, task, out=folder / "baseline", recipe=RECIPES["demo"], seed=seed)
-    table = profile(MODEL.space(), config=RuntimeConfig(), model_name=MODEL.name, seed=seed, rounds=8, validate=8)
+    table = LatencyTable.load(TABLE)
     one = [0.6 * table.incumbent_ms]
     three = [float(share) * table.incumbent_ms for share in TARGETS]
     new = fitted(table, one, seed, folder / "baseline", folder / "one")
