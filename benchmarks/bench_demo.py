@@ -67,7 +67,13 @@ def main() -> None:
             results.append(measure(seed, (arguments.work or Path(folder)) / str(seed)))
             loads.append(os.getloadavg()[0])
             command = f"python benchmarks/bench_demo.py --seeds {' '.join(map(str, arguments.seeds))}"
-            found = {"command": command, "cores": os.cpu_count(), "loads": loads, "versions": versions("torch"), "results": results}
+            found = {
+                "command": command,
+                "cores": os.cpu_count(),
+                "loads": loads,
+                "versions": versions("torch"),
+                "results": results,
+            }
             write_json(arguments.out, found)
 
 

@@ -1,6 +1,6 @@
 """Draw the pictures of README.md and docs/ from the result files: docs/pictures/claim.svg, the front of the demo over its seeds.
 
-    python benchmarks/pictures.py
+python benchmarks/pictures.py
 """
 
 import io

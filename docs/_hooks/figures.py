@@ -1,7 +1,7 @@
 """Figures of the docs, read from the result files: no measured number is typed by hand.
 
-In docs/ a figure is written as where it stands: ``{{ strategies.json#/strategies/random/0/regret/mean | .2f }}``. The file is one of
-benchmarks/results or a path from the root of the repository; what follows # is a JSON pointer (RFC 6901) in which ``*`` stands
+In docs/ a figure is written as where it stands: ``{{ strategies.json#/strategies/random/0/regret/mean | .2f }}``. The file is one
+of benchmarks/results or a path from the root of the repository; what follows # is a JSON pointer (RFC 6901) in which ``*`` stands
 for every item of a list or object; the format is one of Python's (``%`` for shares), for several items behind mean, min or max.
 
 README.md is shown as it lies, so a figure there is followed by the same in a comment:
@@ -142,7 +142,12 @@ def _methods() -> str:
 def _strategies() -> str:
     found = _result("strategies.json")["strategies"]
     rows = [
-        [f"`{name}`", *(f"{item['regret']['mean']:.2f}" for item in items), f"{items[-1]['share']['mean']:.1%}".replace("%", " %"), items[-1]["near"]]
+        [
+            f"`{name}`",
+            *(f"{item['regret']['mean']:.2f}" for item in items),
+            f"{items[-1]['share']['mean']:.1%}".replace("%", " %"),
+            items[-1]["near"],
+        ]
         for name, items in found.items()
     ]
     counts = [f"regret at {item['evaluations']:,}" for item in next(iter(found.values()))]
@@ -226,9 +231,17 @@ def _fitting() -> str:
         each = [seed[key] for seed in seeds]
         mean = {name: statistics.fmean(item[name] for item in each) for name in each[0]}
         rows.append(
-            [title, f"{mean['seconds']:.1f} s", f"{mean['tau, yardstick']:.2f}", f"{mean['tau, fine-tuned alone']:.2f}", _share(mean["assembled / teacher"])]
+            [
+                title,
+                f"{mean['seconds']:.1f} s",
+                f"{mean['tau, yardstick']:.2f}",
+                f"{mean['tau, fine-tuned alone']:.2f}",
+                _share(mean["assembled / teacher"]),
+            ]
         )
-    return _rows(["scores", "time", "tau with the yardstick", "tau with fine-tuned children", "accuracy kept, before training"], rows)
+    return _rows(
+        ["scores", "time", "tau with the yardstick", "tau with fine-tuned children", "accuracy kept, before training"], rows
+    )
 
 
 def _inheritance() -> str:
@@ -238,7 +251,9 @@ def _inheritance() -> str:
 
 
 def _precisions() -> str:
-    found = next(item for item in _result("export.json")["results"]["precisions"] if (item["model"], item["batch"]) == ("resnet18", 1))
+    found = next(
+        item for item in _result("export.json")["results"]["precisions"] if (item["model"], item["batch"]) == ("resnet18", 1)
+    )
     rows = [
         [name.replace("_", " "), f"{found['ms'][name]:.1f} ms", f"{item['ratio']:.2f}"]
         for name, item in found["of onnxruntime fp32"].items()
@@ -252,9 +267,15 @@ def _faces() -> str:
     latency, params = (child[name][0] / child[name][1] for name in ("predicted_ms", "params"))
     rows = []
     for name, item in found["verification"].items():
-        title = f"child found at {_share(latency)} of its predicted latency, {_share(params)} of its parameters" if name == "found child" else name
+        title = (
+            f"child found at {_share(latency)} of its predicted latency, {_share(params)} of its parameters"
+            if name == "found child"
+            else name
+        )
         if isinstance(item, dict):
-            rows.append([title, f"{_share(item['accuracy'])} ± {_share(item['deviation over folds'])}", _share(item["TAR at FAR"]["0.1"])])
+            rows.append(
+                [title, f"{_share(item['accuracy'])} ± {_share(item['deviation over folds'])}", _share(item["TAR at FAR"]["0.1"])]
+            )
         else:
             rows.append([title, _share(item, 0), "10 %"])
     return _rows(["", "verification (deviation over folds)", "TAR at FAR 10 %"], rows)

@@ -21,7 +21,6 @@ FONTS = re.compile(r"@font-face \{\{.*?\}\}\s*", re.DOTALL)
 
 def main() -> None:
     out, *words = sys.argv[1:]
-    import nar_hw.cli  # registers the commands
     from nar_hw.cli.app import app, console
 
     console.record, console.width, console._force_terminal = True, 80, True

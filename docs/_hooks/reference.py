@@ -17,7 +17,6 @@ ROOT = Path(__file__).parents[2]
 
 def commands() -> Iterator[tuple[str, Any, Any]]:
     """(words, command, context) of every command, in the order of the help."""
-    import nar_hw.cli  # registers the commands
     from nar_hw.cli.app import app
 
     top = typer.main.get_command(app)
@@ -39,8 +38,8 @@ def cli_page() -> str:
     """Every command with its options, in the groups of --help."""
     parts = [
         "# Commands\n",
-        "Made from the program: `nar-hw COMMAND --help` says the same. Every command takes `--json`, which prints exactly one JSON "
-        "object on stdout, and `-h`. Errors are one line on stderr with exit code 2; `--debug` anywhere on the line shows the traceback. "
+        "Made from the program: `nar-hw COMMAND --help` says the same. Every command takes `--json`, which prints one JSON "
+        "object on stdout, and `-h`. Errors are one line on stderr with exit code 2; `--debug` anywhere shows the traceback. "
         "Ctrl-C keeps what is finished. `nar-hw --install-completion` makes the shell complete commands and options.\n",
     ]
     for words, command, context in commands():
@@ -53,7 +52,9 @@ def cli_page() -> str:
             record = parameter.get_help_record(context)
             if record is None or parameter.name == "help":
                 continue
-            title = getattr(parameter, "rich_help_panel", None) or ("Arguments" if parameter.param_type_name == "argument" else "Options")
+            title = getattr(parameter, "rich_help_panel", None) or (
+                "Arguments" if parameter.param_type_name == "argument" else "Options"
+            )
             panels.setdefault(title, []).append(f"| `{record[0]}` | {_cell(record[1])} |")
         for title, rows in panels.items():
             parts.append(f"| {title} | |\n|---|---|\n" + "\n".join(rows) + "\n")
@@ -69,7 +70,7 @@ def errors_page() -> str:
     import nar_hw.errors
 
     return (
-        "# Errors\n\nMade from `nar_hw.errors`. Every error that nar_hw raises on purpose is one line that says the rule, the value and "
+        "# Errors\n\nMade from `nar_hw.errors`. Every error that nar_hw raises on purpose is one line: rule, value and "
         "what to do. On the command line it stands on stderr, and the exit code is 2; in Python all are `NarError`.\n\n"
         f"```text\n{inspect.cleandoc(nar_hw.errors.__doc__ or '')}\n```\n"
     )
@@ -102,8 +103,8 @@ def files_page() -> str:
     """The fields of every file, from the records that check it."""
     parts = [
         "# File formats\n",
-        "Made from the records that check these files as they are read. All are JSON; an unknown or missing field, a wrong type or a number "
-        "that is not finite is refused with its name. `schema` is the version of the format: older ones are read, newer ones refused.\n",
+        "Made from the records that check these files as they are read. All are JSON; an unknown or missing field, a wrong type "
+        "or a number that is not finite is refused with its name. `schema` is the version: older ones are read, newer refused.\n",
     ]
     seen: set[type] = set()
     for name, (record, what) in files().items():
@@ -148,8 +149,20 @@ def _inner(kind: Any) -> list[type]:
 def _type(kind: Any) -> str:
     """A type as people who read JSON call it."""
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return f"[{kind.__name__}](#{kind.__name__.lower()})" if kind.__name__ not in {record.__name__ for record, _ in files().values()} else f"`{kind.__name__}`"
-    names = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", dict: "object", list: "list"}
+        return (
+            f"[{kind.__name__}](#{kind.__name__.lower()})"
+            if kind.__name__ not in {record.__name__ for record, _ in files().values()}
+            else f"`{kind.__name__}`"
+        )
+    names = {
+        str: "text",
+        int: "whole number",
+        float: "number",
+        bool: "true or false",
+        type(None): "null",
+        dict: "object",
+        list: "list",
+    }
     if kind in names:
         return names[kind]
     origin, args = getattr(kind, "__origin__", None), getattr(kind, "__args__", ())
@@ -185,13 +198,17 @@ def findings_page() -> str:
     """What each of findings/*.sh found, from the comment at its top."""
     parts = [
         "# Findings\n",
-        "What runtimes and libraries did that we would not have guessed. Each is a script in the folder `findings` of the repository that "
+        "What runtimes and libraries did that we would not have guessed. Each is a script in the folder `findings` that "
         "installs the public packages, shows the behaviour without nar_hw, and fails once it has changed.\n",
     ]
     scripts = sorted((ROOT / "findings").glob("*.sh"))
     for path in scripts:
         lines = _comment(path.read_text().splitlines()[1:])
-        parts += [f"## {path.stem.replace('_', ' ').replace('-', ' ').capitalize()}\n", f"{' '.join(lines)}\n", f"`findings/{path.name}`\n"]
+        parts += [
+            f"## {path.stem.replace('_', ' ').replace('-', ' ').capitalize()}\n",
+            f"{' '.join(lines)}\n",
+            f"`findings/{path.name}`\n",
+        ]
     return "\n".join(parts) if scripts else "\n".join([*parts, "None so far.\n"])
 
 
