@@ -310,7 +310,7 @@ def main() -> None:
     if "--debug" in arguments:  # accepted anywhere on the line, since it is added after a failure
         arguments = ["--debug", *(argument for argument in arguments if argument != "--debug")]
     _keep_stdout()
-    app(arguments)
+    app(arguments, prog_name="nar-hw")
 
 
 def _keep_stdout() -> None:

@@ -303,7 +303,7 @@ def train(
     inherit = init == "inherited"
     if (inherit or chosen.distill > 0) != (baseline is not None):
         raise UserError(
-            "--init inherited and --distill need --baseline, which nothing else takes, "
+            "--init must be scratch, or inherited together with --baseline, which --distill needs too, "
             f"but got --init {init}, --distill {chosen.distill:g} and --baseline {baseline}"
         )
     with launched(device) as device, progress_bar() as progress:

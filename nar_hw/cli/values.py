@@ -54,7 +54,7 @@ def span(option: str, help: str, least: int, most: int, *, panel: str | None = N
                 f"{option} must be one number or a range like 1-64, from {least} to {most}, but got {_short(text)}"
             ) from None
 
-    return typer.Option(option, help=help, metavar="N or FEWEST-MOST", parser=parse, rich_help_panel=panel)
+    return typer.Option(option, help=help, metavar=f"{least}..{most} or FEWEST-MOST", parser=parse, rich_help_panel=panel)
 
 
 def number(
