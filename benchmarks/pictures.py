@@ -29,7 +29,7 @@ def claim() -> Figure:
         axes.plot(xs[1:], ys[1:], "o", color=colour, markersize=6, label=f"seed {run['seed']}")
     axes.plot(100, 0, "*", color="#1a1f26", markersize=16, label="your network", zorder=3)
     axes.set_xlim(102, min(axes.get_xlim()[0], 30))
-    axes.set_ylim(min(axes.get_ylim()[0], -3), max(axes.get_ylim()[1], 0.5))
+    axes.set_ylim(min(axes.get_ylim()[0], -1.5), max(axes.get_ylim()[1], 0.5))
     axes.set_xlabel("measured latency, % of the network's (faster to the right)")
     axes.set_ylabel("test accuracy, points")
     axes.set_title("nar-hw demo: 8x8 digits, ONNX Runtime on one core of a CPU", fontsize=10)
