@@ -281,6 +281,12 @@ def _faces() -> str:
     return _rows(["", "verification (deviation over folds)", "TAR at FAR 10 %"], rows)
 
 
+def _tutorial() -> str:
+    steps = _result("tutorial.json")["steps"]
+    rows = [[f"`{step['command']}`", f"{step['seconds']:.0f} s"] for step in steps]
+    return _rows(["command", "time"], [*rows, ["all", f"{sum(step['seconds'] for step in steps) / 60:.0f} min"]])
+
+
 def _results() -> str:
     rows = []
     for path in sorted(RESULTS.glob("*.json")):
@@ -311,6 +317,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "precisions": _precisions,
     "faces": _faces,
     "demo": _demo,
+    "tutorial": _tutorial,
     "results": _results,
 }
 """What ``{{ table NAME }}`` stands for."""

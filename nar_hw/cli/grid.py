@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 GAP = 2
-"""Columns between two columns."""
+"""Columns between two columns, of which the box has one."""
 
 
 class Grid:
@@ -24,7 +24,7 @@ class Grid:
         if widths is None:
             yield from self._paragraphs()
             return
-        table = Table(box=SIMPLE_HEAD, padding=(0, GAP, 0, 0), pad_edge=False, show_edge=False)
+        table = Table(box=SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
         for title, width, numbers in zip(self.titles, widths, self._numbers(), strict=True):
             justify = "right" if numbers else "left"
             table.add_column(Text(title), width=width, overflow="fold", justify=justify)  # type: ignore[arg-type]
