@@ -33,9 +33,12 @@ class Grid:
         yield table
 
     def widths(self, most: int) -> list[int] | None:
-        """Columns of each cell: all that it needs or, where that is more than ``most`` in all, at least its longest word."""
+        """Columns of each cell: all that it needs or, where that is more than ``most`` in all, at least its longest word or number."""
         columns = list(zip(self.titles, *self.rows, strict=True))
         least = [max((cell_len(word) for cell in column for word in cell.split()), default=0) for column in columns]
+        for position, (column, numbers) in enumerate(zip(columns, self._numbers(), strict=True)):
+            if numbers:  # stay with their units
+                least[position] = max(least[position], *map(cell_len, column[1:]))
         whole = [max(cell_len(line) for cell in column for line in (cell.split("\n") or [""])) for column in columns]
         left = most - GAP * len(columns) - sum(least)
         wanted = sum(whole) - sum(least)

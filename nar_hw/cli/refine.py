@@ -226,12 +226,12 @@ def demo(
     def show() -> None:
         show_networks(outcome)
         console.print(
-            f"open {outcome['report']} in a browser; now with your own network:\n\n"
-            "  nar-hw space --model net.py:build --input 3x64x64     what can be searched in it\n"
+            f"open {outcome['report']} in a browser; then your own network (build returns it):\n\n"
+            "  nar-hw space --model net.py:build --input 3x64x64\n"
             "  nar-hw refine --model net.py:build --weights mine.safetensors \\\n"
             "      --data folder:photos@64 --targets 0.8,0.6 --out runs/mine --plan\n\n"
-            "build returns your nn.Module, photos holds a folder for each class, --plan only\n"
-            "says what will be done and how long it takes.",
+            "The first says what can be searched in it, the second what will be done and how\n"
+            "long it takes; without --plan it is done. photos has a folder for each class.",
             highlight=False,
             soft_wrap=True,
         )
