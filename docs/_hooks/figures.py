@@ -281,6 +281,19 @@ def _faces() -> str:
     return _rows(["", "verification (deviation over folds)", "TAR at FAR 10 %"], rows)
 
 
+def _refine() -> str:
+    """What a refinement costs against searches from scratch: means over the seeds."""
+    runs = _result("refine.json")["results"]
+    rows = []
+    for name in ("one target, fitted", "one target, scratch", "three targets, fitted"):
+        each = [run[name] for run in runs]
+        found = [item["test accuracy"] for item in each]
+        accuracies = [value for item in found for value in (item if isinstance(item, list) else [item])]
+        seconds = statistics.fmean(item["seconds"] for item in each)
+        rows.append([name, f"{seconds:.0f} s", f"{_share(min(accuracies))} to {_share(max(accuracies))}"])
+    return _rows(["", "CPU time", "test accuracy"], rows)
+
+
 def _tutorial() -> str:
     steps = _result("tutorial.json")["steps"]
     rows = [[f"`{step['command']}`", f"{step['seconds']:.0f} s"] for step in steps]
@@ -317,6 +330,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "precisions": _precisions,
     "faces": _faces,
     "demo": _demo,
+    "refine": _refine,
     "tutorial": _tutorial,
     "results": _results,
 }
