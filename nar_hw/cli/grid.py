@@ -33,7 +33,7 @@ class Grid:
         yield table
 
     def widths(self, most: int) -> list[int] | None:
-        """Columns of each cell: all that it needs or, where that is more than ``most`` in all, at least its longest word or number."""
+        """Columns of each cell: all that it needs or, where that is more than ``most`` in all, its longest word or number."""
         columns = list(zip(self.titles, *self.rows, strict=True))
         least = [max((cell_len(word) for cell in column for word in cell.split()), default=0) for column in columns]
         for position, (column, numbers) in enumerate(zip(columns, self._numbers(), strict=True)):
