@@ -31,7 +31,9 @@ def main() -> None:
     text = PAGE.read_text()
     (network,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = [line for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL) for line in block.splitlines()]
-    loads, steps = [os.getloadavg()[0]], []
+    here = fingerprint(RuntimeConfig(runtime="torch_eager"))
+    machine = {"device": here["device"], "cores": here["cores"], "versions": versions("torch")}
+    steps = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.work or Path(temporary)
         if arguments.work is not None:
@@ -39,13 +41,12 @@ def main() -> None:
         (folder / "net.py").write_text(network)
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
         for line in lines:
-            start = time.monotonic()
+            start, load = time.monotonic(), os.getloadavg()[0]
             subprocess.run(line, shell=True, check=True, cwd=folder, env=environment)
-            steps.append({"command": line, "seconds": round(time.monotonic() - start, 1)})
-            loads.append(os.getloadavg()[0])
-    here = fingerprint(RuntimeConfig(runtime="torch_eager"))
-    machine = {"device": here["device"], "cores": here["cores"], "loads": loads, "versions": versions("torch", "onnxruntime")}
-    write_json(arguments.out, {"command": "OMP_NUM_THREADS=1 python benchmarks/bench_tutorial.py", **machine, "steps": steps})
+            steps.append({"command": line, "seconds": round(time.monotonic() - start, 1), "load before": load})
+            write_json(
+                arguments.out, {"command": "OMP_NUM_THREADS=1 python benchmarks/bench_tutorial.py", **machine, "steps": steps}
+            )
 
 
 if __name__ == "__main__":

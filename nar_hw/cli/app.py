@@ -243,11 +243,16 @@ Classes = Annotated[
     int | None,
     whole("--classes", "Outputs of the network; default: 10 up to 64 pixels, else 1000.", 1, MOST_CLASSES, panel=WHAT),
 ]
-DATA_HELP = "digits, cifar10, cifar100, fashion-mnist, {folder,stream,faces}:PATH or fake:CxHxWxclasses."
-Data = Annotated[str, typer.Option("--data", metavar="DATA", help=DATA_HELP, rich_help_panel=WHAT)]
+DATA_HELP = (
+    "digits, cifar10, cifar100, fashion-mnist, {folder,stream,faces}:PATH, fake:CxHxWxclasses, or your own task: "
+    "path/to/file.py:function."
+)
+Data = Annotated[str, typer.Option("--data", "--task", metavar="DATA", help=DATA_HELP, rich_help_panel=WHAT)]
 OptionalData = Annotated[
     str | None,
-    typer.Option("--data", metavar="DATA", help="As in other commands; not needed with a finished search.", rich_help_panel=WHAT),
+    typer.Option(
+        "--data", "--task", metavar="DATA", help="As in other commands; not needed with a finished search.", rich_help_panel=WHAT
+    ),
 ]
 DataRoot = Annotated[
     Path | None,
