@@ -9,6 +9,7 @@ import nar_hw
 
 ROOT = Path(nar_hw.__file__).parent
 ORDER = [
+    ["device"],
     ["_version", "errors", "files", "records", "userfile"],
     ["space"],
     ["models"],

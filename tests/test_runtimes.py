@@ -355,7 +355,7 @@ def test_names_of_the_optimized_graph(tmp_path: Path) -> None:
     ]
     onnx.save(helper.make_model(helper.make_graph(optimized, "g", [], [])), tmp_path / "optimized.onnx")
     profiled = [*(item.name for item in optimized[:4]), "HardSigmoid_7", "Mul_8", "Flatten"]
-    graph = OptimizedGraph(tmp_path / "exported.onnx", tmp_path / "optimized.onnx", profiled)
+    graph = OptimizedGraph(tmp_path / "exported.onnx", onnx.load(tmp_path / "optimized.onnx").graph.node, profiled)
     names = ["a.conv1/Conv", "a.pool/MaxPool", "a.bn/BatchNormalization", REORDER, "HardSigmoid_7", "a.act/HardSwish"]
     assert graph.renamed({name: float(ms) for ms, name in enumerate(profiled)}) == {
         name: float(ms) for ms, name in enumerate([*names, "Flatten"])
