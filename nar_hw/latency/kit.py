@@ -10,6 +10,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Sequence
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -274,7 +275,11 @@ class _Children:
         self._runtime = runtime_class(times.plan.config.runtime)
         assert times.plan.profile is not None
         self._archs = times.plan.profile.archs
-        self._exporter = ChildExporter(space, batch=times.plan.config.batch)
+        self._space = space
+
+    @cached_property
+    def _exporter(self) -> ChildExporter:
+        return ChildExporter(self._space, batch=self.times.plan.config.batch)
 
     def measured(self, stage: str, archs: Sequence[Arch]) -> Measured[Arch]:
         """As `nar_hw.latency.children.measure`. Raises RunError where it is not these children that were measured."""

@@ -107,7 +107,7 @@ class Runtime(ABC):
 
     @classmethod
     def device_files(cls, onnx: Path, config: RuntimeConfig, folder: Path) -> "list[tuple[Path, list[Weights]]]":
-        """What a device loads for the network in ``onnx``: files, the one to load first, and the weights that each holds as they are.
+        """The files that a device loads for the network in ``onnx``, main one first, and the weights that each holds as they are.
 
         Files that are made lie in ``folder``. Raises ModelError for a network that the runtime cannot have.
         """
