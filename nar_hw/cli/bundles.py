@@ -28,9 +28,9 @@ def export(
         Path, typer.Argument(help="Folder of a trained child, or the name of one of the paper, whose weights are untrained.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
-    to: Annotated[str, typer.Option(help="Of onnx, tensorrt, tensorrt-rtx, aoti and openvino, separated by commas.")] = ",".join(
-        USUAL.targets
-    ),
+    to: Annotated[
+        str, typer.Option(help="onnx, tensorrt, tensorrt-rtx, aoti, openvino or ncnn, separated by commas.")
+    ] = ",".join(USUAL.targets),
     precision: Annotated[str, typer.Option(help="Of fp32, fp16, bf16 and int8, separated by commas.")] = ",".join(
         USUAL.precisions
     ),

@@ -26,6 +26,7 @@ from nar_hw.export.splice import ChildExporter
 from nar_hw.files import read_json, write_bytes, write_json, write_text
 from nar_hw.latency.children import Layers, Measured, batch_of, joined, weight_bytes
 from nar_hw.latency.designs import held_out, profiled
+from nar_hw.latency.journal import Batch
 from nar_hw.latency.profiler import METHODS, UNSEEN, space_hash, table_of
 from nar_hw.latency.record import Method
 from nar_hw.latency.table import LatencyTable
@@ -145,6 +146,11 @@ class Times(Record, frozen=True, kw_only=True):
                 )
         for batch in self.batches:
             sizes = {(len(turn), len(item)) for turn in batch.runs for item in turn}
+            if wrong := sum(not ms > 0 for turn in (*batch.runs, *batch.marks) for visit in turn for ms in visit):
+                raise RunError(
+                    f"{where} must hold positive times, but {wrong} of stage {batch.stage!r} are negative or zero: "
+                    "the device's clock does not work"
+                )
             profiled = any(stage.profile for stage in self.plan.stages if stage.name == batch.stage)
             if sizes != {(len(batch.members), self.repeats)} or len(batch.runs) < 2 or len(batch.marks) != len(batch.runs):
                 raise RunError(f"{where} must hold {self.repeats} runs of each child in each round, but do not: {_AGAIN}")
@@ -283,20 +289,14 @@ class _Children:
 
     def measured(self, stage: str, archs: Sequence[Arch]) -> Measured[Arch]:
         """As `nar_hw.latency.children.measure`. Raises RunError where it is not these children that were measured."""
-        batches, found = [], []
-        for batch in self.times.batches:
-            if batch.stage == stage:
-                members = [self._archs[number] for number in batch.members]
-                layers = self._layers(members, batch.layers) if batch.layers is not None else None
-                name = self.times.plan.config.runtime
-                batches.append(batch_of(name, members, np.array(batch.runs), np.array(batch.marks), layers))
-                found += members
+        mine = [batch for batch in self.times.batches if batch.stage == stage]
+        found = [self._archs[number] for batch in mine for number in batch.members]
         if set(found) != set(archs):
             raise RunError(
                 f"the children of stage {stage!r} must be those that nar_hw {__version__} measures, but the kit was made by "
                 f"{self.times.plan.nar_hw}: make the kit again"
             )
-        whole = joined(batches, found, self.times.clock)
+        whole = joined([self._batch(batch) for batch in mine], found, self.times.clock)
         return Measured(
             children={arch: whole.children[arch] for arch in dict.fromkeys(archs)},
             reference=whole.reference,
@@ -304,6 +304,11 @@ class _Children:
             rounds=whole.rounds,
             doubts=whole.doubts,
         )
+
+    def _batch(self, visits: Visits) -> Batch:
+        archs = [self._archs[number] for number in visits.members]
+        layers = self._layers(archs, visits.layers) if visits.layers is not None else None
+        return batch_of(self.times.plan.config.runtime, archs, np.array(visits.runs), np.array(visits.marks), layers)
 
     def _layers(self, archs: Sequence[Arch], layers: Sequence[DeviceLayers]) -> list[Layers]:
         with tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch:
