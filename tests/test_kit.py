@@ -20,15 +20,22 @@ import onnxruntime
 import pytest
 
 import nar_hw
+import nar_hw.cli
+from nar_hw.bench.kit import bench_from, predictions, write_bench_kit
+from nar_hw.bench.rows import BenchFile
+from nar_hw.bundles.manifest import Latency
+from nar_hw.cli.app import app
 from nar_hw.device.hollow import filled, hollowed
 from nar_hw.device.measure import checksum
 from nar_hw.device.onnxruntime import onnx_nodes
-from nar_hw.errors import NarError, RuntimeUnavailableError, UserError
+from nar_hw.errors import NarError, RunError, RuntimeUnavailableError, UserError
 from nar_hw.latency.kit import Plan, Times, script, table_from, write_kit
 from nar_hw.latency.table import LatencyTable
 from nar_hw.models.info import ModelInfo
 from nar_hw.runtimes import RUNTIMES, RuntimeConfig, runtime_class
 from nar_hw.space.space import SearchSpace
+from tests.bundles import exported
+from tests.networks import TinyResNet
 
 TINY = f"{Path(__file__).parent / 'networks.py'}:TinyResNet"
 NET = ModelInfo(name=TINY, input_shape=(3, 16, 16), num_classes=5, operators=("dwsep3x3", "max3x3"))
@@ -115,9 +122,13 @@ def again(times: dict[str, Any]) -> dict[str, Any]:
     return copy
 
 
-def test_a_device_gives_the_table(folder: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def table(folder: Path) -> LatencyTable:
+    return table_from(Times.load(folder / "times.json"))
+
+
+def test_a_device_gives_the_table(folder: Path, table: LatencyTable, tmp_path: Path) -> None:
     times = Times.load(folder / "times.json")
-    table = table_from(times)
     table.save(tmp_path / "table.json")
     table = LatencyTable.load(tmp_path / "table.json")
     table.check(space())
@@ -149,7 +160,7 @@ def test_the_script_needs_numpy_and_the_runtime_only() -> None:
             if (words[:1] == ["from"] and words[2:3] == ["import"]) or words[:1] == ["import"]:
                 top = words[1].split(".")[0]
                 own = words[1].startswith("nar_hw.device")
-                assert own or top in sys.stdlib_module_names or top in ("numpy", "onnxruntime", "ncnn", "ai_edge_litert"), line
+                assert own or top in sys.stdlib_module_names or top in ("numpy", "onnxruntime", "openvino", "ncnn"), line
     for name in RUNTIMES:
         if runtime_class(name).kit:
             text = script(runtime_class(name))
@@ -290,8 +301,8 @@ def test_kits_that_cannot_be_made_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "kit"
     for options, error, said in (
         ({"config": RuntimeConfig(runtime="torch_eager")}, RuntimeUnavailableError, "kits can be made for onnxruntime"),
-        ({"config": RuntimeConfig(precision="int8")}, RuntimeUnavailableError, "in fp32 on the device's CPU"),
-        ({"config": RuntimeConfig(device="cuda")}, RuntimeUnavailableError, "in fp32 on the device's CPU"),
+        ({"config": RuntimeConfig(precision="int8")}, RuntimeUnavailableError, "kits profile in fp32"),
+        ({"config": RuntimeConfig(device="cuda")}, RuntimeUnavailableError, "on the device's CPU"),
         ({"method": "isolated"}, UserError, "got method isolated"),
         ({"method": "isolate"}, UserError, "unknown profiling method"),
     ):
@@ -379,14 +390,102 @@ def test_a_kit_runs_where_neither_torch_nor_nar_hw_is(kit: Path, tmp_path: Path)
     assert Times.load(folder / "times.json").clock in ("thread", "wall")
 
 
-@pytest.mark.skipif("NAR_HW_SLOW_TESTS" not in os.environ, reason="converts 10 networks: set NAR_HW_SLOW_TESTS=1")
-def test_a_kit_of_ncnn_runs_where_only_ncnn_is(tmp_path: Path) -> None:
-    pytest.importorskip("ncnn")
+@pytest.mark.skipif("NAR_HW_SLOW_TESTS" not in os.environ, reason="converts or compiles many networks: set NAR_HW_SLOW_TESTS=1")
+@pytest.mark.parametrize(("runtime", "method"), [("ncnn", "regression"), ("openvino", "in-context")])
+def test_kits_of_other_runtimes_run_where_nothing_else_is(tmp_path: Path, runtime: str, method: str) -> None:
+    pytest.importorskip(runtime)
     folder = tmp_path / "kit"
-    make(folder, config=RuntimeConfig(runtime="ncnn"), method="regression", validate=0)
+    make(folder, config=RuntimeConfig(runtime=runtime), method=method, validate=0)
     sizes = {file.name: file.stat().st_size for file in (folder / "children").iterdir()}
-    assert {"0.param.z", "0.bin.z"} <= set(sizes)
-    run_bare(folder, tmp_path, "ncnn")
+    assert ({"0.param.z", "0.bin.z"} if runtime == "ncnn" else {"0.onnx.z"}) <= set(sizes)
+    run_bare(folder, tmp_path, runtime)
     table = table_from(Times.load(folder / "times.json"))
-    assert table.config.runtime == "ncnn"
+    assert table.config.runtime == runtime
     table.check(space())
+
+
+# Bundles
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    network = TinyResNet().eval()
+    latency = Latency(predicted_ms=1.5)
+    return exported(network, tmp_path_factory.mktemp("bundle") / "bundle", batch=(1, 4), latency=latency)
+
+
+def test_bundles_are_measured_on_a_device(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "kit"
+    write_bench_kit({"child": bundle, "baseline": bundle}, folder, RuntimeConfig(batch=2), rounds=4)
+    assert (folder / "children" / "0" / "model.onnx").read_bytes() == (bundle / "model.onnx").read_bytes()
+    times = Times.load(measured(folder))
+    assert times.clock == "wall"
+    found = bench_from(times)
+    assert [row.subject for row in found.rows] == ["child", "baseline"]
+    assert [row.batch for row in found.rows] == [2, 2]
+    runs = np.array(times.batches[0].runs)
+    for item, row in enumerate(found.rows):
+        assert row.n == 4 * (times.repeats - 1)
+        assert row.p50_ms == pytest.approx(np.median(runs[:, item, 1:]))
+        assert row.fingerprint["runtime_version"] == onnxruntime.__version__
+    assert found.comparisons[0].rounds == 4
+    assert predictions(times) == {"child": 1.5, "baseline": 1.5}
+    found.save(tmp_path / "bench.json")
+    assert BenchFile.load(tmp_path / "bench.json") == found
+    with pytest.raises(RunError, match="these are of a benchmark: use nar-hw bench --from"):
+        table_from(times)
+
+
+def test_profiles_are_no_benchmarks(folder: Path, bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="these are of a profile: use nar-hw profile --from"):
+        bench_from(Times.load(folder / "times.json"))
+    with pytest.raises(RuntimeUnavailableError, match="takes 1 to 4 images, not 8"):
+        write_bench_kit({"child": bundle}, tmp_path / "kit", RuntimeConfig(batch=8))
+    with pytest.raises(RuntimeUnavailableError, match="kits can be made for"):
+        write_bench_kit({"child": bundle}, tmp_path / "kit", RuntimeConfig(runtime="aoti"))
+    assert list(tmp_path.iterdir()) == []
+
+
+# Commands
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("profile --from times.json --model resnet18 -o t.json", "--from takes what it needs from the times"),
+        ("profile --from times.json", "add -o table.json"),
+        ("profile --from times.json -o t.json", "times of a kit times.json does not exist"),
+        ("profile --model resnet18 --input 3x32x32 --kit kit -o t.json", "--kit measures nothing here"),
+        ("profile --model resnet18 --input 3x32x32 -o t.json --runtime-version 1.2", "--runtime-version goes with --kit"),
+        ("profile -o t.json", "add --model and --input"),
+        ("profile --model resnet18 --input 3x32x32", "add -o table.json"),
+        ("bench", "either a bundle or --from"),
+        ("bench bundle --from times.json", "either a bundle or --from"),
+        ("bench --from times.json --against bundle", "but got --kit or --against"),
+        ("bench bundle --batch 1,2 --kit kit", "make one kit for each"),
+    ],
+)
+def test_words_that_do_not_go_together(
+    words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        app(words.split())
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_make_a_table_of_times(
+    folder: Path, table: LatencyTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nar_hw.latency.kit.table_from", lambda times: table)
+    with pytest.raises(SystemExit) as stopped:
+        app(["profile", "--from", str(folder / "times.json"), "-o", str(tmp_path / "table.json"), "--json"])
+    assert stopped.value.code == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["model"] == NET.name
+    assert LatencyTable.load(tmp_path / "table.json") == table
+    assert table.incumbent_ms == said["incumbent_ms"]

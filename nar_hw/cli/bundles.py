@@ -93,7 +93,7 @@ def export(
 
 @app.command()
 def bench(
-    bundle: Folder,
+    bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Folder of a bundle; not needed with --from.")] = None,
     against: Annotated[Path | None, typer.Option(help="A second bundle, measured in turn with the first.")] = None,
     runtime: Annotated[str, typer.Option(help="Runtimes, separated by commas; `nar-hw doctor` lists them.")] = "onnxruntime",
     precision: Annotated[str, typer.Option(help="Precisions, separated by commas.")] = "fp32",
@@ -104,18 +104,50 @@ def bench(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON object to this file too.")] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Write one line per row to this file.")] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Write a picture of the latencies to this PNG.")] = None,
+    kit: Annotated[
+        Path | None, typer.Option(help="Measure nothing; write a folder for a device that has neither torch nor nar_hw.")
+    ] = None,
+    runtime_version: Annotated[
+        str | None, typer.Option(help="With --kit: the runtime's version on the device; default: as installed here.")
+    ] = None,
+    times: Annotated[Path | None, typer.Option("--from", help="Show the times.json that a device wrote.")] = None,
     as_json: Json = False,
 ) -> None:
     """Time bundles side by side on this device. Example: nar-hw bench bundle --against baseline --batch 1,8"""
+    from nar_hw.bench.kit import bench_from, predictions, write_bench_kit
     from nar_hw.bench.rows import SCHEMA, to_csv
+    from nar_hw.errors import UserError
     from nar_hw.files import write_text
+    from nar_hw.latency.kit import Times
     from nar_hw.report.latencies import bench_png
     from nar_hw.steps.bench import bench_bundles
 
+    if (bundle is None) != (times is not None):
+        raise UserError("a benchmark takes either a bundle or --from times.json, but got both or none of them")
+    if times is not None and (kit, against) != (None, None):
+        raise UserError("--from takes what it needs from the times, but got --kit or --against: leave them out")
+    if runtime_version is not None and kit is None:
+        raise UserError(f"--runtime-version goes with --kit, but got {runtime_version} alone")
     configs = _configs(runtime, precision, batch, threads, device)
-    with progress_bar() as progress:
-        subjects = {str(path): path for path in (bundle, against) if path is not None}
-        found = bench_bundles(subjects, configs, rounds=rounds, progress=progress)
+    subjects = {str(path): path for path in (bundle, against) if path is not None}
+    predicted: dict[str, float] = {}
+    if kit is not None:
+        if len(configs) > 1:
+            raise UserError(f"a kit is for one runtime, precision and batch size, but got {len(configs)}: make one kit for each")
+        plan = write_bench_kit(subjects, kit, configs[0], rounds=rounds, runtime_version=runtime_version)
+        line = (
+            f"{kit}: {len(subjects)} bundles for {plan.config.runtime} {plan.runtime_version}. "
+            "Copy it to the device, run `python measure.py` there, and bring times.json back to nar-hw bench --from"
+        )
+        emit(as_json, {"kit": str(kit), "runtime_version": plan.runtime_version}, lambda: console.print(line, soft_wrap=True))
+        return
+    if times is not None:
+        brought = Times.load(times)
+        found = bench_from(brought)
+        predicted = predictions(brought)
+    else:
+        with progress_bar() as progress:
+            found = bench_bundles(subjects, configs, rounds=rounds, progress=progress)
     if output is not None:
         found.save(output)
     if csv is not None:
@@ -125,6 +157,10 @@ def bench(
 
     def show() -> None:
         _show_rows(found.rows)
+        for row in found.rows:
+            if row.subject in predicted:
+                ms = predicted[row.subject]
+                console.print(f"{row.subject}: predicted {ms:.4g} ms, measured {row.p50_ms:.4g} ms", soft_wrap=True)
         for pair in found.comparisons:
             console.print(
                 f"{_called(pair)}: {pair.subject} takes {pair.ratio:.3f} of {pair.against} (95 % interval {pair.low:.3f} to "

@@ -76,7 +76,8 @@ class _Session:
         if plan["reference"] is not None:
             self.reference = self.loaded(plan["reference"])
         timed = self.reference or self.loaded(0)
-        self.clock = Clock(timed, alone=config["threads"] == 1)
+        # Profiles ask what a network costs, benchmarks what its user waits for
+        self.clock = Clock(timed, alone=config["threads"] == 1 and self.reference is not None)
         if not self.lines:
             begun = {"plan": mark, "fingerprint": _fingerprint(config, version), "clock": self.clock.name}
             self.add({**begun, "repeats": self.clock.repeats(timed)})

@@ -9,7 +9,8 @@ import inspect
 import math
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -71,6 +72,15 @@ class Profile(Record, frozen=True, kw_only=True):
     """Of the children, by their numbers."""
 
 
+class Bench(Record, frozen=True, kw_only=True):
+    """What is compared."""
+
+    subjects: tuple[str, ...]
+    """Names of the children."""
+    predicted_ms: tuple[float | None, ...]
+    """What a table said of each."""
+
+
 class Plan(Record, frozen=True, kw_only=True):
     """plan.json: what measure.py does. Paths are relative to it."""
 
@@ -89,6 +99,7 @@ class Plan(Record, frozen=True, kw_only=True):
     """Number of the network itself."""
     stages: tuple[Stage, ...]
     profile: Profile | None = None
+    bench: Bench | None = None
 
 
 class Visits(Record, frozen=True, kw_only=True):
@@ -189,8 +200,6 @@ def write_kit(
         ModelError, ExportError: a network that the runtime cannot have.
     """
     runtime = _able(config, method)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"a kit is written to a new or empty folder, but {folder} is not: choose another, or delete it")
     version = runtime_version or next(iter(runtime.versions().values()))
     share = 0.5 if validate else 1.0
     asks, details = METHODS[method][0](space, seed, math.inf if budget_s is None else budget_s * share)
@@ -206,9 +215,7 @@ def write_kit(
         members = tuple(archs.setdefault(arch, len(archs)) for arch in held_out(space, validate, exclude=seen, seed=seed + 1))
         stages.append(Stage(name="validation", members=members, profile=False, rounds=VALIDATION_ROUNDS, tolerance=0.0, by=1.0))
     network = ModelInfo.of(space, model_name)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with new_kit(folder, runtime) as made:
         plan = Plan(
             config=config,
             runtime_version=version,
@@ -223,7 +230,19 @@ def write_kit(
             ),
         )
         write_json(made / PLAN, plain(plan))
+    return plan
+
+
+@contextmanager
+def new_kit(folder: Path, runtime: type[Runtime]) -> Iterator[Path]:
+    """A new folder with measure.py that becomes ``folder`` when the block succeeds. Raises UserError where there is something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"a kit is written to a new or empty folder, but {folder} is not: choose another, or delete it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
         write_text(made / "measure.py", script(runtime))
+        yield made
         made.chmod(0o755)
         if folder.exists():
             folder.rmdir()
@@ -231,7 +250,6 @@ def write_kit(
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise
-    return plan
 
 
 def table_from(times: Times) -> LatencyTable:
@@ -321,24 +339,27 @@ class _Children:
 
 
 def _able(config: RuntimeConfig, method: str) -> type[Runtime]:
-    """The runtime of a kit. Raises what `write_kit` raises."""
+    """The runtime of a profile's kit. Raises what `write_kit` raises."""
     if method not in METHODS:
         raise unknown_name("profiling method", method, METHODS)
+    runtime = kit_runtime(config)
+    if config.precision != "fp32":
+        raise RuntimeUnavailableError(f"kits profile in fp32, but got {config.precision}: install nar_hw on the device for more")
+    if method == "isolated":
+        raise UserError("kits measure whole children, but got method isolated: use in-context or regression")
+    if method == "in-context" and not runtime.layers_on(config):
+        raise RuntimeUnavailableError(f"{runtime.name} has no per-layer times on devices: use method regression")
+    return runtime
+
+
+def kit_runtime(config: RuntimeConfig) -> type[Runtime]:
+    """The runtime of a kit. Raises RuntimeUnavailableError where it has none for ``config``."""
     runtime = runtime_class(config.runtime)
     if not runtime.kit:
         able = ", ".join(name for name in RUNTIMES if runtime_class(name).kit)
         raise RuntimeUnavailableError(f"kits can be made for {able}, but got runtime {config.runtime}")
-    if (config.device_type, config.precision) != ("cpu", "fp32"):
-        raise RuntimeUnavailableError(
-            f"kits measure in fp32 on the device's CPU, but got {config.precision} and {config.device}: "
-            "install nar_hw on the device for more"
-        )
-    if method == "isolated":
-        raise UserError("kits measure whole children, but got method isolated: use in-context or regression")
-    if method == "in-context" and not runtime.layers_on(config):
-        raise RuntimeUnavailableError(
-            f"{runtime.name} has no per-layer times, which method in-context needs: use method regression"
-        )
+    if config.device_type != "cpu":
+        raise RuntimeUnavailableError(f"kits measure on the device's CPU, but got {config.device}: install nar_hw there for more")
     return runtime
 
 
