@@ -21,12 +21,14 @@ from nar_hw.search.run import SearchRun
 from nar_hw.search.supernet import Supernet
 from nar_hw.space.space import SearchSpace
 from nar_hw.tasks import Task
+from nar_hw.training.memory import kept_memory
 
 if TYPE_CHECKING:
     from nar_hw.latency.table import LatencyTable
     from nar_hw.models.info import ModelInfo
 
 
+@kept_memory()
 def search(
     space: SearchSpace,
     task: Task,
