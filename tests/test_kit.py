@@ -65,7 +65,7 @@ def space() -> SearchSpace:
 
 
 def make(folder: Path, **options: Any) -> Plan:
-    asked = {"config": ORT, "rounds": 2, "tolerance": 0.0, "validate": 3, "budget_s": 14.0, **options}
+    asked = {"config": ORT, "rounds": 4, "tolerance": 0.0, "validate": 3, "budget_s": 14.0, **options}
     return write_kit(space(), folder, model_name=NET.name, **asked)
 
 
@@ -399,9 +399,15 @@ def test_kits_of_other_runtimes_run_where_nothing_else_is(tmp_path: Path, runtim
     sizes = {file.name: file.stat().st_size for file in (folder / "children").iterdir()}
     assert ({"0.param.z", "0.bin.z"} if runtime == "ncnn" else {"0.onnx.z"}) <= set(sizes)
     run_bare(folder, tmp_path, runtime)
-    table = table_from(Times.load(folder / "times.json"))
-    assert table.config.runtime == runtime
-    table.check(space())
+    times = Times.load(folder / "times.json")
+    assert times.fingerprint["runtime"] == runtime
+    if method == "regression":  # OpenVINO's worker has no clock of its own, and these networks are too small for the wall's
+        table_from(times).check(space())
+    for batch in times.batches:
+        for layers in batch.layers or ():
+            sites = {name.rpartition("/")[0] for name in layers.names}
+            assert {"layer1.conv1", "layer2.conv2"} <= {path for site in sites for path in (site, ".".join(site.split(".")[:2]))}
+            assert set(layers.names) <= set(layers.producers)
 
 
 # Bundles
