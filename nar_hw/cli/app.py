@@ -144,9 +144,16 @@ Classes = Annotated[
 ]
 Data = Annotated[
     str,
-    typer.Option("--data", help="digits, cifar10, cifar100, fashion-mnist, {folder,stream,faces}:PATH or fake:CxHxWxclasses."),
+    typer.Option(
+        "--data",
+        "--task",
+        help="digits, cifar10, cifar100, fashion-mnist, {folder,stream,faces}:PATH, fake:CxHxWxclasses, or your own task: "
+        "path/to/file.py:function.",
+    ),
 ]
-OptionalData = Annotated[str | None, typer.Option("--data", help="As in other commands; not needed with a finished search.")]
+OptionalData = Annotated[
+    str | None, typer.Option("--data", "--task", help="As in other commands; not needed with a finished search.")
+]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of downloaded data sets; default: $NAR_HW_DATA or .data.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Seed = Annotated[int, whole("--seed", "Decides everything random.", 0, MOST_SEED)]
