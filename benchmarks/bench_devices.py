@@ -3,9 +3,10 @@
     python benchmarks/bench_devices.py kit       a kit on this machine against the profile in place
     python benchmarks/bench_devices.py runtimes  cost of each operator relative to the network's own, by runtime
 
-What each found last is in benchmarks/results/devices_kit.json and devices_runtimes.json. kit, 2026-11-28, resnet18 at 3x32x32, ONNX
-Runtime 1.31 on two shared cores (31 to 35 % of the runs disturbed, noise floor 3.7 and 5.4 %): error on the same held-out children
-13.3 % by the kit, 12.0 % in place (ratio 1.11); 105 CPU seconds against 116; the kit takes 0.45 MB.
+What each found last is in benchmarks/results/devices_kit.json and devices_runtimes.json.
+kit, 2026-11-28, resnet18 at 3x32x32, ONNX Runtime 1.31 on two shared cores (31 to 35 % of the runs disturbed, noise floor 3.7
+and 5.4 %): error on the same held-out children 13.3 % by the kit, 12.0 % in place (ratio 1.11);
+105 CPU seconds against 116; the kit takes 0.45 MB.
 """
 
 import argparse
