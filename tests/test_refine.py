@@ -87,7 +87,7 @@ def test_every_stage_leaves_the_files_of_its_command(done: Refinement) -> None:
     assert Child.load(done.out / "baseline").init == "given"
     page = (done.out / "report.html").read_text()
     assert "Test accuracy against measured latency" in page
-    assert "What was gained, and what it cost" in page
+    assert "What it cost, and what was gained" in page
 
 
 def children_of(out: Path) -> dict[str, bytes]:
