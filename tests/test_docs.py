@@ -56,7 +56,7 @@ def test_every_command_is_one(page: Path) -> None:
 
 
 def test_what_is_no_command_is_found() -> None:
-    for line in ("train --modle x", "profile --model resnet18", "search --reward best --target-ms 1 --out x", "sell"):
+    for line in ("train --modle x", "space --model resnet18", "search --reward best --target-ms 1 --out x", "sell"):
         with pytest.raises(Exception, match=r"No such|Missing|unknown reward"):
             parse(shlex.split(line))
 

@@ -82,7 +82,8 @@ def test_help_fits_into_80_columns(run: Run, monkeypatch: pytest.MonkeyPatch, co
     ("line", "message"),
     [
         ("train --modle x", r"No such option: --modle .*--model.*: see nar-hw train --help"),
-        ("profile --model x", r"Missing option '(--input|--output)'?.*: see nar-hw profile --help"),
+        ("space --model x", r"Missing option '--input'?.*: see nar-hw space --help"),
+        ("profile --model x", r"a profile needs a network: add --model and --input"),
         ("report", r"(?i)missing argument 'run': see nar-hw report --help"),
         ("serch", r"No such command 'serch'.*search.*: see nar-hw --help"),
         ("table shwo x", r"No such command 'shwo'.*show.*: see nar-hw table --help"),

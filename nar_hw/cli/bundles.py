@@ -50,7 +50,7 @@ def export(
         str,
         typer.Option(
             metavar="TARGETS",
-            help="Of onnx, tensorrt, tensorrt-rtx, aoti and openvino, separated by commas.",
+            help="Of onnx, tensorrt, tensorrt-rtx, aoti, openvino and ncnn, separated by commas.",
             rich_help_panel=WHAT,
         ),
     ] = ",".join(USUAL.targets),
@@ -127,7 +127,7 @@ def export(
 
 @app.command()
 def bench(
-    bundle: Folder,
+    bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Folder of a bundle; none with --from.")] = None,
     against: Annotated[
         Path | None,
         typer.Option(metavar="BUNDLE", help="A second bundle, measured in turn with the first.", rich_help_panel=WHAT),
@@ -152,18 +152,57 @@ def bench(
         Path | None,
         typer.Option("--plot", metavar="FILE", help="Write a picture of the latencies to this PNG.", rich_help_panel=WRITTEN),
     ] = None,
+    kit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Measure nothing here; write what a device without nar_hw needs.", rich_help_panel=WRITTEN
+        ),
+    ] = None,
+    runtime_version: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION", help="With --kit: the runtime's version on the device.", rich_help_panel=WHERE),
+    ] = None,
+    times: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="times.json that a kit's device wrote.", rich_help_panel=WHAT),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Time bundles side by side on this device. Example: nar-hw bench bundle --against baseline --batch 1,8"""
+    from nar_hw.bench.kit import bench_from, predictions, write_bench_kit
     from nar_hw.bench.rows import SCHEMA, to_csv
+    from nar_hw.errors import UserError
     from nar_hw.files import write_text
+    from nar_hw.latency.kit import Times
     from nar_hw.report.latencies import bench_png
     from nar_hw.steps.bench import bench_bundles
 
+    if (bundle is None) != (times is not None):
+        raise UserError("a benchmark takes either a bundle or --from times.json, but got both or none of them")
+    if times is not None and (kit, against) != (None, None):
+        raise UserError("--from takes what it needs from the times, but got --kit or --against: leave them out")
+    if runtime_version is not None and kit is None:
+        raise UserError(f"--runtime-version goes with --kit, but got {runtime_version} alone")
     configs = _configs(runtime, precision, batch, threads, device)
-    with progress_bar() as progress:
-        subjects = {str(path): path for path in (bundle, against) if path is not None}
-        found = bench_bundles(subjects, configs, rounds=rounds, progress=progress)
+    subjects = {str(path): path for path in (bundle, against) if path is not None}
+    predicted: dict[str, float] = {}
+    if kit is not None:
+        if len(configs) > 1:
+            raise UserError(f"a kit is for one runtime, precision and batch size, but got {len(configs)}: make one kit for each")
+        plan = write_bench_kit(subjects, kit, configs[0], rounds=rounds, runtime_version=runtime_version)
+        line = (
+            f"{kit}: {len(subjects)} bundles for {plan.config.runtime} {plan.runtime_version}. "
+            "Copy it to the device, run `python measure.py` there, and bring times.json back to nar-hw bench --from"
+        )
+        emit(as_json, {"kit": str(kit), "runtime_version": plan.runtime_version}, lambda: console.print(line, soft_wrap=True))
+        return
+    if times is not None:
+        brought = Times.load(times)
+        found = bench_from(brought)
+        predicted = predictions(brought)
+    else:
+        with progress_bar() as progress:
+            found = bench_bundles(subjects, configs, rounds=rounds, progress=progress)
     if output is not None:
         found.save(output)
     if csv is not None:
@@ -173,6 +212,10 @@ def bench(
 
     def show() -> None:
         _show_rows(found.rows)
+        for row in found.rows:
+            if row.subject in predicted:
+                ms = predicted[row.subject]
+                console.print(f"{row.subject}: predicted {ms:.4g} ms, measured {row.p50_ms:.4g} ms", soft_wrap=True)
         for pair in found.comparisons:
             console.print(
                 f"{_called(pair)}: {pair.subject} takes {pair.ratio:.3f} of {pair.against} (95 % interval {pair.low:.3f} to "

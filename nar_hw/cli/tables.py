@@ -8,16 +8,15 @@ import typer
 from nar_hw.cli.app import (
     FINE,
     LONG,
+    WHAT,
     WHERE,
     WRITTEN,
     Batch,
     Classes,
     Device,
-    Input,
     Json,
     LimitParams,
     Manner,
-    Model,
     Operators,
     Precision,
     Resume,
@@ -45,9 +44,18 @@ METHODS = ("in-context", "regression", "isolated")
 
 @app.command()
 def profile(
-    model: Model,
-    input: Input,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The table.", rich_help_panel=WRITTEN)],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="NETWORK", help="As in other commands; none with --from.", rich_help_panel=WHAT),
+    ] = None,
+    input: Annotated[
+        str | None,
+        typer.Option("--input", metavar="CxHxW", help="Shape of one image; none with --from.", rich_help_panel=WHAT),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The table; none with --kit.", rich_help_panel=WRITTEN),
+    ] = None,
     runtime: RuntimeName = "onnxruntime",
     precision: Precision = "fp32",
     batch: Batch = 1,
@@ -85,18 +93,72 @@ def profile(
         bool,
         typer.Option("--fill", help="Measure only what the table at --output lacks, and add it.", rich_help_panel=LONG),
     ] = False,
+    kit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Measure nothing here; write what a device without nar_hw needs.", rich_help_panel=WRITTEN
+        ),
+    ] = None,
+    runtime_version: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION", help="With --kit: the runtime's version on the device.", rich_help_panel=WHERE),
+    ] = None,
+    times: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="times.json that a kit's device wrote.", rich_help_panel=WHAT),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a latency table on this device. Example: nar-hw profile --model resnet18 --input 3x32x32 -o table.json"""
+    from nar_hw.errors import UserError
     from nar_hw.latency.fill import fill as run_fill
+    from nar_hw.latency.kit import Times, table_from, write_kit
     from nar_hw.latency.profiler import profile as run_profile
     from nar_hw.latency.table import LatencyTable
     from nar_hw.runtimes import RuntimeConfig
 
+    if times is not None and (kit, model, input) != (None, None, None):
+        raise UserError("--from takes what it needs from the times, but got --kit, --model or --input: leave them out")
+    if kit is not None and (output is not None or fill or resume):
+        raise UserError("--kit measures nothing here, but got --output, --fill or --resume: leave them out")
+    if runtime_version is not None and kit is None:
+        raise UserError(f"--runtime-version goes with --kit, but got {runtime_version} alone")
+    if times is not None:
+        if output is None:
+            raise UserError("--from needs the file of the table: add -o table.json")
+        table = table_from(Times.load(times))
+        table.save(output)
+        emit(as_json, {"table": str(output), **outline(table)}, lambda: show_outline(table, output))
+        return
+    if model is None or input is None:
+        raise UserError("a profile needs a network: add --model and --input, like --model resnet18 --input 3x32x32")
     info = model_info(model, input, manner, operators, classes, slots, limit_params)
     config = RuntimeConfig(
         runtime=runtime, precision=precision, batch=batch, threads=threads, device=device, memory_format=memory_format
     )
+    if kit is not None:
+        plan = write_kit(
+            info.space(),
+            kit,
+            config=config,
+            model_name=model,
+            method=method,
+            rounds=rounds,
+            seed=seed,
+            validate=validate,
+            budget_s=budget,
+            runtime_version=runtime_version,
+        )
+        size = sum(file.stat().st_size for file in kit.rglob("*") if file.is_file())
+        value = {"kit": str(kit), "children": len(plan.children), "bytes": size, "runtime_version": plan.runtime_version}
+        line = (
+            f"{kit}: {len(plan.children)} children, {size / 1e6:.1f} MB, for {runtime} {plan.runtime_version}. "
+            "Copy it to the device, run `python measure.py` there, and bring times.json back to nar-hw profile --from"
+        )
+        emit(as_json, value, lambda: console.print(line, soft_wrap=True))
+        return
+    if output is None:
+        raise UserError("a profile needs the file of the table: add -o table.json")
     journal = output.with_suffix(".part")
     with progress_bar() as progress:
         if fill:
