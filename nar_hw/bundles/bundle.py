@@ -1,8 +1,6 @@
 """A trained network as one folder that runs without this package, each file compared with torch before it is handed over."""
 
 import math
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -41,7 +39,8 @@ from nar_hw.errors import ExportError, RuntimeUnavailableError
 from nar_hw.export.dense import DENSE_FILE, export_dense, run_dense
 from nar_hw.export.onnx import export_onnx, open_session, run_session
 from nar_hw.export.quantize import check_calibration, to_fp16, to_int8
-from nar_hw.files import sha256, write_bytes, write_text
+from nar_hw.files import atomic_folder, sha256, write_bytes, write_text
+from nar_hw.locks import one_writer
 from nar_hw.records import plain, replace, write_record
 from nar_hw.runtimes import runtime_class
 from nar_hw.runtimes.exporting import Source
@@ -49,6 +48,7 @@ from nar_hw.runtimes.exporting import Source
 __all__ = ["Arch", "BundleImages", "ExportConfig", "Latency", "Preprocessing", "export_bundle"]
 
 
+@one_writer(whole=True)
 def export_bundle(
     network: nn.Module,
     out: Path | str,
@@ -203,21 +203,10 @@ def _replacing(out: Path) -> Iterator[Path]:
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"a bundle replaces only another bundle, but {out} holds something else: choose another folder")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        with atomic_folder(out) as folder:
+            yield folder
     except OSError as problem:
         raise ExportError(f"bundle {out} cannot be written: {problem}") from problem
-    try:
-        new = folder / "new"
-        new.mkdir()
-        yield new
-        if out.exists():
-            out.rename(folder / "old")
-        new.rename(out)
-    except OSError as problem:
-        raise ExportError(f"bundle {out} cannot be written: {problem}") from problem
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _weights(network: nn.Module) -> bytes:

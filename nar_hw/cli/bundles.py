@@ -1,5 +1,6 @@
 """Commands about what is deployed: export, bench and bundle."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,15 +110,16 @@ def bench(
     """Time bundles side by side on this device. Example: nar-hw bench bundle --against baseline --batch 1,8"""
     from nar_hw.bench.rows import SCHEMA, to_csv
     from nar_hw.files import write_text
+    from nar_hw.locks import writing
     from nar_hw.report.latencies import bench_png
     from nar_hw.steps.bench import bench_bundles
 
     configs = _configs(runtime, precision, batch, threads, device)
-    with progress_bar() as progress:
+    with writing(output, whole=True) if output else nullcontext(), progress_bar() as progress:
         subjects = {str(path): path for path in (bundle, against) if path is not None}
         found = bench_bundles(subjects, configs, rounds=rounds, progress=progress)
-    if output is not None:
-        found.save(output)
+        if output is not None:
+            found.save(output)
     if csv is not None:
         write_text(csv, to_csv(found.rows))
     if plot is not None:

@@ -68,14 +68,15 @@ def profile(
     from nar_hw.latency.fill import fill as run_fill
     from nar_hw.latency.profiler import profile as run_profile
     from nar_hw.latency.table import LatencyTable
+    from nar_hw.locks import writing
     from nar_hw.runtimes import RuntimeConfig
 
     info = model_info(model, input, manner, operators, classes, slots, limit_params)
     config = RuntimeConfig(
         runtime=runtime, precision=precision, batch=batch, threads=threads, device=device, memory_format=memory_format
     )
-    journal = output.with_suffix(".part")
-    with progress_bar() as progress:
+    journal = output.with_name(f"{output.name}.part")
+    with writing(output, whole=True), progress_bar() as progress:
         if fill:
             old = LatencyTable.load(output)
             table = run_fill(old, info.space(), validate=validate, journal=journal, resume=resume, progress=progress)
@@ -93,7 +94,7 @@ def profile(
                 resume=resume,
                 progress=progress,
             )
-    table.save(output)
+        table.save(output)
     emit(as_json, {"table": str(output), **outline(table)}, lambda: show_outline(table, output))
 
 
@@ -207,12 +208,13 @@ def table_validate(
 ) -> None:
     """Measure held-out children, keep the errors in the table. Example: nar-hw table validate table.json --plot table.png"""
     from nar_hw.latency.table import LatencyTable
+    from nar_hw.locks import writing
     from nar_hw.report.scatter import validation_png
     from nar_hw.steps.profile import revalidate
 
-    with progress_bar() as progress:
+    with writing(path, whole=True), progress_bar() as progress:
         table = revalidate(LatencyTable.load(path), children=children, seed=seed, progress=progress)
-    table.save(path)
+        table.save(path)
     if plot is not None:
         validation_png(table, plot)
     emit(as_json, outline(table), lambda: show_outline(table, path))

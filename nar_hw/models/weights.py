@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from nar_hw.errors import ModelError
-from nar_hw.files import atomic_path
+from nar_hw.files import write_bytes
 
 # Heads that torchvision trained its googlenet and inception_v3 with; the networks built here have none.
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
@@ -25,8 +25,7 @@ def save_weights(path: Path, network: nn.Module) -> None:
     """Write the parameters and buffers of ``network`` to a safetensors file, atomically."""
     # Copies, for safetensors refuses tensors that share memory or are not contiguous.
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary)
+    write_bytes(path, save(tensors))
 
 
 class Loaded(NamedTuple):

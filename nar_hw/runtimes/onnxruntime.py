@@ -3,7 +3,6 @@
 import contextlib
 import json
 import sys
-import tempfile
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nar_hw.errors import ModelError, RuntimeUnavailableError
+from nar_hw.files import Scratch
 from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
 from nar_hw.runtimes.exporting import Deployed, Triton
 from nar_hw.runtimes.inputs import onnx_file
@@ -93,7 +93,7 @@ class OnnxRuntime(Runtime):
         return _USAGE.format(mode=bundle.mode, repeat=bundle.repeat, answer=answer, **sizes)
 
     def _load(self, network: "nn.Module | Path") -> None:
-        self._scratch = tempfile.TemporaryDirectory(prefix="nar_hw_")
+        self._scratch = Scratch()
         folder = Path(self._scratch.name)
         self._file = with_precision(
             onnx_file(network, self.input_shape, self.config.batch, folder), self.config.precision, folder
