@@ -258,7 +258,7 @@ def test_nothing_but_a_bundle_is_replaced(network: nn.Module, tmp_path: Path) ->
     (tmp_path / "file").touch()
     with pytest.raises(ExportError, match="replaces only another bundle"):
         export(network, tmp_path / "file")
-    with pytest.raises(ExportError, match="cannot be written"):
+    with pytest.raises(RunError, match="must be a folder, but it or one that it is in is a file"):
         export(network, tmp_path / "file" / "bundle")
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["file", "thesis", "thesis.tex"]
 

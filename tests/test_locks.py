@@ -14,7 +14,7 @@ import pytest
 
 from nar_hw import locks
 from nar_hw.errors import RunError
-from nar_hw.files import MARK, Scratch, atomic_folder, atomic_path, sweep, write_text
+from nar_hw.files import MARK, Scratch, _remove_dead_scratch, atomic_folder, atomic_path, sweep, write_text
 from nar_hw.locks import LOCK, measuring, one_writer, writing
 
 FORK = multiprocessing.get_context("fork")
@@ -25,7 +25,7 @@ class Other:
 
     def __init__(self, enter: Callable[[], Any]) -> None:
         self.pipe, theirs = FORK.Pipe()
-        self.process = FORK.Process(target=self._run, args=(enter, theirs))
+        self.process = FORK.Process(target=self._run, args=(enter, theirs), daemon=True)
         self.process.start()
         theirs.close()
         assert self.pipe.recv() == "inside"
@@ -146,17 +146,16 @@ def test_a_folder_whose_place_was_made_free_is_put_there(tmp_path: Path, monkeyp
 def test_scratch_folders_of_dead_processes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     Other(Scratch).kill()
-    living = Other(Scratch)
+    (dead,) = tmp_path.iterdir()
     (tmp_path / "nar_hw").mkdir()
-    assert len(list(tmp_path.iterdir())) == 3
-    from nar_hw.files import _remove_dead_scratch
-
+    living = Other(Scratch)  # which removes the dead one's
+    (one,) = set(tmp_path.iterdir()) - {tmp_path / "nar_hw"}
+    assert one != dead
     _remove_dead_scratch.cache_clear()
     with Scratch() as mine:
-        assert len(list(tmp_path.iterdir())) == 3  # "nar_hw", the living one's and this
-        assert Path(mine).is_dir()
+        assert set(tmp_path.iterdir()) == {tmp_path / "nar_hw", one, Path(mine)}
     living.leave()
-    assert [path.name for path in tmp_path.iterdir()] == ["nar_hw"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "nar_hw"]
 
 
 def test_two_measurements_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
