@@ -13,6 +13,7 @@ costs, without the start of Python.
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import platform
@@ -25,59 +26,70 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import fvcore.nn  # noqa: F401  # here and below: imported once, not in every trial
 import numpy as np
 import onnxruntime
-import onnxscript  # noqa: F401
-import pydantic  # noqa: F401
 import torch
-import torch._dynamo
-import torch._inductor.compile_fx
-import torch.export
-import torch.onnx._internal.exporter
-import torchvision  # noqa: F401
 import typer
 from PIL import Image
 
 from nar_hw._version import versions
 from nar_hw.bench.rows import BenchFile
-from nar_hw.bundles import bundle, triton  # noqa: F401
 from nar_hw.bundles.manifest import load_bundle
 from nar_hw.cli import app as cli
 from nar_hw.data.images import read_image
 from nar_hw.errors import NarError
-from nar_hw.export import onnx, splice  # noqa: F401
 from nar_hw.export.onnx import open_session
 from nar_hw.faces.pairs import load_pairs
 from nar_hw.files import MARK, SCRATCH
 from nar_hw.latency.journal import Journal
 from nar_hw.latency.table import LatencyTable
 from nar_hw.models.weights import _read, load_weights
-from nar_hw.proxy import steps  # noqa: F401
 from nar_hw.proxy.subset import ProxyIndex
 from nar_hw.report.run import read_run
 from nar_hw.search.record import load_run
-from nar_hw.steps import bench, export, profile, refine, search, train, verify  # noqa: F401
 from nar_hw.training.checkpoints import load_state
 from nar_hw.training.child import Child
 from nar_hw.training.recipes import recipe_named
 
+USED = (
+    *("fvcore.nn", "onnxscript", "pydantic", "torchvision", "torch.export", "torch._dynamo", "torch._inductor.compile_fx"),
+    *("torch.onnx._internal.exporter", "nar_hw.export.onnx", "nar_hw.export.splice", "nar_hw.bundles.triton"),
+    *("nar_hw.proxy.steps", *(f"nar_hw.steps.{name}" for name in ("bench", "export", "profile", "refine", "search", "verify"))),
+)
+"""Modules that are imported once, not in every trial."""
 HANG_S = 30.0
 MEMORY_MIB = 2048
-NET = "--model resnet_digits"
+NET = "--model net.py:net"
+CODE = """
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return (x + self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))).relu()
+
+def net(num_classes=3):
+    stem = [nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()]
+    return nn.Sequential(*stem, Block(16), Block(16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
+"""
+"""The network of all trials: small, for trials are many."""
 DATA = "--data fake:1x8x8x3"
-TINY = "--slots 'layer[12].*' --operators conv3x3,max3x3"
+TINY = "--operators conv3x3,max3x3,avg3x3,dwsep3x3"
 SEARCH = "--epochs 1 --warmup-epochs 1 --batch 64 --set samples=2 --set updates=1 --set finalists=2 --set rescored=2"
 MAKE = {
     "table": f"profile {NET} --classes 3 --input 1x8x8 -o table.json --runtime fake --rounds 2 --validate 4 {TINY}",
     "child": f"train --arch incumbent {NET} {DATA} --out child --recipe demo --epochs 1",
-    "search": f"search {NET} {DATA} --table table.json --target-ms 1.01 --out search {SEARCH}",
+    "search": f"search {NET} {DATA} --table table.json --target-ms 0.14 --out search {SEARCH}",
     "bundle": "export child --out bundle --batch 1-4",
     "proxy": f"proxy select {NET} {DATA} --size 60 --by random --out proxy.json",
     "bench": "bench bundle --rounds 2 -o bench.json",
@@ -175,10 +187,11 @@ def words(arguments: list[str]) -> None:
     cli.main()
 
 
-def made(folder: Path) -> Path:
+def made(folder: Path, lines: Iterable[str]) -> Path:
     """What trials begin with; everything must work here."""
     folder.mkdir()
-    for line in MAKE.values():
+    (folder / "net.py").write_text(CODE)
+    for line in lines:
         done = forked(command(line), inside=folder)
         assert done.code == 0, (line, done)
     for kind, name in {
@@ -294,17 +307,17 @@ def files(home: Path, work: Path, count: int, rng: random.Random) -> Tally:
     """Mutated files through the loaders; twenty in a process, one by one where one of these fails."""
     tally, found = Tally(), {name: load for name, load in loaders(home).items() if (home / name).is_file()}
     work.mkdir()
-    jobs = [(name, damaged((home / name).read_bytes(), rng)) for _ in range(-(-count // len(found))) for name in found][:count]
+    jobs = [(name, rng.getrandbits(32)) for _ in range(-(-count // len(found))) for name in found][:count]
 
-    def load(group: list[tuple[str, bytes]]) -> None:
-        for name, content in group:
+    def load(group: list[tuple[str, int]]) -> None:
+        for name, seed in group:
             place = work / name
             place.parent.mkdir(parents=True, exist_ok=True)
             for path in (home / name).parent.iterdir():  # what lies beside it
                 if path.is_file() and path.parent != home and not (place.parent / path.name).exists():
                     os.link(path, place.parent / path.name)
             place.unlink(missing_ok=True)
-            place.write_bytes(content)
+            place.write_bytes(damaged((home / name).read_bytes(), random.Random(seed)))
             try:
                 found[name](place)
             except NarError as problem:
@@ -319,7 +332,7 @@ def files(home: Path, work: Path, count: int, rng: random.Random) -> Tally:
             tally.seconds.append(trial.seconds / len(group))
             continue
         for item in group:
-            tally.judge(item[0], forked(lambda: load([item]), inside=work))  # noqa: B023
+            tally.judge(f"{item[0]}, seed {item[1]}", forked(lambda: load([item]), inside=work))  # noqa: B023
     return tally
 
 
@@ -377,13 +390,14 @@ def options_of(name: str) -> list[str]:
     return [item.opts[0] for item in found.params if item.opts[0].startswith("-") and not getattr(item, "is_flag", False)]
 
 
-def options(home: Path, work: Path, count: int, rng: random.Random) -> Tally:
+def options(home: Path, work: Path, count: int, rng: random.Random, only: Collection[str] = ()) -> Tally:
     """Absurd values for every option; what is accepted runs."""
     tally = Tally()
-    jobs = [(name, words, option, value) for name, words in lines().items() for option in options_of(name) for value in VALUES]
-    for number, (name, known, option, value) in enumerate(rng.sample(jobs, min(count, len(jobs)))):
+    known = {name: words for name, words in lines().items() if name in only or not only}
+    jobs = [(name, words, option, value) for name, words in known.items() for option in options_of(name) for value in VALUES]
+    for number, (name, good, option, value) in enumerate(rng.sample(jobs, min(count, len(jobs)))):
         inside = copied(home, work / str(number))
-        line = [*known, option, value]
+        line = [*good, option, value]
         trial = forked(lambda: words(line), inside=inside)  # noqa: B023  # runs at once
         tally.judge(f"{name} {option} {value[:40]!r}", trial, data=trial.code == 2)
         if left := leftovers(inside):
@@ -497,6 +511,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "faults.json")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    for module in USED:
+        importlib.import_module(module)
     result: dict[str, Any] = {
         "command": shlex.join(["python", "benchmarks/bench_faults.py", *sys.argv[1:]]),
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
@@ -507,7 +523,7 @@ def main() -> None:
         },
     }
     with workplace() as folder:
-        home = made(folder / "home")
+        home = made(folder / "home", MAKE.values())
         for name, run in {"files": files, "options": options}.items():
             count, start = getattr(asked, name), time.monotonic()
             if count:

@@ -41,6 +41,8 @@ def writing(out: Path, *, whole: bool = False) -> Iterator[None]:
     if os.environ.get("RANK", "0") != "0":
         yield
         return
+    if whole and not Path(out).name:
+        raise RunError(f"what is written must have a name, but got {str(out)!r}: choose another")
     out = Path(out).resolve()
     folder = out.parent if whole else out
     lock = folder / (f".{out.name}.lock" if whole else LOCK)

@@ -19,7 +19,7 @@ from typer.models import CommandFunctionType
 
 from nar_hw._version import __version__
 from nar_hw.cli.values import MOST_BATCH, MOST_CLASSES, MOST_SEED, MOST_THREADS, whole
-from nar_hw.errors import NarError, printable
+from nar_hw.errors import NarError, UserError, printable
 from nar_hw.runtimes.config import THREADS_PER_CORE
 
 if TYPE_CHECKING:
@@ -241,6 +241,17 @@ def emit(as_json: bool, value: dict[str, Any], show: Callable[[], None]) -> None
             sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
         else:
             show()
+
+
+@contextmanager
+def output_file(path: Path) -> Iterator[None]:
+    """Keep ``path``, a file that a long measurement ends in, to this process. Raises UserError where it can be none."""
+    from nar_hw.locks import writing
+
+    if not path.name or path.is_dir():
+        raise UserError(f"the output must be a file, but {str(path)!r} is a folder: add a name")
+    with writing(path, whole=True):
+        yield
 
 
 @contextmanager

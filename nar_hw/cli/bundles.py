@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from nar_hw.bundles.config import ExportConfig
-from nar_hw.cli.app import DataRoot, Device, Json, Threads, app, bundle_app, console, emit, progress_bar
+from nar_hw.cli.app import DataRoot, Device, Json, Threads, app, bundle_app, console, emit, output_file, progress_bar
 from nar_hw.cli.values import MOST_BATCH, MOST_ROUNDS, span, whole, wholes
 from nar_hw.export.calibration import Calibration
 from nar_hw.records import plain
@@ -110,12 +110,11 @@ def bench(
     """Time bundles side by side on this device. Example: nar-hw bench bundle --against baseline --batch 1,8"""
     from nar_hw.bench.rows import SCHEMA, to_csv
     from nar_hw.files import write_text
-    from nar_hw.locks import writing
     from nar_hw.report.latencies import bench_png
     from nar_hw.steps.bench import bench_bundles
 
     configs = _configs(runtime, precision, batch, threads, device)
-    with writing(output, whole=True) if output else nullcontext(), progress_bar() as progress:
+    with output_file(output) if output else nullcontext(), progress_bar() as progress:
         subjects = {str(path): path for path in (bundle, against) if path is not None}
         found = bench_bundles(subjects, configs, rounds=rounds, progress=progress)
         if output is not None:

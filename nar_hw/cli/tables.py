@@ -26,6 +26,7 @@ from nar_hw.cli.app import (
     console,
     emit,
     model_info,
+    output_file,
     progress_bar,
     table_app,
 )
@@ -68,15 +69,14 @@ def profile(
     from nar_hw.latency.fill import fill as run_fill
     from nar_hw.latency.profiler import profile as run_profile
     from nar_hw.latency.table import LatencyTable
-    from nar_hw.locks import writing
     from nar_hw.runtimes import RuntimeConfig
 
     info = model_info(model, input, manner, operators, classes, slots, limit_params)
     config = RuntimeConfig(
         runtime=runtime, precision=precision, batch=batch, threads=threads, device=device, memory_format=memory_format
     )
-    journal = output.with_name(f"{output.name}.part")
-    with writing(output, whole=True), progress_bar() as progress:
+    with output_file(output), progress_bar() as progress:
+        journal = output.with_name(f"{output.name}.part")
         if fill:
             old = LatencyTable.load(output)
             table = run_fill(old, info.space(), validate=validate, journal=journal, resume=resume, progress=progress)
@@ -208,11 +208,10 @@ def table_validate(
 ) -> None:
     """Measure held-out children, keep the errors in the table. Example: nar-hw table validate table.json --plot table.png"""
     from nar_hw.latency.table import LatencyTable
-    from nar_hw.locks import writing
     from nar_hw.report.scatter import validation_png
     from nar_hw.steps.profile import revalidate
 
-    with writing(path, whole=True), progress_bar() as progress:
+    with output_file(path), progress_bar() as progress:
         table = revalidate(LatencyTable.load(path), children=children, seed=seed, progress=progress)
         table.save(path)
     if plot is not None:
