@@ -356,6 +356,9 @@ VALUES = (
 )
 
 
+WRITTEN = ("--out", "--output", "--csv", "--plot")
+
+
 def lines() -> dict[str, list[str]]:
     """Each command with words that it accepts."""
     words = {
@@ -395,6 +398,7 @@ def options(home: Path, work: Path, count: int, rng: random.Random, only: Collec
     tally = Tally()
     known = {name: words for name, words in lines().items() if name in only or not only}
     jobs = [(name, words, option, value) for name, words in known.items() for option in options_of(name) for value in VALUES]
+    jobs = [job for job in jobs if not (job[2] in WRITTEN and job[3].startswith(".."))]  # which may be written, being asked for
     for number, (name, good, option, value) in enumerate(rng.sample(jobs, min(count, len(jobs)))):
         inside = copied(home, work / str(number))
         line = [*good, option, value]
