@@ -48,6 +48,11 @@ FORMS: dict[str, tuple[Any, str | None, str]] = {
         "state_dict_ema",
         "",
     ),
+    "older than the count of batches": (
+        lambda: {name: value for name, value in network().state_dict().items() if not name.endswith("num_batches_tracked")},
+        None,
+        "",
+    ),
     "counted": (lambda: {**network().state_dict(), "total_ops": torch.zeros(1), "0.total_params": torch.zeros(1)}, None, ""),
 }
 

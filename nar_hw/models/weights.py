@@ -19,6 +19,8 @@ KEYS = ("model_ema", "state_dict_ema", "ema_state_dict", "state_dict", "model_st
 """Under which checkpoints keep state dicts, averaged weights first."""
 COUNTERS = ("total_ops", "total_params")
 """Buffers that thop leaves in the networks it counts."""
+NEW_IN_TORCH = "num_batches_tracked"
+"""The buffer of BatchNorm that files written before torch 0.4.1 lack; it keeps its zero, as in torch's own loading."""
 
 
 def save_weights(path: Path, network: nn.Module) -> None:
@@ -56,7 +58,7 @@ def weights_hash(network: nn.Module) -> str:
 
 
 def load_weights(network: nn.Module, path: Path, *, name: str = "the network") -> Loaded:
-    """Load the weights in ``path`` into ``network``; every parameter and buffer must be there and fit.
+    """Load the weights in ``path`` into ``network``; every parameter and buffer must be there (but NEW_IN_TORCH) and fit.
 
     The file is .safetensors, or a torch file of tensors, numbers and texts: a state dict, or a checkpoint that has one under
     one of KEYS. A prefix before all names (of DataParallel, torch.compile, a Lightning module) is taken off, counters' buffers
@@ -79,7 +81,11 @@ def load_weights(network: nn.Module, path: Path, *, name: str = "the network") -
             if name in found and found[name].shape != value.shape
         ),
         # safetensors keeps one of the names of a tensor that several modules share
-        *(f"{name} is missing from the file" for name in own if name not in found and own[name].data_ptr() not in shared),
+        *(
+            f"{name} is missing from the file"
+            for name, value in own.items()
+            if name not in found and value.data_ptr() not in shared and not name.endswith(NEW_IN_TORCH)
+        ),
         *(f"{name} of the file is not in the network" for name in found if name not in own),
     ]
     if problems:

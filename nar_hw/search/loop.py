@@ -22,6 +22,7 @@ from nar_hw.search.run import SearchRun
 from nar_hw.search.supernet import Supernet
 from nar_hw.space.space import SearchSpace
 from nar_hw.tasks import Task
+from nar_hw.training.memory import kept_memory
 
 if TYPE_CHECKING:
     from nar_hw.latency.table import LatencyTable
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 
 @one_writer()
+@kept_memory()
 def search(
     space: SearchSpace,
     task: Task,

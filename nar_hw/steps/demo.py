@@ -9,13 +9,16 @@ from rich.progress import Progress
 from nar_hw.models.info import ModelInfo
 from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
-from nar_hw.search.config import FITTED
+from nar_hw.search.config import FITTED, FitConfig
 from nar_hw.steps.refine import RefineConfig, refine
 from nar_hw.training.recipes import RECIPES
 
 MODEL = ModelInfo(name="resnet_digits", input_shape=(1, 8, 8), num_classes=10)
 TARGETS = ("0.8", "0.6", "0.4")
 """Shares of the network's measured latency."""
+SEARCH = replace(FITTED, batch=64, epochs=4, fit=FitConfig(epochs=3))
+RECIPE = replace(RECIPES["finetune"], batch=64, epochs=5)
+"""Fewer epochs than by default, for the digits are easy (benchmarks/bench_refine.py)."""
 
 
 def run_demo(out: Path, *, seed: int = 0, progress: Progress | None = None) -> dict[str, Any]:
@@ -29,8 +32,8 @@ def run_demo(out: Path, *, seed: int = 0, progress: Progress | None = None) -> d
         data="digits",
         targets=TARGETS,
         conditions=RuntimeConfig(runtime="onnxruntime", device=device),
-        search=replace(FITTED, batch=64, epochs=8),
-        recipe=replace(RECIPES["finetune"], batch=64),
+        search=SEARCH,
+        recipe=RECIPE,
         seed=seed,
     )
     made = refine(

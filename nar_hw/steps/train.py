@@ -30,6 +30,7 @@ from nar_hw.steps.task import AnyTask, fitted_to
 from nar_hw.tasks import ClassificationTask
 from nar_hw.training.child import Child
 from nar_hw.training.loop import train
+from nar_hw.training.memory import kept_memory
 from nar_hw.training.phases import two_phase
 from nar_hw.training.recipes import Recipe
 from nar_hw.training.result import TrainResult
@@ -168,6 +169,7 @@ def describe_child(
 
 
 @one_writer()
+@kept_memory()
 def score_weights(info: ModelInfo, weights: Path, task: AnyTask, *, out: Path | None = None) -> tuple[Child, Loaded]:
     """Score given weights as a trained network; with ``out`` they become a child folder, as if they had been trained here.
 

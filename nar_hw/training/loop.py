@@ -20,6 +20,7 @@ from nar_hw.models.weights import save_weights
 from nar_hw.records import plain
 from nar_hw.tasks import Task
 from nar_hw.training.checkpoints import SCHEMA, check_resumable, load_state, save_state
+from nar_hw.training.memory import kept_memory
 from nar_hw.training.precision import autocast
 from nar_hw.training.progress import Bar
 from nar_hw.training.recipes import Recipe
@@ -31,6 +32,7 @@ STATE, LAST, BEST = "state.pt", "last.safetensors", "best.safetensors"
 
 
 @one_writer()
+@kept_memory()
 def train(
     model: nn.Module,
     task: Task,
