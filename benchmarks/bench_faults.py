@@ -88,6 +88,7 @@ TINY = "--operators conv3x3,max3x3,avg3x3,dwsep3x3"
 SEARCH = "--epochs 1 --warmup-epochs 1 --batch 64 --set samples=2 --set updates=1 --set finalists=2 --set rescored=2"
 MAKE = {
     "table": f"profile {NET} --classes 3 --input 1x8x8 -o table.json --runtime fake --rounds 2 --validate 4 {TINY}",
+    "device": f"profile {NET} --classes 3 --input 1x8x8 -o device.json --rounds 2 --validate 4 {TINY}",
     "child": f"train --arch incumbent {NET} {DATA} --out child --recipe demo --epochs 1",
     "search": f"search {NET} {DATA} --table table.json --target-ms 0.14 --out search {SEARCH}",
     "bundle": "export child --out bundle --batch 1-4",
@@ -362,7 +363,7 @@ WRITTEN = ("--out", "--output", "--csv", "--plot")
 def lines() -> dict[str, list[str]]:
     """Each command with words that it accepts."""
     words = {
-        **{name: line for name, line in MAKE.items() if name not in ("table", "bundle", "child", "proxy")},
+        **{name: line for name, line in MAKE.items() if name not in ("table", "device", "bundle", "child", "proxy")},
         "space": f"space {NET} --input 1x8x8",
         "count": f"count {NET} --input 1x8x8",
         "profile": MAKE["table"].replace("table.json", "new.json"),
@@ -445,12 +446,12 @@ KILLED: dict[str, tuple[str, tuple[str, ...]]] = {
     "eval": (f"eval {NET} {DATA} --weights child/weights.safetensors --out new", ("new/weights.safetensors",)),
     "validate": ("table validate table.json --children 3", ()),
     "report": ("report search -o new.html", ("new.html",)),
-    "triton": ("bundle triton bundle --out models --name a{n}", ()),
+    "triton": ("bundle triton bundle --out models --name net", ()),
     "select": (f"proxy select {NET} {DATA} --size 30 --by gradient --score-epochs 1 --out new.json", ("new.json",)),
     "study": (f"proxy study {NET} {DATA} --out new --batch 20 --epochs 3 --resume", ("new/distances.npy",)),
     "refine": (
-        f"refine {NET} {DATA} {TINY} --weights child/weights.safetensors --targets 0.99 --out new --recipe recipe.json "
-        "--set epochs=1 --set samples=2 --set updates=1 --set finalists=2 --set rescored=2",
+        f"refine {NET} {DATA} {TINY} --weights child/weights.safetensors --targets 0.8 --out new --table device.json "
+        "--recipe recipe.json --set epochs=1 --set samples=2 --set updates=1 --set finalists=2 --set rescored=2",
         ("new/baseline/weights.safetensors",),
     ),
 }  # fmt: skip
@@ -460,7 +461,7 @@ KILLED: dict[str, tuple[str, tuple[str, ...]]] = {
 def kills(
     home: Path, work: Path, count: int, rng: random.Random, only: tuple[str, ...] = tuple(KILLED)
 ) -> tuple[Tally, dict[str, Any]]:
-    """Every command killed at random moments of its run, five times in one folder, then finished."""
+    """Every command killed at random moments of its run, up to five times in one folder, then finished."""
     global HANG_S
     tally, rows = Tally(), {}
     per_command = -(-count // len(only))
@@ -482,6 +483,8 @@ def kills(
                 ended += trial.code != -signal.SIGKILL
                 if trial.code not in (-signal.SIGKILL, 0, 2):
                     tally.add("tracebacks", f"{name} after a kill: {trial.code} {trial.said}")
+                if trial.code == 0:
+                    break
             HANG_S = 300.0
             last = forked(command(line), inside=inside)
             HANG_S = usual
