@@ -139,7 +139,7 @@ def _child(work: Callable[[], None], inside: Path, log: Path) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(handle, stream)
-    sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1) for stream in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, errors="backslashreplace") for stream in (1, 2))
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
     cli.errors.file = sys.stderr
     (inside / "tmp").mkdir(exist_ok=True)
@@ -350,7 +350,7 @@ VALUES = (
     "[red]x[/]",
     "~nosuchuser/x",
     "x" * 300,
-    "\ud800",
+    "\udcff",
     "0x10",
     "1,,2",
     "--json",

@@ -127,7 +127,8 @@ def _open(lock: Path, busy: Callable[[str], object]) -> int:
                 lock_now(handle, wait=True)
             if lock.exists() and os.path.samestat(os.fstat(handle), lock.stat()):  # else it was given up and deleted meanwhile
                 os.ftruncate(handle, 0)
-                os.pwrite(handle, _me().encode(), 0)
+                with suppress(OSError):  # a full disk, which what is to be written will tell
+                    os.pwrite(handle, _me().encode(errors="backslashreplace"), 0)
                 kept, handle = handle, -1
                 return kept
         finally:

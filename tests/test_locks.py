@@ -73,6 +73,13 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path, whole: bool) -
     assert not lock.exists()
 
 
+def test_a_command_that_is_no_text_is_told_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/x/__main__.py", "train", "--out", "\udcff"])
+    with writing(tmp_path):
+        assert (tmp_path / LOCK).read_text().endswith(r"UTC (nar-hw train --out '\udcff')")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_holds_something_is_kept_when_the_work_fails(tmp_path: Path) -> None:
     @one_writer()
     def work(out: Path | None) -> None:
