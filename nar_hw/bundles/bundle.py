@@ -35,7 +35,7 @@ from nar_hw.bundles.readme import readme
 from nar_hw.bundles.targets import FILES, config_for, plan
 from nar_hw.bundles.verify import parsed
 from nar_hw.data.preprocessing import Preprocessing
-from nar_hw.errors import ExportError, RuntimeUnavailableError
+from nar_hw.errors import ExportError, RunError, RuntimeUnavailableError
 from nar_hw.export.dense import DENSE_FILE, export_dense, run_dense
 from nar_hw.export.onnx import export_onnx, open_session, run_session
 from nar_hw.export.quantize import check_calibration, to_fp16, to_int8
@@ -75,7 +75,8 @@ def export_bundle(
 
     Args:
         network: the trained network; it is left as it is.
-        out: a folder that does not exist, is empty, or holds a bundle, which is replaced.
+        out: a folder that does not exist, is empty, or holds a bundle of the same network, which is replaced
+            when all its files are made again.
         arch: its name, the shape of its images and, where it was searched, the operators in its slots.
         preprocessing: a network without classes gives embeddings; it is judged by its error and, in int8, by the cosine
             similarity with torch's.
@@ -94,6 +95,8 @@ def export_bundle(
     for target, precision in compiled:
         absent = runtime_class(target).left_out(precision, config.gpus)
         left_out |= {f"{target} {precision} {gpu}": reason for gpu, reason in absent.items()}
+    made_again = {("onnx", "fp32"), *(("onnx", precision) for precision in config.precisions), *compiled}
+    _check_nothing_is_lost(out, arch.name, made_again | ({("dense", "fp32")} if config.dense else set()))
     shape, classes = arch.input_shape, preprocessing.classes
     arch = replace(arch, parameters=sum(parameter.numel() for parameter in network.parameters()))
     model = Network(name=arch.name, operators=arch.operators, codes=arch.codes, parameters=arch.parameters)
@@ -195,6 +198,21 @@ def _compiled(judge: Judge, target: str, precision: str, source: Source, config:
 
 def _hashes(folder: Path) -> dict[str, str]:
     return {file.name: sha256(file) for file in sorted(folder.iterdir())}
+
+
+def _check_nothing_is_lost(out: Path, name: str, made: set[tuple[str, str]]) -> None:
+    """Raises ExportError where ``out`` has a whole bundle of another network, or files that are not ``made`` again."""
+    try:
+        old = load_bundle(out).manifest
+    except RunError:  # none, or a damaged one
+        return
+    if old.model.name != name:
+        raise ExportError(f"{out} holds a bundle of {old.model.name}, not {name}: choose another folder, or delete it")
+    if lost := [f"{target} {precision}" for target, precision, _ in old.entries() if (target, precision) not in made]:
+        raise ExportError(
+            f"{out} holds a bundle with {', '.join(lost)}, which this export would not make again: ask for these too, "
+            "choose another folder, or delete it"
+        )
 
 
 @contextmanager
