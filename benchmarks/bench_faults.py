@@ -269,6 +269,10 @@ def damaged(good: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
+def _lines(text: str, mark: str) -> str:
+    return " ".join(line for line in text.splitlines() if mark in line)
+
+
 class Tally:
     """Faults by kind, with an example of each."""
 
@@ -291,9 +295,9 @@ class Tally:
         if trial.mib > MEMORY_MIB:
             self.add("over 2 GiB", f"{what}: {trial.mib:.0f} MiB")
         if "WRITES OUTSIDE" in trial.said:
-            self.add("writes outside", f"{what}: {trial.said}")
+            self.add("writes outside", f"{what}: {_lines(trial.said, 'WRITES OUTSIDE')}")
         if data and "STARTS" in trial.said:
-            self.add("programs", f"{what}: {trial.said}")
+            self.add("programs", f"{what}: {_lines(trial.said, 'STARTS')}")
 
     def record(self, trials: int) -> dict[str, Any]:
         """For the result file."""

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from nar_hw.errors import ModelError
 from nar_hw.files import write_bytes
 
-_SCALAR = np.float64(0).__reduce__()[0]
+_SCALAR: Any = np.float64(0).__reduce__()[0]
 """What NumPy's numbers are pickled by."""
 # Heads that torchvision trained its googlenet and inception_v3 with; the networks built here have none.
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 KEYS = ("model_ema", "state_dict_ema", "ema_state_dict", "state_dict", "model_state_dict", "model", "net", "network")
 """Under which checkpoints keep state dicts, averaged weights first."""
 _TYPES = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
-HARMLESS = [argparse.Namespace, _SCALAR, np.dtype, *_TYPES]
+HARMLESS: list[Any] = [argparse.Namespace, _SCALAR, np.dtype, *_TYPES]
 """What trainers keep beside weights (timm its arguments and best score): values that run nothing when they are read."""
 COUNTERS = ("total_ops", "total_params")
 """Buffers that thop leaves in the networks it counts."""
