@@ -584,7 +584,11 @@ class TensorRT(Network):
         if library != "tensorrt-rtx":
             return self.engine.create_execution_context()
         slug = re.sub(r"[^a-z0-9.]+", "-", "-".join((library, self.trt.__version__, *self.cuda.gpu())).lower())
-        self.cache_file = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nar_hw" / f"{slug}.cache"
+        try:
+            root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        except RuntimeError:  # a user without a home
+            root = Path(os.devnull)
+        self.cache_file = root / "nar_hw" / f"{slug}.cache"
         config = self.engine.create_runtime_config()
         config.dynamic_shapes_kernel_specialization_strategy = self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
         self.cache = config.create_runtime_cache()

@@ -186,6 +186,11 @@ def _broken(rule: str, field: str, found: Any, kind: Any) -> str:
     )
 
 
+def is_whole(text: str) -> bool:
+    """Whether ``text`` is a whole number that may be made of it: of a few of the digits 0 to 9, not of other scripts' digits."""
+    return re.fullmatch("[0-9]{1,9}", text) is not None
+
+
 def shown(value: Any) -> str:
     """``value`` for the line of an error, cut to 80 characters."""
     text = repr(value)

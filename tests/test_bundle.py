@@ -258,9 +258,22 @@ def test_nothing_but_a_bundle_is_replaced(network: nn.Module, tmp_path: Path) ->
     (tmp_path / "file").touch()
     with pytest.raises(ExportError, match="replaces only another bundle"):
         export(network, tmp_path / "file")
-    with pytest.raises(ExportError, match="cannot be written"):
+    with pytest.raises(RunError, match="must be a folder, but it or one that it is in is a file"):
         export(network, tmp_path / "file" / "bundle")
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["file", "thesis", "thesis.tex"]
+
+
+def test_no_file_of_a_bundle_is_lost(network: nn.Module, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    export(network, out, precisions=("fp32", "fp16"))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(ExportError, match="holds a bundle with onnx fp16, which this export would not make again: ask for these"):
+        export(network, out)
+    with pytest.raises(ExportError, match="holds a bundle of tiny, not other"):
+        export(network, out, precisions=("fp32", "fp16"), name="other")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    export(network, out, precisions=("fp32", "fp16"), batch=(1, 2))  # the same files, made anew
+    assert load_bundle(out).manifest.input.batch == (1, 2)
 
 
 IMAGES, LABELS = some_images(4)

@@ -304,6 +304,7 @@ class TestPairs:
         [
             ("", "must begin with the number of folds"),
             ("name\na 1 2\n", "must begin with the number of folds"),
+            (f"{'9' * 5000}\na 1 2\n", "must begin with the number of folds"),
             ("1 2\na 1 2\n", r"must list 1 x 2 x 2 = 4 pairs, as it says, but lists 1: complete it"),
             ("1\na 1 2\na 1 b\n", r"pair 2 of .* must be 'name i j' or 'name i other j', but is 'a 1 b'"),
             ("a b 1\n" * 7, r"must have 10 equal folds, but .* has 7 pairs"),

@@ -147,9 +147,10 @@ def test_a_line_that_a_crash_cut_off_is_left_out_and_other_damage_is_refused(tmp
     text = path.read_text()
     path.write_text(text[:-20])
     assert len(Journal(path, {}, resume=True).batches("operators", SPECS)) == 2
-    path.write_text(text.replace('"rounds"', "rounds", 1))
-    with pytest.raises(RunError, match=r"x\.part is damaged: delete it"):
-        Journal(path, {}, resume=True)
+    for damaged in (text.replace('"rounds"', "rounds", 1), "[" * 100_000, f"{{}}\n{'[' * 100_000}\n"):
+        path.write_text(damaged)
+        with pytest.raises(RunError, match=r"x\.part is damaged: delete it"):
+            Journal(path, {}, resume=True)
 
 
 def test_quiet_machines_need_fewer_rounds_than_noisy_ones(space: SearchSpace) -> None:

@@ -1,6 +1,7 @@
 """Values that options take: one parser for each kind, with limits that are checked before anything else happens."""
 
 import re
+import shlex
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from nar_hw.cli.values import MOST_THREADS, OptionError
 from nar_hw.data import load_data
 from nar_hw.errors import DataError, ModelError, NarError, UserError
+from nar_hw.latency.table import shipped_tables
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.torch_eager import TorchEager
 from nar_hw.space.flops import count_module
@@ -18,6 +20,7 @@ from tests.test_cli import Run, refused, run
 
 __all__ = ["run"]  # a fixture
 
+TABLE = shlex.quote(str(shipped_tables()[0]))
 SEED = "--seed must be a whole number from 0 to 4294967295, but got"
 LONG = "9" * 5000
 NET = "--model resnet_digits"
@@ -62,6 +65,8 @@ CASES = [
     (f"train --arch incumbent {NET} --data folder:~nosuchuser/x --out s", r"~ of a user who exists, but got '~nosuchuser/x'"),
     (f"count {NET} --input 1x8x8 --arch ²,0", "unknown operator '²'"),
     (f"count {NET} --input 1x8x8 --arch {LONG}", "unknown operator '9+'"),
+    (f"table predict {TABLE} --arch {LONG}", "unknown operator '9+'"),
+    (f"table predict {TABLE} --arch \u0661", "unknown operator '\u0661'"),
     (f"count {NET} --input 1x100000x100000", r"1 image of 1x100000x100000 take 37\.3 GiB or more and .* GiB are free"),
 ]  # fmt: skip
 

@@ -96,5 +96,5 @@ def test_a_model_is_not_replaced_and_batches_start_at_one(bundle: Path, tmp_path
     with pytest.raises(ExportError, match="takes 2 at least"):
         triton_model(export(tmp_path / "two", batch=(2, 8)), tmp_path / "models", name="two")
     (tmp_path / "file").touch()
-    with pytest.raises(ExportError, match="cannot be written"):
+    with pytest.raises(RunError, match="must be a folder, but it or one that it is in is a file"):
         triton_model(bundle, tmp_path / "file")

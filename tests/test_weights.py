@@ -1,8 +1,10 @@
 """Weights as they come: state dicts and checkpoints of other trainers, prefixes of wrappers, what fits and what does not."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -48,6 +50,17 @@ FORMS: dict[str, tuple[Any, str | None, str]] = {
         "state_dict_ema",
         "",
     ),
+    "timm with its arguments": (
+        lambda: {
+            "state_dict": network().state_dict(),
+            "args": argparse.Namespace(lr=0.1),
+            "metric": np.float64(1),
+            "n": np.int64(2),
+        },
+        "state_dict",
+        "",
+    ),
+    "compiled": (lambda: prefixed("_orig_mod."), None, "_orig_mod."),
     "older than the count of batches": (
         lambda: {name: value for name, value in network().state_dict().items() if not name.endswith("num_batches_tracked")},
         None,
@@ -89,3 +102,26 @@ def test_whole_modules_are_never_unpickled(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "w.pt")
     with pytest.raises(ModelError, match="must hold a state dict"):
         load_weights(network(), tmp_path / "w.pt")
+
+
+def test_a_backbone_in_another_network_is_refused_with_what_is_missing(tmp_path: Path) -> None:
+    state = {name if name.startswith("3.") else f"backbone.{name}": value for name, value in network().state_dict().items()}
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(
+        ModelError, match=r"must fit the network: 7 of 9 do, but 3\.weight is missing from the file \(and 1 more\)"
+    ):
+        load_weights(network(), tmp_path / "w.pt")
+
+
+class Runs:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("ran"),)
+
+
+@pytest.mark.parametrize("wrapped", [lambda: argparse.Namespace(x=Runs()), lambda: [Runs()], Runs])
+def test_what_is_kept_beside_weights_runs_nothing(wrapped: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": network().state_dict(), "args": wrapped()}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match="holds other objects, which are never loaded"):
+        load_weights(network(), tmp_path / "w.pt")
+    assert not Path("ran").exists()

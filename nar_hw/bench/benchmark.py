@@ -18,6 +18,7 @@ from nar_hw.bench.meters import Gpu, HostMemory
 from nar_hw.bench.rows import BenchRow, Floats, noise_floor
 from nar_hw.bundles.manifest import Bundle, load_bundle
 from nar_hw.errors import MeasurementError, ModelError, RunError, RuntimeUnavailableError
+from nar_hw.latency.children import alone
 from nar_hw.latency.device import fingerprint
 from nar_hw.latency.timing import check_samples, interleave, stable, summarize
 from nar_hw.records import plain, replace
@@ -74,6 +75,7 @@ def bench(
         if reason := runtime_class(config.runtime).unavailable(config):
             raise RuntimeUnavailableError(reason)
     with ExitStack() as stack:
+        stack.enter_context(alone(configs, progress))
         visitors: dict[Key, _Visitor] = {}
         opened = {name: _opened(network) for name, network in subjects.items()}
         for config in configs:

@@ -1,8 +1,6 @@
 """A trained network as one folder that runs without this package, each file compared with torch before it is handed over."""
 
 import math
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -37,11 +35,12 @@ from nar_hw.bundles.readme import readme
 from nar_hw.bundles.targets import FILES, config_for, plan
 from nar_hw.bundles.verify import parsed
 from nar_hw.data.preprocessing import Preprocessing
-from nar_hw.errors import ExportError, RuntimeUnavailableError
+from nar_hw.errors import ExportError, RunError, RuntimeUnavailableError
 from nar_hw.export.dense import DENSE_FILE, export_dense, run_dense
 from nar_hw.export.onnx import export_onnx, open_session, run_session
 from nar_hw.export.quantize import check_calibration, to_fp16, to_int8
-from nar_hw.files import sha256, write_bytes, write_text
+from nar_hw.files import atomic_folder, sha256, write_bytes, write_text
+from nar_hw.locks import one_writer
 from nar_hw.records import plain, replace, write_record
 from nar_hw.runtimes import runtime_class
 from nar_hw.runtimes.exporting import Source
@@ -49,6 +48,7 @@ from nar_hw.runtimes.exporting import Source
 __all__ = ["Arch", "BundleImages", "ExportConfig", "Latency", "Preprocessing", "export_bundle"]
 
 
+@one_writer(whole=True)
 def export_bundle(
     network: nn.Module,
     out: Path | str,
@@ -75,7 +75,8 @@ def export_bundle(
 
     Args:
         network: the trained network; it is left as it is.
-        out: a folder that does not exist, is empty, or holds a bundle, which is replaced.
+        out: a folder that does not exist, is empty, or holds a bundle of the same network, which is replaced
+            when all its files are made again.
         arch: its name, the shape of its images and, where it was searched, the operators in its slots.
         preprocessing: a network without classes gives embeddings; it is judged by its error and, in int8, by the cosine
             similarity with torch's.
@@ -94,6 +95,8 @@ def export_bundle(
     for target, precision in compiled:
         absent = runtime_class(target).left_out(precision, config.gpus)
         left_out |= {f"{target} {precision} {gpu}": reason for gpu, reason in absent.items()}
+    made_again = {("onnx", "fp32"), *(("onnx", precision) for precision in config.precisions), *compiled}
+    _check_nothing_is_lost(out, arch.name, made_again | ({("dense", "fp32")} if config.dense else set()))
     shape, classes = arch.input_shape, preprocessing.classes
     arch = replace(arch, parameters=sum(parameter.numel() for parameter in network.parameters()))
     model = Network(name=arch.name, operators=arch.operators, codes=arch.codes, parameters=arch.parameters)
@@ -197,27 +200,31 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {file.name: sha256(file) for file in sorted(folder.iterdir())}
 
 
+def _check_nothing_is_lost(out: Path, name: str, made: set[tuple[str, str]]) -> None:
+    """Raises ExportError where ``out`` has a whole bundle of another network, or files that are not ``made`` again."""
+    try:
+        old = load_bundle(out).manifest
+    except RunError:  # none, or a damaged one
+        return
+    if old.model.name != name:
+        raise ExportError(f"{out} holds a bundle of {old.model.name}, not {name}: choose another folder, or delete it")
+    if lost := [f"{target} {precision}" for target, precision, _ in old.entries() if (target, precision) not in made]:
+        raise ExportError(
+            f"{out} holds a bundle with {', '.join(lost)}, which this export would not make again: ask for these too, "
+            "choose another folder, or delete it"
+        )
+
+
 @contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
     """A new folder beside ``out`` that takes its place when the block succeeds and vanishes when it does not."""
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"a bundle replaces only another bundle, but {out} holds something else: choose another folder")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        with atomic_folder(out) as folder:
+            yield folder
     except OSError as problem:
         raise ExportError(f"bundle {out} cannot be written: {problem}") from problem
-    try:
-        new = folder / "new"
-        new.mkdir()
-        yield new
-        if out.exists():
-            out.rename(folder / "old")
-        new.rename(out)
-    except OSError as problem:
-        raise ExportError(f"bundle {out} cannot be written: {problem}") from problem
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _weights(network: nn.Module) -> bytes:

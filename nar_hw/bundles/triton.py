@@ -3,12 +3,13 @@
 import json
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 from nar_hw.bundles.manifest import Bundle, load_bundle
 from nar_hw.bundles.targets import ONNX, targets
 from nar_hw.errors import ExportError, unknown_name
+from nar_hw.files import atomic_folder
+from nar_hw.locks import writing
 from nar_hw.runtimes import runtime_class
 from nar_hw.runtimes.exporting import Triton
 
@@ -52,16 +53,13 @@ def triton_model(
             f"Triton sends single images too, but the bundle takes {batch[0]} at least: export it with --batch 1-..."
         )
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{called}.") as scratch:
-            new = Path(scratch) / called
-            (new / "1").mkdir(parents=True)
+        with writing(out, whole=True), atomic_folder(out) as new:
+            (new / "1").mkdir()
             shutil.copyfile(source, new / "1" / known[target].file)
             if found.manifest.classes:
                 labels = (" ".join(label.split()) for label in found.manifest.classes)
                 (new / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
             (new / "config.pbtxt").write_text(_config(found, called, known[target].backend, batch), encoding="utf-8")
-            new.rename(out)
     except OSError as problem:
         raise ExportError(f"{out} cannot be written: {problem}") from problem
     return out

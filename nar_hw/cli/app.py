@@ -20,7 +20,7 @@ from typer.models import CommandFunctionType
 from nar_hw._version import __version__
 from nar_hw.cli.grid import Grid
 from nar_hw.cli.values import MOST_BATCH, MOST_CLASSES, MOST_SEED, MOST_THREADS, choice, whole
-from nar_hw.errors import NarError, printable
+from nar_hw.errors import NarError, UserError, printable
 from nar_hw.runtimes import PRECISIONS, RUNTIMES
 from nar_hw.runtimes.config import THREADS_PER_CORE
 
@@ -381,6 +381,17 @@ def emit(as_json: bool, value: dict[str, Any], show: Callable[[], None]) -> None
 def grid(titles: Iterable[str], rows: Iterable[Sequence[str]]) -> Grid:
     """A table that never cuts what is in it."""
     return Grid(tuple(titles), [tuple(map(printable, row)) for row in rows])
+
+
+@contextmanager
+def output_file(path: Path) -> Iterator[None]:
+    """Keep ``path``, a file that a long measurement ends in, to this process. Raises UserError where it can be none."""
+    from nar_hw.locks import writing
+
+    if not path.name or path.is_dir():
+        raise UserError(f"the output must be a file, but {str(path)!r} is a folder: add a name")
+    with writing(path, whole=True):
+        yield
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Commands about what is deployed: export, bench and bundle."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ from nar_hw.cli.app import (
     console,
     emit,
     grid,
+    output_file,
     progress_bar,
 )
 from nar_hw.cli.values import MOST_BATCH, MOST_ROUNDS, choice, span, whole, wholes
@@ -196,15 +198,16 @@ def bench(
         )
         emit(as_json, {"kit": str(kit), "runtime_version": plan.runtime_version}, lambda: console.print(line, soft_wrap=True))
         return
-    if times is not None:
-        brought = Times.load(times)
-        found = bench_from(brought)
-        predicted = predictions(brought)
-    else:
-        with progress_bar() as progress:
-            found = bench_bundles(subjects, configs, rounds=rounds, progress=progress)
-    if output is not None:
-        found.save(output)
+    with output_file(output) if output else nullcontext():
+        if times is not None:
+            brought = Times.load(times)
+            found = bench_from(brought)
+            predicted = predictions(brought)
+        else:
+            with progress_bar() as progress:
+                found = bench_bundles(subjects, configs, rounds=rounds, progress=progress)
+        if output is not None:
+            found.save(output)
     if csv is not None:
         write_text(csv, to_csv(found.rows))
     if plot is not None:

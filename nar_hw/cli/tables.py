@@ -29,6 +29,7 @@ from nar_hw.cli.app import (
     emit,
     grid,
     model_info,
+    output_file,
     progress_bar,
     table_app,
 )
@@ -159,8 +160,8 @@ def profile(
         return
     if output is None:
         raise UserError("a profile needs the file of the table: add -o table.json")
-    journal = output.with_suffix(".part")
-    with progress_bar() as progress:
+    with output_file(output), progress_bar() as progress:
+        journal = output.with_name(f"{output.name}.part")
         if fill:
             old = LatencyTable.load(output)
             table = run_fill(old, info.space(), validate=validate, journal=journal, resume=resume, progress=progress)
@@ -178,7 +179,7 @@ def profile(
                 resume=resume,
                 progress=progress,
             )
-    table.save(output)
+        table.save(output)
     emit(as_json, {"table": str(output), **outline(table)}, lambda: show_outline(table, output))
 
 
@@ -291,9 +292,9 @@ def table_validate(
     from nar_hw.report.scatter import validation_png
     from nar_hw.steps.profile import revalidate
 
-    with progress_bar() as progress:
+    with output_file(path), progress_bar() as progress:
         table = revalidate(LatencyTable.load(path), children=children, seed=seed, progress=progress)
-    table.save(path)
+        table.save(path)
     if plot is not None:
         validation_png(table, plot)
     emit(as_json, outline(table), lambda: show_outline(table, path))

@@ -9,7 +9,6 @@ import logging
 import re
 import shutil
 import subprocess
-import tempfile
 import warnings
 import zipfile
 import zlib
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from nar_hw.errors import ExportError, ModelError, RunError, RuntimeUnavailableError
-from nar_hw.files import atomic_path
+from nar_hw.files import Scratch, atomic_path
 
 _FLAGS = {"AVX512": "avx512f", "ASIMD": "asimd"}
 """What Inductor calls an instruction set -> what Linux calls it, where it is not the same in lower case."""
@@ -68,7 +67,7 @@ def compile_package(network: nn.Module, images: Tensor, path: Path, metadata: Ma
         "freezing": images.device.type == "cpu",  # lays the weights out for the CPU's convolutions: twice as fast
     }
     with (
-        tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch,
+        Scratch() as scratch,
         _quiet(),
         torch.inference_mode(mode=False),
         torch.no_grad(),
@@ -108,7 +107,7 @@ def _without_paths(library: bytes) -> bytes:
     from torch._inductor.runtime.cache_dir_utils import cache_dir  # takes a second
 
     if (strip := shutil.which("strip")) is not None:
-        with tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch:
+        with Scratch() as scratch:
             file = Path(scratch) / "network.so"
             file.write_bytes(library)
             subprocess.run([strip, "--strip-debug", file], capture_output=True, check=False)

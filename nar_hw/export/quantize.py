@@ -6,7 +6,6 @@ activations ONNX Runtime computes convolutions before a ReLU in fp32. TensorRT t
 
 import contextlib
 import io
-import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -17,7 +16,7 @@ from nar_hw.errors import ExportError, unknown_name
 from nar_hw.export.calibration import Calibration
 from nar_hw.export.graph import rename_values
 from nar_hw.export.onnx import Images, open_session, write_model
-from nar_hw.files import write_bytes
+from nar_hw.files import Scratch, write_bytes
 
 if TYPE_CHECKING:
     import onnx
@@ -243,7 +242,7 @@ def _ranges(proto: "onnx.ModelProto", kinds: list[str], images: Images, method: 
 
     methods = quantization.CalibrationMethod
     kind = {"minmax": methods.MinMax, "entropy": methods.Entropy, "percentile": methods.Percentile}[method]
-    with tempfile.TemporaryDirectory(prefix="nar_hw_") as folder:
+    with Scratch() as folder:
         plain, augmented = Path(folder) / "fp32.onnx", Path(folder) / "augmented.onnx"
         onnx.save(proto, plain)
         calibrator = quantization.create_calibrator(plain, kinds, str(augmented), kind)

@@ -14,7 +14,6 @@ import importlib
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from nar_hw.export.engine_layers import datatypes
 from nar_hw.export.engine_worker import one_line
 from nar_hw.export.gpus import capabilities, number
 from nar_hw.export.quantize import PRODUCER, precision_of, to_symmetric
-from nar_hw.files import atomic_path, json_text, sha256
+from nar_hw.files import Scratch, atomic_path, json_text, sha256
 from nar_hw.records import plain
 
 Batch = tuple[int, int, int]
@@ -124,7 +123,7 @@ def build_engine(
     cache_path = None
     if "timing_cache" in kind.settings:
         cache_path = target.with_name(f"{target.name}.cache") if timing_cache is None else Path(timing_cache)
-    with tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch:
+    with Scratch() as scratch:
         folder = Path(scratch)
         made = {name: folder / name for name in ("plan", "layers", "new_cache")}
         request = {
@@ -232,7 +231,7 @@ def parser_verdicts(files: Mapping[str, Path]) -> dict[str, Verdict]:
             version = tensorrt_module(name).__version__
         except RuntimeUnavailableError:
             continue
-        with tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch:
+        with Scratch() as scratch:
             folder, given, refused = Path(scratch), {}, {}
             for index, (key, file) in enumerate(files.items()):
                 (folder / str(index)).mkdir()

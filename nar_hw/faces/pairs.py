@@ -18,6 +18,7 @@ from nar_hw.data.images import SUFFIXES
 from nar_hw.errors import DataError
 from nar_hw.faces.bin import read_bin
 from nar_hw.faces.images import Encoded, Files
+from nar_hw.records import is_whole
 
 FOLDS = 10
 Listed = tuple[Path, Path, bool, int]
@@ -109,7 +110,7 @@ def _folds(count: int, path: Path) -> NDArray[np.int64]:
 def _lfw(lines: list[list[str]], path: Path, images: Path) -> Iterator[Listed]:
     """A first line with pairs per fold (after the number of folds, if not one), then ``name i j`` and ``name i other j``."""
     head, *rows = lines or [[]]
-    if not 1 <= len(head) <= 2 or not all(word.isdecimal() for word in head):
+    if not 1 <= len(head) <= 2 or not all(is_whole(word) for word in head):
         raise DataError(
             f"{path} must begin with the number of folds and of pairs, as LFW's lists do, or be lines of 'path path flag'"
         )
@@ -121,9 +122,9 @@ def _lfw(lines: list[list[str]], path: Path, images: Path) -> Iterator[Listed]:
         )
     for number, row in enumerate(rows):
         match row:
-            case [name, first, second] if first.isdecimal() and second.isdecimal():
+            case [name, first, second] if is_whole(first) and is_whole(second):
                 pair = (_image(images, name, first), _image(images, name, second), True)
-            case [name, first, other, second] if first.isdecimal() and second.isdecimal():
+            case [name, first, other, second] if is_whole(first) and is_whole(second):
                 pair = (_image(images, name, first), _image(images, other, second), False)
             case _:
                 raise DataError(f"pair {number + 1} of {path} must be 'name i j' or 'name i other j', but is {' '.join(row)!r}")

@@ -1,7 +1,6 @@
 """The NAR paper's proxy set (4.1.1): a few images each of some identities of a large set, on which a search is affordable."""
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,13 @@ from nar_hw.errors import DataError
 from nar_hw.faces.data import labelled
 from nar_hw.faces.images import Encoded
 from nar_hw.faces.pairs import by_identity
-from nar_hw.files import write_json
+from nar_hw.files import atomic_folder, write_json
+from nar_hw.locks import one_writer
 
 LISTING = "proxy.json"
 
 
+@one_writer(whole=True)
 def make_proxy(
     source: Path, out: Path, *, identities: int, images: int, valid: int, test_identities: int, seed: int = 0
 ) -> dict[str, Any]:
@@ -53,9 +54,7 @@ def make_proxy(
     rng = np.random.RandomState(seed)
     chosen = rng.permutation(enough)[:wanted]
     taken: dict[str, dict[str, list[str]]] = {"train": {}, "valid": {}, "test": {}}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
+    with atomic_folder(out) as folder:
         for place, identity in enumerate(chosen.tolist()):
             picked = rng.permutation(members[identity])[:images]
             parts = {"test": picked} if place >= identities else {"valid": picked[:valid], "train": picked[valid:]}
@@ -74,10 +73,6 @@ def make_proxy(
             "taken": {part: dict(sorted(items.items())) for part, items in taken.items()},
         }
         write_json(folder / LISTING, listing)
-        folder.chmod(0o755)
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return listing
 
 

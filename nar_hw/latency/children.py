@@ -5,12 +5,10 @@ Shape legend: rounds = visits that are kept, repeats = runs of one visit.
 
 import itertools
 import math
-import shutil
-import tempfile
 import time
 import weakref
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
@@ -20,8 +18,10 @@ import numpy.typing as npt
 
 from nar_hw.device.visits import LOADING_S, MARK_EVERY, Clock, at_once as at_once_of, in_turn, normalised, typical, undisturbed
 from nar_hw.errors import MeasurementError
+from nar_hw.files import Scratch
 from nar_hw.latency.journal import Batch, ChildTimes, Journal
 from nar_hw.latency.timing import check_samples, summarize
+from nar_hw.locks import measuring
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.runtimes.base import Runtime
 from nar_hw.space.space import SearchSpace
@@ -50,8 +50,9 @@ class ChildLoader:
             from nar_hw.export.splice import ChildExporter  # pulls in onnx
 
             self._exporter = ChildExporter(space, batch=config.batch)
-            self._folder = Path(tempfile.mkdtemp(prefix="nar_hw_"))
-            self._close = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            scratch = Scratch()
+            self._folder = Path(scratch.name)
+            self._close = weakref.finalize(self, scratch.cleanup)
         self._numbers = itertools.count()
 
     def __call__(self, arch: Arch, profile: bool = False) -> Runtime:
@@ -73,6 +74,16 @@ class ChildLoader:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+@contextmanager
+def alone(configs: Iterable[RuntimeConfig], progress: "Progress | None" = None) -> Iterator[None]:
+    """Whoever measures under ``configs`` waits here while another process measures on this machine, and says so."""
+    if all(runtime_class(config.runtime).simulated for config in configs):
+        yield
+        return
+    with measuring(lambda text: None if progress is None else progress.console.print(text, highlight=False, soft_wrap=True)):
+        yield
 
 
 def child_loader(space: SearchSpace, config: RuntimeConfig) -> ChildLoader:

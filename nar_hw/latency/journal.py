@@ -108,7 +108,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     for line in text.splitlines(keepends=True):
         try:
             found.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             if line.endswith("\n") or not found:
                 raise RunError(f"{path} is damaged: {_AGAIN}") from None
     if not found or not all(isinstance(line, dict) for line in found):

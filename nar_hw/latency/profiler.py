@@ -4,6 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from nar_hw.errors import MeasurementError, RuntimeUnavailableError, UserError, unknown_name
 from nar_hw.latency import in_context, isolated, regression
-from nar_hw.latency.children import ChildLoader, Measured, Steps, child_loader, children_at_once, measure
+from nar_hw.latency.children import ChildLoader, Measured, Steps, alone, child_loader, children_at_once, measure
 from nar_hw.latency.designs import contexts, orthogonal
 from nar_hw.latency.device import MATTERS, fingerprint
 from nar_hw.latency.estimate import Estimate
@@ -81,7 +82,6 @@ def profile(
         RuntimeUnavailableError: the runtime does not work here, or has no per-layer times for in-context.
         MeasurementError: times that cannot be trusted.
     """
-    start = time.monotonic()
     if method not in METHODS:
         raise unknown_name("profiling method", method, METHODS)
     if rounds < 2:
@@ -100,7 +100,11 @@ def profile(
     if journal is not None:
         kept = Journal(journal, _conditions(space, config, method, rounds, seed), resume=resume)
     share = math.inf if budget_s is None else budget_s * (0.5 if validate else 1.0)
-    with child_loader(space, config) as load, load(space.incumbent) as reference:
+    with ExitStack() as stack:
+        stack.enter_context(alone([config], progress))
+        start = time.monotonic()
+        load = stack.enter_context(child_loader(space, config))
+        reference = stack.enter_context(load(space.incumbent))
         job = _Here(
             space=space,
             config=config,

@@ -22,7 +22,7 @@ from nar_hw.errors import MissingEntryError, SpaceError, TableError, TableMismat
 from nar_hw.files import write_text
 from nar_hw.latency.record import SCHEMA, Entry, Method, Milliseconds, TableSlot, Validation, schema_2, to_text, upgraded
 from nar_hw.models.info import ModelInfo
-from nar_hw.records import Record, as_record, changes, command, plain, read_record, replace
+from nar_hw.records import Record, as_record, changes, command, is_whole, plain, read_record, replace
 from nar_hw.runtimes.config import RuntimeConfig
 from nar_hw.space.spec import INCUMBENT, Arch
 from nar_hw.userfile import is_file_name
@@ -206,9 +206,9 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
             return self.incumbent
         codes = []
         for item in (item.strip() for item in text.split(",")):
-            if not item.isdecimal() and item not in self.operators:
+            if not is_whole(item) and item not in self.operators:
                 raise unknown_name("operator", item, self.operators)
-            codes.append(int(item) if item.isdecimal() else self.operators.index(item))
+            codes.append(int(item) if is_whole(item) else self.operators.index(item))
         return tuple(codes)
 
     def bounds(self) -> tuple[float, float]:

@@ -2,13 +2,14 @@
 
 import math
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from nar_hw.errors import TableError, UserError
-from nar_hw.latency.children import Measured, Steps, child_loader, children_at_once, measure
+from nar_hw.latency.children import Measured, Steps, alone, child_loader, children_at_once, measure
 from nar_hw.latency.designs import held_out, profiled
 from nar_hw.latency.journal import Journal
 from nar_hw.latency.record import Pair, Validation
@@ -60,7 +61,6 @@ def validate(
         TableError: the table is for another space, or the space has fewer than 3 children to hold out.
         MeasurementError: times that cannot be trusted.
     """
-    start = time.monotonic()
     if children < 3:
         raise UserError(f"a validation needs 3 children or more, but got children={children}")
     table.check(space)
@@ -69,7 +69,12 @@ def validate(
         raise TableError(
             f"a validation needs at least 3 children that were not profiled, but there are {len(archs)}: pass validate=0"
         )
-    with child_loader(space, config or table.config) as load, load(space.incumbent) as reference:
+    config = config or table.config
+    with ExitStack() as stack:
+        stack.enter_context(alone([config], progress))
+        start = time.monotonic()
+        load = stack.enter_context(child_loader(space, config))
+        reference = stack.enter_context(load(space.incumbent))
         at_once = children_at_once(space)
         deadline = math.inf if budget_s is None else start + budget_s
         tick = Steps(progress, "validating", (rounds + 1) * len(archs))

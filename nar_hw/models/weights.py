@@ -1,22 +1,29 @@
 """Weights on disk: safetensors, or torch files of tensors only; nothing is executed."""
 
+import argparse
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from nar_hw.errors import ModelError
-from nar_hw.files import atomic_path
+from nar_hw.files import write_bytes
 
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+"""What NumPy's numbers are pickled by."""
 # Heads that torchvision trained its googlenet and inception_v3 with; the networks built here have none.
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 KEYS = ("model_ema", "state_dict_ema", "ema_state_dict", "state_dict", "model_state_dict", "model", "net", "network")
 """Under which checkpoints keep state dicts, averaged weights first."""
+_TYPES = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
+HARMLESS: list[Any] = [argparse.Namespace, _SCALAR, np.dtype, *_TYPES]
+"""What trainers keep beside weights (timm its arguments and best score): values that run nothing when they are read."""
 COUNTERS = ("total_ops", "total_params")
 """Buffers that thop leaves in the networks it counts."""
 NEW_IN_TORCH = "num_batches_tracked"
@@ -27,8 +34,7 @@ def save_weights(path: Path, network: nn.Module) -> None:
     """Write the parameters and buffers of ``network`` to a safetensors file, atomically."""
     # Copies, for safetensors refuses tensors that share memory or are not contiguous.
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary)
+    write_bytes(path, save(tensors))
 
 
 class Loaded(NamedTuple):
@@ -127,9 +133,10 @@ def _read(path: Path) -> tuple[str | None, dict[str, Tensor]]:
     if not path.is_file():
         raise ModelError(f"weights file {path} does not exist or is no file")
     try:
-        content: Any = (
-            load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        with torch.serialization.safe_globals(HARMLESS):
+            content: Any = (
+                load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+            )
     except Exception as problem:  # what a damaged file raises depends on where the damage is
         raise ModelError(
             f"weights file {path} must hold tensors only, but is damaged or holds other objects, which are never loaded "

@@ -13,6 +13,7 @@ from torch import nn
 
 from nar_hw.data import ImageData, load_data
 from nar_hw.errors import DataError
+from nar_hw.locks import one_writer
 from nar_hw.models import build_model
 from nar_hw.proxy.gradients import Gradients
 from nar_hw.proxy.metrics import measure
@@ -106,6 +107,7 @@ def run_study(
     )
 
 
+@one_writer(whole=True)
 def run_select(
     scorer: Scorer,
     *,

@@ -30,6 +30,7 @@ from nar_hw.data import Augmentation, ImageData
 from nar_hw.data.loader import Batch
 from nar_hw.errors import RunError, TrainingError
 from nar_hw.files import write_bytes
+from nar_hw.locks import one_writer
 from nar_hw.proxy.findings import LEAST_BATCHES, Finding, Quarter, findings, quarters
 from nar_hw.proxy.page import write_pictures
 from nar_hw.proxy.sketch import WIDTH, Sketch
@@ -102,6 +103,7 @@ class StudyFile(Record, frozen=True, kw_only=True):
     findings: tuple[Finding, ...]
 
 
+@one_writer()
 def study(
     network: nn.Module,
     data: ImageData,

@@ -1,7 +1,6 @@
 """AOTInductor: a network compiled ahead of time into a package that runs without Python."""
 
 import json
-import tempfile
 from pathlib import Path
 
 import torch
@@ -9,6 +8,7 @@ from torch import nn
 
 from nar_hw.errors import ModelError
 from nar_hw.export.aoti import Float32Ends, compile_package, load_package, read_metadata
+from nar_hw.files import Scratch
 from nar_hw.runtimes.base import Images, RuntimeConfig
 from nar_hw.runtimes.compiler import no_compiler
 from nar_hw.runtimes.exporting import Deployed, Exported, Source
@@ -72,7 +72,7 @@ class Aoti(TorchRuntime):
             with torch_state(self.config):
                 self._forward = load_package(network)
             return
-        self._scratch = tempfile.TemporaryDirectory(prefix="nar_hw_")
+        self._scratch = Scratch()
         package = Path(self._scratch.name) / "network.pt2"
         with torch_state(self.config):
             compile_package(prepared(network, self.config), self._input, package)

@@ -30,6 +30,7 @@ class Runtime(ABC):
     layers: ClassVar[bool] = False  # whether it has per-layer times anywhere
     files: ClassVar[tuple[str, ...]] = ()  # suffixes of the files that are made for it alone and taken as they are
     exports: ClassVar[tuple[str, ...]] = ()  # precisions in which `export` makes such files for a bundle
+    simulated: ClassVar[bool] = False  # whether its times are made up, whatever else the machine does
     exports_anywhere: ClassVar[bool] = False  # whether `export` works on machines that cannot run the files
     triton: ClassVar[Triton | None] = None  # how a Triton Inference Server runs what it runs
     kit: ClassVar[str] = ""  # module of nar_hw.device that runs its files where nar_hw is not installed

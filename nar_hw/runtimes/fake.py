@@ -77,6 +77,7 @@ class FakeRuntime(Runtime):
     precisions = ("fp32",)
     devices = ("cpu",)
     layers = True
+    simulated = True
 
     machine: ClassVar[_Machine] = _Machine(device=FakeDevice())
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import sys
-import tempfile
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from nar_hw.device.onnxruntime import kernel_runs, session_options
 from nar_hw.errors import ModelError, RuntimeUnavailableError
+from nar_hw.files import Scratch
 from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
 from nar_hw.runtimes.exporting import Deployed, DeviceLayers, Triton
 from nar_hw.runtimes.inputs import onnx_file
@@ -103,7 +103,7 @@ class OnnxRuntime(Runtime):
         return [graph.renamed(run) for run in runs], graph.producers()
 
     def _load(self, network: "nn.Module | Path") -> None:
-        self._scratch = tempfile.TemporaryDirectory(prefix="nar_hw_")
+        self._scratch = Scratch()
         folder = Path(self._scratch.name)
         self._file = with_precision(
             onnx_file(network, self.input_shape, self.config.batch, folder), self.config.precision, folder

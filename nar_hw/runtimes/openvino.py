@@ -1,6 +1,5 @@
 """OpenVINO on the CPU (optional: pip install 'nar-hw[openvino]')."""
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +8,7 @@ import numpy as np
 from nar_hw.device.openvino import Means, hints, readers
 from nar_hw.errors import ModelError, RuntimeUnavailableError
 from nar_hw.export.openvino import INSTALL, save_ir
+from nar_hw.files import Scratch
 from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
 from nar_hw.runtimes.exporting import Deployed, Exported, Source
 from nar_hw.runtimes.inputs import onnx_file
@@ -85,7 +85,7 @@ class OpenVino(Runtime):
         return _USAGE.format(repeat=bundle.repeat)
 
     def _load(self, network: "nn.Module | Path") -> None:
-        with tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch:
+        with Scratch() as scratch:
             self._compiled = self._compile(self._file(network, Path(scratch)))
         self._request = self._compiled.create_infer_request()
         self._means = Means(self._request)

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from nar_hw.errors import ExportError, ModelError, RuntimeUnavailableError
 from nar_hw.export.engine import EngineInfo, LibraryName
 from nar_hw.export.engine_layers import node_names, producers
 from nar_hw.export.tensorrt import build_engine, current_gpu, layer_information, load_engine, required, tensorrt_module
+from nar_hw.files import Scratch
 from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
 from nar_hw.runtimes.exporting import Deployed, Exported, Source, Triton
 from nar_hw.runtimes.inputs import onnx_file
@@ -76,7 +76,7 @@ class TensorRT(Runtime):
 
     @classmethod
     def _built(cls, source: Source, config: RuntimeConfig, engine: Path, **settings: Any) -> EngineInfo:
-        with tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch:
+        with Scratch() as scratch:
             onnx = source.onnx.get(config.precision)
             onnx = onnx or with_precision(source.onnx["fp32"], config.precision, Path(scratch))
             return build_engine(onnx, engine, library=cls.library, batch=_sizes(*source.batch), **settings)
@@ -98,7 +98,7 @@ class TensorRT(Runtime):
         self._trt = tensorrt_module(self.library)
         self._stream = CudaStream(self.config.device_index)
         with self._stream.active():
-            with tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch:
+            with Scratch() as scratch:
                 self._engine = self._opened(network, Path(scratch))
             self._context = self._required(self._made_context(), "make a context: out of GPU memory?")
             self._bind()
@@ -255,8 +255,11 @@ class CudaStream:
 
 
 def user_cache(*names: str) -> Path:
-    """Where the user keeps what belongs to ``names`` (library, version) on this GPU between loads."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """Where the user keeps what belongs to ``names`` (library, version) on this GPU between loads; there may be no such place."""
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home
+        root = Path(os.devnull)
     slug = re.sub(r"[^a-z0-9.]+", "-", "-".join((*names, *current_gpu())).lower())
     return root / "nar_hw" / f"{slug}.cache"
 

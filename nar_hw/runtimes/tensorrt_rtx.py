@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -88,7 +89,9 @@ class TensorRTRtx(TensorRT):
         super()._load(network)
         self._stream.synchronize()
         self.load_ms = (time.perf_counter() - start) * 1e3
-        write_bytes(self._cache_file, bytes(self._required(self._cache.serialize(), "keep what it compiled")))
+        compiled = bytes(self._required(self._cache.serialize(), "keep what it compiled"))
+        with suppress(OSError):  # no home, or none that can be written: the next time takes as long as this one
+            write_bytes(self._cache_file, compiled)
 
     def _build_settings(self) -> dict[str, Any]:
         return {"gpus": (current_gpu()[1],)}

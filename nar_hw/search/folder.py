@@ -70,12 +70,9 @@ class SearchFolder:
         return dict(zip(names, self.tables, strict=True))
 
     def tidy(self) -> None:
-        """Delete what killed processes left: half-written files, and the checkpoint of a search that is finished."""
+        """Delete the checkpoint of a search that is finished, which a killed process may have left."""
         if rank() != 0:
             return
-        for name in (RESULT, STATE, WEIGHTS, FIT, *self._files):
-            for path in self.path.glob(f".{name}.*"):
-                path.unlink()
         if (self.path / RESULT).exists():
             for name in (STATE, FIT):
                 (self.path / name).unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.progress import Progress
 
 from nar_hw.distributed import Measure, rank
+from nar_hw.locks import one_writer
 from nar_hw.models.weights import weights_hash
 from nar_hw.records import replace
 from nar_hw.search.budget import Budget
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from nar_hw.models.info import ModelInfo
 
 
+@one_writer()
 @kept_memory()
 def search(
     space: SearchSpace,

@@ -1,12 +1,12 @@
 """What `nar-hw space --check` does, from Python."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from nar_hw.errors import RuntimeUnavailableError, unknown_name
 from nar_hw.export.splice import ChildExporter
 from nar_hw.export.tensorrt import LIBRARIES, parser_verdicts
+from nar_hw.files import Scratch
 from nar_hw.latency.in_context import Join
 from nar_hw.space.space import SearchSpace
 
@@ -32,7 +32,7 @@ def check_space(space: SearchSpace, name: str) -> dict[str, Any]:
     exporter, join = ChildExporter(space), Join(space, [])
     most = max(len(slot.candidates) for slot in space.slots)
     archs = [tuple(slot.candidates[turn % len(slot.candidates)] for slot in space.slots) for turn in range(most)]
-    with tempfile.TemporaryDirectory(prefix="nar_hw_") as folder:
+    with Scratch() as folder:
         files = {str(turn): Path(folder) / f"{turn}.onnx" for turn in range(most)}
         for arch, path in zip(archs, files.values(), strict=True):
             exporter.export(arch, path)

@@ -6,7 +6,6 @@ report.html (`report`). A stage whose files are there is not done again.
 """
 
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -18,9 +17,10 @@ from rich.progress import Progress
 from nar_hw.bundles.config import ExportConfig
 from nar_hw.bundles.manifest import MANIFEST
 from nar_hw.errors import RunError, RuntimeUnavailableError, TargetError, UserError
-from nar_hw.files import sha256
+from nar_hw.files import sha256, write_bytes
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
+from nar_hw.locks import LOCK, writing
 from nar_hw.models.info import ModelInfo
 from nar_hw.records import Record, check_same, plain, read_record, replace, write_record
 from nar_hw.report import write_report
@@ -137,8 +137,12 @@ class Refinement:
     def check(self) -> None:
         """Refuse what cannot work before anything long starts, and keep what is asked for in refine.json.
 
-        Raises UserError and its kin in one line, RunError for a folder with other settings.
+        Raises UserError and its kin in one line, RunError for a folder with other settings, or that another process writes.
         """
+        with writing(self.out):
+            self._check()
+
+    def _check(self) -> None:
         config, given = self.config, None
         if self.weights is not None:
             given = sha256(self.weights / "weights.safetensors" if self.weights.is_dir() else self.weights)
@@ -152,7 +156,7 @@ class Refinement:
         if file.exists():
             kept = read_record(file, Asked, what="refinement", schema=SCHEMA)
             check_same(plain(replace(kept, command=())), plain(replace(asked, command=())), where=str(self.out))
-        elif self.out.exists() and any(self.out.iterdir()):
+        elif any(path.name != LOCK for path in self.out.iterdir()):
             raise RunError(f"{self.out} must be a new folder or one of nar-hw refine, but holds something else: choose another")
         runtime = runtime_class(config.conditions.runtime)
         if reason := runtime.unavailable(config.conditions):
@@ -183,12 +187,13 @@ class Refinement:
 
     def run(self) -> Path:
         """Do what is not done yet; returns the report."""
-        for name, (done, do) in self.stages.items():
-            if done.exists():
-                self._say(f"{name}: done before")
-            else:
-                do()
-        return write_report(self.out)
+        with writing(self.out):
+            for name, (done, do) in self.stages.items():
+                if done.exists():
+                    self._say(f"{name}: done before")
+                else:
+                    do()
+            return write_report(self.out)
 
     def outcome(self) -> dict[str, Any]:
         """What came out, for JSON: the networks, each with what was asked of it, measured and scored.
@@ -252,7 +257,7 @@ class Refinement:
     def _table(self) -> None:
         space = self.model.space()
         if self.table is not None:
-            shutil.copyfile(self.table, self.out / TABLE)
+            write_bytes(self.out / TABLE, self.table.read_bytes())
             return
         table = profile(
             space,

@@ -14,6 +14,7 @@ from nar_hw.data import SplitName
 from nar_hw.distributed import rank
 from nar_hw.errors import ModelError, RunError, UserError
 from nar_hw.latency.table import LatencyTable
+from nar_hw.locks import one_writer
 from nar_hw.models.info import ModelInfo
 from nar_hw.models.weights import Loaded, load_fitting, load_weights
 from nar_hw.records import replace
@@ -40,6 +41,7 @@ HELD_OUT: tuple[SplitName, ...] = ("valid", "test")
 """Splits that a trained child is scored on."""
 
 
+@one_writer()
 def train_child(
     info: ModelInfo,
     arch: Sequence[str | int] | None,
@@ -163,6 +165,7 @@ def describe_child(
     )
 
 
+@one_writer()
 @kept_memory()
 def score_weights(info: ModelInfo, weights: Path, task: Task, *, out: Path | None = None) -> tuple[Child, Loaded]:
     """Score given weights as a trained network; with ``out`` they become a child folder, as if they had been trained here.

@@ -99,7 +99,7 @@ class RuntimeConformance:
         assert threads_after == threads + 1
         assert all(training)
         assert all(torch.equal(value, weights[key]) for key, value in module.state_dict().items())
-        assert list(scratch.glob("nar_hw_*")) == []
+        assert list(scratch.glob("nar_hw-*")) == []
 
     def check_layers(
         self, module: nn.Module, layers: list[dict[str, float]], readers: dict[str, list[str]], times: list[float]

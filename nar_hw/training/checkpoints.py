@@ -1,12 +1,13 @@
 """Weights and training states on disk: safetensors for networks, a tensors-only file for what a training needs to go on."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nar_hw.errors import RunError, TrainingError
-from nar_hw.files import atomic_path
+from nar_hw.files import write_bytes
 from nar_hw.records import as_record, check_same, plain, replace
 from nar_hw.training.recipes import Recipe
 
@@ -16,8 +17,9 @@ SCHEMA = 1
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a dict of tensors, numbers, strings, lists and dicts, atomically."""
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+    content = io.BytesIO()  # not into the file: of a full disk torch says nothing that could be told from its own faults
+    torch.save(state, content)
+    write_bytes(path, content.getvalue())
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nar_hw.distributed import all_reduce_sum, average_buffers, average_gradients, broadcast, rank, ranks
 from nar_hw.errors import RunError, TrainingError
+from nar_hw.locks import one_writer
 from nar_hw.models.weights import save_weights
 from nar_hw.records import plain
 from nar_hw.tasks import Task
@@ -29,6 +30,7 @@ from nar_hw.userfile import user_code
 STATE, LAST, BEST = "state.pt", "last.safetensors", "best.safetensors"
 
 
+@one_writer()
 @kept_memory()
 def train(
     model: nn.Module,
