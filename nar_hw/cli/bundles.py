@@ -1,6 +1,5 @@
 """Commands about what is deployed: export, bench and bundle."""
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,7 +7,7 @@ import typer
 from rich.table import Table
 
 from nar_hw.bundles.config import ExportConfig
-from nar_hw.cli.app import DataRoot, Device, Json, Threads, app, bundle_app, console, emit, output_file, progress_bar
+from nar_hw.cli.app import DataRoot, Device, Json, Threads, app, bundle_app, console, emit, output_files, progress_bar
 from nar_hw.cli.values import MOST_BATCH, MOST_ROUNDS, span, whole, wholes
 from nar_hw.export.calibration import Calibration
 from nar_hw.records import plain
@@ -114,7 +113,7 @@ def bench(
     from nar_hw.steps.bench import bench_bundles
 
     configs = _configs(runtime, precision, batch, threads, device)
-    with output_file(output) if output else nullcontext(), progress_bar() as progress:
+    with output_files(output, csv, plot), progress_bar() as progress:
         subjects = {str(path): path for path in (bundle, against) if path is not None}
         found = bench_bundles(subjects, configs, rounds=rounds, progress=progress)
         if output is not None:

@@ -26,7 +26,7 @@ from nar_hw.cli.app import (
     console,
     emit,
     model_info,
-    output_file,
+    output_files,
     progress_bar,
     table_app,
 )
@@ -75,7 +75,7 @@ def profile(
     config = RuntimeConfig(
         runtime=runtime, precision=precision, batch=batch, threads=threads, device=device, memory_format=memory_format
     )
-    with output_file(output), progress_bar() as progress:
+    with output_files(output), progress_bar() as progress:
         journal = output.with_name(f"{output.name}.part")
         if fill:
             old = LatencyTable.load(output)
@@ -211,7 +211,7 @@ def table_validate(
     from nar_hw.report.scatter import validation_png
     from nar_hw.steps.profile import revalidate
 
-    with output_file(path), progress_bar() as progress:
+    with output_files(path, plot), progress_bar() as progress:
         table = revalidate(LatencyTable.load(path), children=children, seed=seed, progress=progress)
         table.save(path)
     if plot is not None:
