@@ -2,12 +2,13 @@
 
 Each seed runs `nar-hw demo` in a folder of its own, on whatever device is here. "search" is the pick's time measured beside the
 network by the search, on the table's clock (the thread's) and scale; "benchmark" the bundle's median wall time.
-Result: results/demo.json (from before the demo refined for three targets: run it anew).
+Result: results/demo.json, from which benchmarks/pictures.py draws the front.
 
-    python benchmarks/bench_demo.py [--seeds 0 1 2] [--out benchmarks/results/demo.json]
+    OMP_NUM_THREADS=1 python benchmarks/bench_demo.py [--seeds 0 1 2] [--work FOLDER] [--out benchmarks/results/demo.json]
 """
 
 import argparse
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -23,16 +24,17 @@ from nar_hw.steps.demo import run_demo
 
 
 def measure(seed: int, folder: Path) -> dict[str, Any]:
-    start = time.monotonic()
+    start, began = time.monotonic(), time.process_time()
     with Progress() as progress:
         outcome = run_demo(folder, seed=seed, progress=progress)
-    seconds = time.monotonic() - start
+    seconds, cpu = time.monotonic() - start, time.process_time() - began
     table = LatencyTable.load(folder / "table.json")
     validation = {key: value for key, value in (plain(table.validation) or {}).items() if key != "pairs"}
     network, *children = outcome["networks"]
     return {
         "seed": seed,
         "seconds": round(seconds, 1),
+        "cpu seconds": round(cpu, 1),
         "networks": outcome["networks"],
         "claims": {child["name"]: claims(network, child) for child in children},
         "table validation": validation,
@@ -54,14 +56,25 @@ def claims(network: dict[str, Any], child: dict[str, Any]) -> dict[str, dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--work", type=Path, help="keep the runs in this new folder, one for each seed")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "demo.json")
     arguments = parser.parse_args()
-    results = []
-    for seed in arguments.seeds:
-        with tempfile.TemporaryDirectory() as folder:
-            results.append(measure(seed, Path(folder)))
-        command = f"python benchmarks/bench_demo.py --seeds {' '.join(map(str, arguments.seeds))}"
-        write_json(arguments.out, {"command": command, "versions": versions("torch"), "results": results})
+    if arguments.work is not None:
+        arguments.work.mkdir(parents=True)  # a run that is there already would not be timed
+    results, loads = [], [os.getloadavg()[0]]
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in arguments.seeds:
+            results.append(measure(seed, (arguments.work or Path(folder)) / str(seed)))
+            loads.append(os.getloadavg()[0])
+            command = f"python benchmarks/bench_demo.py --seeds {' '.join(map(str, arguments.seeds))}"
+            found = {
+                "command": command,
+                "cores": os.cpu_count(),
+                "loads": loads,
+                "versions": versions("torch"),
+                "results": results,
+            }
+            write_json(arguments.out, found)
 
 
 if __name__ == "__main__":

@@ -424,6 +424,7 @@ class OnnxRuntime(Network):
 
     def __init__(self, about: About, batch: int, threads: int, gpu: int | None) -> None:
         super().__init__(about, batch, threads, gpu)
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it queues events on models and machine for its maker
         with needed(".onnx files are run with ONNX Runtime", "onnxruntime"):
             import onnxruntime
         options = onnxruntime.SessionOptions()

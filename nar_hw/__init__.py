@@ -12,11 +12,15 @@ Keep a network's skips, widths and head; search the operator of each spatial con
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from nar_hw._version import __version__ as __version__
 
 __all__ = ["LatencyTable", "SearchSpace", "export_bundle", "profile", "search"]
+
+# Else ONNX Runtime 1.29 and later queues events on models and machine for its maker (findings/onnxruntime_telemetry_on_linux.sh).
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from nar_hw.bundles.bundle import export_bundle

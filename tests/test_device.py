@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from nar_hw.device import machine
+from nar_hw.device.machine import parse_cpuinfo
 from nar_hw.errors import UnknownNameError
 from nar_hw.latency import device
-from nar_hw.latency.device import MATTERS, device_slug, differing, fingerprint, parse_cpuinfo
+from nar_hw.latency.device import MATTERS, device_slug, differing, fingerprint
 from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
 
@@ -78,7 +80,7 @@ def test_a_machine_without_cpuinfo_has_no_invented_flags(monkeypatch: pytest.Mon
         def is_file(self) -> bool:
             return False
 
-    monkeypatch.setattr(device, "Path", Nowhere)
+    monkeypatch.setattr(machine, "Path", Nowhere)
     monkeypatch.setattr(device.platform, "processor", lambda: "")
     found = fingerprint(RuntimeConfig(runtime="torch_eager"))
     assert (found["cpu"], found["isa"]) == (None, None)

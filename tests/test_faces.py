@@ -363,9 +363,9 @@ class TestTraining:
         train(second, task, RECIPE)
         assert all(value.equal(second.state_dict()[key]) for key, value in first.state_dict().items())
 
-    def test_distillation_is_for_classifiers(self, folder: Path, tmp_path: Path) -> None:
+    def test_ensembles_are_of_classifiers(self, folder: Path, tmp_path: Path) -> None:
         info = ModelInfo(name="resnet_digits", input_shape=(3, 16, 16), num_classes=10)
-        with pytest.raises(UserError, match="ensembles and distillation are of classifiers, but 'faces:"):
+        with pytest.raises(UserError, match="an ensemble is of classifiers, but 'faces:"):
             train_child(info, None, self.task(folder), out=tmp_path, recipe=RECIPE, ensemble=2)
 
 

@@ -9,6 +9,7 @@ import nar_hw
 
 ROOT = Path(nar_hw.__file__).parent
 ORDER = [
+    ["device"],
     ["_version", "errors", "files", "locks", "records", "userfile"],
     ["space"],
     ["models"],
@@ -68,7 +69,8 @@ def uses(module: str) -> set[str]:
 
 def test_optional_packages_are_imported_in_their_own_files_only() -> None:
     assert uses("tensorrt") <= {"export/tensorrt.py", "runtimes/tensorrt.py"}
-    assert uses("openvino") <= {"export/openvino.py", "runtimes/openvino.py"}
+    assert uses("openvino") <= {"device/openvino.py", "export/openvino.py", "runtimes/openvino.py"}
+    assert uses("ncnn") <= {"device/ncnn.py"}
     assert uses("timm") <= {"models/by_name.py"}
 
 

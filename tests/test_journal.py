@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from nar_hw.device.visits import FEWEST_ROUNDS, settled
 from nar_hw.errors import RunError
 from nar_hw.latency import children as children_module, profiler
-from nar_hw.latency.children import FEWEST_ROUNDS, ChildLoader, settled
+from nar_hw.latency.children import ChildLoader
 from nar_hw.latency.journal import Batch, ChildTimes, Journal
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable

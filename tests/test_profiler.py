@@ -9,8 +9,9 @@ from hypothesis import given, strategies as st
 from rich.progress import Progress
 from torch import nn
 
+from nar_hw.device.visits import normalised, typical
 from nar_hw.errors import MeasurementError, RuntimeUnavailableError, UnknownNameError, UserError
-from nar_hw.latency.children import ChildLoader, Clock, _normalised, children_at_once, measure, typical
+from nar_hw.latency.children import ChildLoader, children_at_once, clock_of, measure
 from nar_hw.latency.designs import orthogonal, profiled as profiled_children
 from nar_hw.latency.estimate import calibrate, mean_of_middle
 from nar_hw.latency.in_context import Join
@@ -289,7 +290,7 @@ def test_a_few_children_at_a_time_give_the_same_as_all_at_once(space: SearchSpac
     st.lists(st.floats(0.5, 2), min_size=2, max_size=10),
 )
 def test_a_machine_whose_speed_changes_from_round_to_round_is_divided_out(truth: list[float], speeds: list[float]) -> None:
-    whole, factors = _normalised([[[ms * slow] * 3 for ms in truth] for slow in (9.0, *speeds)])
+    whole, factors = normalised(np.array([[[ms * slow] * 3 for ms in truth] for slow in speeds]))
     np.testing.assert_allclose(whole, np.tile(np.median(speeds) * np.array(truth), (len(speeds), 1)), rtol=1e-9)
     np.testing.assert_allclose(factors * np.array(speeds), np.median(speeds), rtol=1e-9)
 
@@ -331,16 +332,16 @@ def test_disturbed_runs_do_not_count() -> None:
 
 def test_clock_of_virtual_time_is_the_runtimes_own(space: SearchSpace) -> None:
     with ChildLoader(space, FAKE) as load:
-        assert Clock(load(space.incumbent)).name == "wall"
+        assert clock_of(load(space.incumbent)).name == "wall"
 
 
 def test_clock_of_a_network_in_the_calling_thread_is_the_threads(space: SearchSpace) -> None:
     with ChildLoader(space, RuntimeConfig(runtime="torch_eager")) as load, load(space.incumbent) as runtime:
-        clock = Clock(runtime)
+        clock = clock_of(runtime)
         assert clock.name == "thread"
         assert all(ms > 0 for ms in clock.time_ms(runtime, 3))
     with ChildLoader(space, RuntimeConfig(runtime="torch_eager", threads=2)) as load, load(space.incumbent) as runtime:
-        assert Clock(runtime).name == "wall"
+        assert clock_of(runtime).name == "wall"
 
 
 def test_mean_of_middle_is_finer_than_its_samples_and_ignores_outliers() -> None:

@@ -1,5 +1,7 @@
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +37,11 @@ def test_importing_needs_neither_torch_nor_a_second() -> None:
 def test_an_unknown_attribute_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         nar_hw.nothing  # noqa: B018
+
+
+def test_a_runtime_reports_nothing_to_its_maker(tmp_path: Path) -> None:
+    """ONNX Runtime writes its queue into the home folder when it is imported, unless it is a continuous integration's."""
+    keep = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")}
+    command = [sys.executable, "-B", "-c", "import nar_hw, onnxruntime"]
+    subprocess.run(command, env={**keep, "HOME": str(tmp_path)}, check=True)
+    assert list(tmp_path.rglob("*")) == []

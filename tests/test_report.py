@@ -1,11 +1,13 @@
 """The report of a run: what it reads, what it draws, and that a page stays whole whatever the files hold."""
 
 import io
+import itertools
 import json
 import math
 import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from rich.console import Console
+from scipy.stats import binomtest
 
 from nar_hw.bench.rows import BenchRow
 from nar_hw.bundles.bundle import Arch, export_bundle
@@ -28,7 +31,7 @@ from nar_hw.models.info import ModelInfo
 from nar_hw.records import plain as to_plain
 from nar_hw.report import read_run, render, terminal_table, words, write_report
 from nar_hw.report.charts import LEFT, RIGHT, TOP, Guide, Point, Series, chart, nice_ticks, smoothed, tick_labels
-from nar_hw.report.page import COLOURS, colour
+from nar_hw.report.page import COLOURS, _why, colour
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.config import SearchConfig
 from nar_hw.space.operators import FAMILIES, OPERATORS, PAPER_OPERATORS
@@ -236,14 +239,14 @@ def test_the_headline_has_every_number_with_its_unit(whole: Path, table: Latency
     rows = headline(whole)
     baseline_ms = plain(words.ms(table.incumbent_ms))
     assert rows["Test accuracy"] == ("97.50 %", "97.00 %", "-0.50 points")
-    assert rows["Parameters"] == ("11.2 M", "6.87 M", "0.615 x")
-    assert rows["FLOPs"] == ("447 M", "275 M", "0.615 x")
-    assert rows["Pool operations"] == ("12.3 k", "12.3 k", "1.00 x")
+    assert rows["Parameters"] == ("11.2 M", "6.87 M", "-38.5 %")
+    assert rows["FLOPs"] == ("447 M", "275 M", "-38.5 %")
+    assert rows["Pool operations"] == ("12.3 k", "12.3 k", "0.0 %")
     assert rows["Latency asked"] == ("", "0.100 ms", "")
     predicted = table.predict([PAPER_OPERATORS.index(name) for name in KEPT])
     assert rows["Latency predicted"][:2] == (plain(words.ms(predicted)), "0.0951 ms")
     assert rows["Latency measured"][:2] == (baseline_ms, "0.0962 ms")
-    assert rows["Measured over predicted"][1] == "1.01 x"
+    assert rows["Measured over predicted"][1] == "+1.2 %"
     for cells in rows.values():
         for cell in cells:
             assert cell in found
@@ -377,7 +380,7 @@ def test_what_is_unknown_is_absent(run: Path) -> None:
     rows = headline(run)
     assert rows["FLOPs"] == (words.ABSENT, "275 M", "")
     assert "Test accuracy" not in rows
-    assert rows["Latency measured"] == ("0.200 ms", "0.140 ms", "0.700 x")  # the benchmark's
+    assert rows["Latency measured"] == ("0.200 ms", "0.140 ms", "-30.0 %")  # the benchmark's
     found = page(run)
     assert "Entropy of the proposals" not in found.text
     assert "Measured side by side by nar-hw bench" in found.text
@@ -393,16 +396,16 @@ def test_bundles_measured_by_the_command_line_are_known_by_their_folders(run: Pa
 @pytest.mark.parametrize(
     ("measured", "text"),
     [
-        (0.08, "1.25 x faster than the baseline (measured: 0.0800 ms against 0.100 ms), test accuracy 97.00 % (-0.50 points)"),
-        (0.2, "2.00 x slower than the baseline (measured: 0.200 ms against 0.100 ms), test accuracy 97.00 % (-0.50 points)"),
-        (0.1001, "as fast as the baseline (measured: 0.100 ms against 0.100 ms), test accuracy 97.00 % (-0.50 points)"),
+        (0.08, "Test accuracy 97.00 % against 97.50 %: -0.50 points; 0.0800 ms measured against 0.100 ms: -20.0 %"),
+        (0.2, "Test accuracy 97.00 % against 97.50 %: -0.50 points; 0.200 ms measured against 0.100 ms: +100.0 %"),
+        (0.1001, "Test accuracy 97.00 % against 97.50 %: -0.50 points; 0.100 ms measured against 0.100 ms: +0.1 %"),
     ],
 )
 def test_the_result_is_told_in_one_sentence(run: Path, measured: float, text: str) -> None:
     change(run, "run.json", measured_ms=None)
     change(run, "bench.json", rows=[bench_row("baseline", 0.1), bench_row("child", measured)])
     assert plain(words.sentence(read_run(run))) == text
-    assert f"The child is {text}." in page(run).text
+    assert f"{text}." in page(run).text
 
 
 def test_a_missed_target_is_told(run: Path) -> None:
@@ -411,6 +414,101 @@ def test_a_missed_target_is_told(run: Path) -> None:
     assert outcome is not None
     assert outcome[1] is False
     assert plain(outcome[0]) == "Target missed by 4.0 %: 0.0962 ms measured, 0.0925 ms asked"
+
+
+def records(size: int) -> dict[str, Any]:
+    return {"splits": {"test": {"size": size, "sha256": "0"}}}
+
+
+def test_what_was_lost_comes_with_its_interval(run: Path) -> None:
+    size = 400
+    for name in ("child", "baseline"):
+        change(run, f"{name}/child.json", record=records(size))
+    after, before = (binomtest(round(share * size), size).proportion_ci(method="wilson") for share in (0.97, 0.975))
+    low = -0.005 - math.hypot(0.97 - after.low, before.high - 0.975)
+    high = -0.005 + math.hypot(after.high - 0.97, 0.975 - before.low)
+    assert words.interval(0.97, 0.975, size) == pytest.approx((low, high), abs=1e-9)
+    ends = f"{100 * low:+.2f} to {100 * high:+.2f}"
+    assert f"-0.50 points (95 % interval {ends})" in page(run).text
+    assert plain(words.front(read_run(run))[1]["interval"]) == ends
+    change(run, "baseline/child.json", record=records(size + 1))  # other images
+    assert "interval" not in plain(words.sentence(read_run(run)))
+
+
+def test_a_loss_that_nobody_measured_is_no_success(run: Path) -> None:
+    (run / "baseline/child.json").unlink()
+    found = page(run)
+    assert "What was lost is not known" in found.text
+    assert (
+        f"or score weights that you have: nar-hw eval --model tiny --weights WEIGHTS --data digits --out {run}/baseline"
+        in found.text
+    )
+    assert "What was lost is not known" not in page_of(run, with_baseline=True)
+
+
+def page_of(run: Path, *, with_baseline: bool) -> str:
+    if with_baseline:
+        write_json(run / "baseline/child.json", network(KEPT, 0.975, 11_173_962, "scratch"))
+    return page(run).text
+
+
+@pytest.fixture
+def refined(run: Path) -> Path:
+    """A refinement for two targets: one met, one missed by a tenth."""
+    faster = ["max3x3", "dwsep3x3", "max3x3", "max3x3"]
+    pick = scored(faster, 0.8, 0.06, 0.066)
+    outcome = {"target_ms": 0.06, "met": False, "note": "", "pick": pick, "finalists": [pick]}
+    change(run, "run.json", more=[outcome], operators=["avg3x3", "conv3x3", "dwsep3x3", "max3x3"])
+    shutil.rmtree(run / "child")
+    for name, arch, target in (("0.1", ARCH, 0.1), ("0.06", faster, 0.06)):
+        (run / "children" / name).mkdir(parents=True)
+        write_json(run / "children" / name / "child.json", {**network(arch, 0.96, 5, "inherited"), "target_ms": target})
+    return run
+
+
+def test_every_target_is_answered_and_explained(refined: Path, table: LatencyTable) -> None:
+    found = page(refined)
+    assert "1 of 2 targets met, as measured; missed: 0.06 by 10 %" in found.text
+    assert "2 networks: test accuracy -1.50 to -1.50 points against 97.50 %" in found.text
+    assert [tag for tag, _ in found.elements].count("details") == 2
+    assert [row["met"] for row in words.front(read_run(refined))] == ["", "yes", f"10{words.SPACE}% over"]
+
+
+def test_the_slots_sum_to_what_the_table_predicts(refined: Path, table: LatencyTable) -> None:
+    for child in _why(read_run(refined)):
+        operators = [cell["operator"] for cell in child["strip"]]
+        predicted = [table.predict([table.operators.index(name) for name in arch]) for arch in (KEPT, operators)]
+        sums = {line["name"]: plain(line["text"]) for line in child["sums"]}
+        whole = sums["with all else: predicted"].removesuffix(" ms")
+        before, after = map(float, whole.split(" \N{RIGHTWARDS ARROW} "))
+        assert (before, after) == pytest.approx(predicted, abs=1e-3)
+        shown = [float(plain(row["saved"]).removesuffix(" ms")) for row in child["slots"] if row["saved"]]
+        total = next(line for line in child["sums"] if line["name"] == "all slots")["saved"]
+        assert sum(shown) == pytest.approx(float(plain(total).removesuffix(" ms")), abs=1e-3)
+        assert sum(shown) == pytest.approx(predicted[1] - predicted[0], abs=2e-3)
+
+
+def test_a_page_of_twenty_thousand_archs_stays_small(run: Path) -> None:
+    archs = [list(item) for item in itertools.product(("conv3x3", "dwsep3x3", "max3x3", "avg3x3"), repeat=4)]
+    values = np.random.default_rng(0).uniform(0.05, 0.2, (20_000, 2)).tolist()
+    some = [scored(archs[index % len(archs)], *pair) for index, pair in enumerate(values)]
+    change(run, "run.json", scored=some, operators=["avg3x3", "conv3x3", "dwsep3x3", "max3x3"])
+    text = render(read_run(run))
+    assert "scored (20000)" in text
+    assert len(text.encode()) < 500_000
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser")
+def test_no_page_is_wider_than_its_window(refined: Path, tmp_path: Path) -> None:
+    write_report(refined, tmp_path / "page.html")
+    frames = "".join(f'<iframe src="page.html" width="{width}" height="900"></iframe>' for width in (400, 800, 1440))
+    width = "f.contentDocument.documentElement.scrollWidth"
+    script = f"onload=()=>{{document.title=[...document.querySelectorAll('iframe')].map(f=>{width})}}"
+    (tmp_path / "frames.html").write_text(f"<!doctype html>{frames}<script>{script}</script>")
+    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files"]
+    line = [*browser, f"--user-data-dir={tmp_path}/user", "--dump-dom", f"file://{tmp_path}/frames.html"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert re.search(r"<title>(.*)</title>", done.stdout)[1] == "400,800,1440"  # type: ignore[index]
 
 
 # Files that are wrong

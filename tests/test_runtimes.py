@@ -17,7 +17,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from nar_hw.errors import ModelError, RuntimeUnavailableError, UnknownNameError, UserError
+from nar_hw.errors import ExportError, ModelError, RuntimeUnavailableError, UnknownNameError, UserError
 from nar_hw.export.onnx import export_onnx
 from nar_hw.records import plain
 from nar_hw.runtimes import RUNTIMES, RuntimeConfig, runtime_class, survey
@@ -355,7 +355,7 @@ def test_names_of_the_optimized_graph(tmp_path: Path) -> None:
     ]
     onnx.save(helper.make_model(helper.make_graph(optimized, "g", [], [])), tmp_path / "optimized.onnx")
     profiled = [*(item.name for item in optimized[:4]), "HardSigmoid_7", "Mul_8", "Flatten"]
-    graph = OptimizedGraph(tmp_path / "exported.onnx", tmp_path / "optimized.onnx", profiled)
+    graph = OptimizedGraph(tmp_path / "exported.onnx", onnx.load(tmp_path / "optimized.onnx").graph.node, profiled)
     names = ["a.conv1/Conv", "a.pool/MaxPool", "a.bn/BatchNormalization", REORDER, "HardSigmoid_7", "a.act/HardSwish"]
     assert graph.renamed({name: float(ms) for ms, name in enumerate(profiled)}) == {
         name: float(ms) for ms, name in enumerate([*names, "Flatten"])
@@ -502,3 +502,24 @@ def test_changes_of_layout_belong_to_the_pool_that_needs_them(channels: int, nod
         seen.append(ChildTimes(whole=np.ones(2), layers=layers, producers=producers))
     counts = {site: len(found) for site, found in Join(space, seen).nodes(seen[1]).items()}
     assert counts == {"layers.2.0": 1, "layers.3.0": nodes, "layers.4.0": 1}, list(seen[1].layers)
+
+
+def test_a_runtime_that_computes_something_else_is_named(
+    onnx_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ncnn")
+    from nar_hw.device.ncnn import NcnnNetwork
+    from nar_hw.export.ncnn import save_ncnn
+
+    original = NcnnNetwork.infer
+    monkeypatch.setattr(NcnnNetwork, "infer", lambda network, images: original(network, images) * 1.001)
+    with pytest.raises(ExportError, match=r"^ncnn computes something else than [^\n]* but differ by 0.001: use another"):
+        save_ncnn(onnx_path, tmp_path / "model.ncnn.param", SHAPE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ncnn_takes_one_image_at_a_time(module: nn.Module, tmp_path: Path) -> None:
+    pytest.importorskip("ncnn")
+    export_onnx(module, tmp_path / "two.onnx", input_shape=SHAPE, batch=2)
+    with pytest.raises(ModelError, match=r"^ncnn takes one image at a time, but [^\n]*two.onnx is for batch 2 only"):
+        runtime_class("ncnn")(tmp_path / "two.onnx", SHAPE, RuntimeConfig(runtime="ncnn"))

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from nar_hw.errors import MeasurementError, ModelError, RunError, RuntimeUnavail
 from nar_hw.latency.children import alone
 from nar_hw.latency.device import fingerprint
 from nar_hw.latency.timing import check_samples, interleave, stable, summarize
-from nar_hw.records import plain
+from nar_hw.records import plain, replace
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.runtimes.base import Runtime
 
@@ -99,7 +99,7 @@ def _stable_window(visitors: "Mapping[Key, _Visitor]", rounds: int, progress: "P
         # Of a runtime, a visitor has only what is timed.
         timed = interleave({key: cast(Runtime, item) for key, item in visitors.items()}, rounds=rounds, progress=progress)
         try:
-            _trust(timed)
+            trust(timed)
         except MeasurementError:
             if window == WINDOWS:
                 raise
@@ -172,7 +172,7 @@ class _Visitor:
         return self.visits[-1]
 
 
-def _trust(timed: Mapping[Key, Floats]) -> None:
+def trust(timed: Mapping[Key, Floats]) -> None:
     """Refuse times that are not positive, or drift or split as the other networks in the same rounds do not."""
     for (name, config), values in timed.items():
         if not (np.isfinite(values).all() and (values > 0).all()):
@@ -189,9 +189,22 @@ def _called(name: str, config: RuntimeConfig) -> str:
 
 def _row(key: Key, visitor: _Visitor, timed: Floats, session: str, windows: int) -> BenchRow:
     subject, config = key
-    samples = np.concatenate(visitor.visits[1:])
-    p50, p90, p99 = (float(value) for value in np.quantile(samples, (0.5, 0.9, 0.99)))
     energy, clock = visitor.gpu.under_load(visitor.runtime) if visitor.gpu else (None, None)
+    return replace(
+        row_of(subject, config, np.concatenate(visitor.visits[1:]), timed, session, fingerprint(config)),
+        host_memory_mib=visitor.host_mib,
+        gpu_memory_mib=visitor.memory_mib,
+        energy_mj_per_image=None if energy is None else energy / config.batch,
+        sm_clock_mhz=clock,
+        windows=windows,
+    )
+
+
+def row_of(
+    subject: str, config: RuntimeConfig, samples: Floats, timed: Floats, session: str, mark: Mapping[str, Any]
+) -> BenchRow:
+    """What times say: ``samples`` (runs,) ms of single inferences, ``timed`` (rounds,) their medians, ``mark`` a fingerprint."""
+    p50, p90, p99 = (float(value) for value in np.quantile(samples, (0.5, 0.9, 0.99)))
     return BenchRow(
         subject=subject,
         **plain(config),
@@ -202,12 +215,7 @@ def _row(key: Key, visitor: _Visitor, timed: Floats, session: str, windows: int)
         images_per_s=1e3 * config.batch / p50,
         rel=summarize(timed).rel,
         noise_floor=noise_floor(timed),
-        host_memory_mib=visitor.host_mib,
-        gpu_memory_mib=visitor.memory_mib,
-        energy_mj_per_image=None if energy is None else energy / config.batch,
-        sm_clock_mhz=clock,
         round_ms=tuple(timed.tolist()),
-        windows=windows,
         session=session,
-        fingerprint=fingerprint(config),
+        fingerprint=mark,
     )

@@ -4,22 +4,24 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 import typer.core
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
 from typer.models import CommandFunctionType
 
 from nar_hw._version import __version__
-from nar_hw.cli.values import MOST_BATCH, MOST_CLASSES, MOST_SEED, MOST_THREADS, whole
+from nar_hw.cli.grid import Grid
+from nar_hw.cli.values import MOST_BATCH, MOST_CLASSES, MOST_SEED, MOST_THREADS, choice, whole
 from nar_hw.errors import NarError, UserError, printable
+from nar_hw.runtimes import PRECISIONS, RUNTIMES
 from nar_hw.runtimes.config import THREADS_PER_CORE
 
 if TYPE_CHECKING:
@@ -29,11 +31,28 @@ if TYPE_CHECKING:
 # Everything that needs torch is imported inside the command that uses it: --help answers at once.
 
 
+UNBOUNDED = 10_000
+"""Columns of what is no terminal."""
+
+WHAT, WHERE, LONG, WRITTEN, FINE = "What", "Where it runs", "How long", "Results", "Fine tuning"
+"""Groups of options in --help."""
+
+
 class Plain(Console):
     """Prints texts as they are: names and paths of users may hold what rich takes for markup, or what terminals obey."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """Of the terminal; into files and pipes lines are as long as they are."""
+        size = super().size
+        return size if self.is_terminal or "COLUMNS" in os.environ else ConsoleDimensions(UNBOUNDED, size.height)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        Console.size.fset(self, new_size)  # type: ignore[attr-defined]
 
     def render_str(self, text: str, **options: Any) -> Text:
         """The text, line by line."""
@@ -47,24 +66,34 @@ _results: TextIO = sys.stdout
 """Where results go."""
 
 
-ORDER = (
-    "demo",
-    "refine",
-    "doctor",
-    "space",
-    "count",
-    "profile",
-    "table",
-    "data",
-    "proxy",
-    "search",
-    "train",
-    "eval",
-    "export",
-    "bundle",
-    "bench",
-    "report",
-)
+GROUPS = {
+    "Start here": ("demo", "refine", "report"),
+    "Look": ("doctor", "space", "count", "eval"),
+    "Step by step": ("profile", "search", "train", "export", "bench"),
+    "Tables, bundles, data": ("table", "bundle", "data", "proxy"),
+}
+"""Heading in --help -> its commands, in the order in which a newcomer needs them."""
+
+UsageError: type[Any] = typer.BadParameter.__mro__[1]
+"""A line that is no command (of typer's own click, or of click)."""
+
+
+def write_options(command: Any, ctx: Any, formatter: Any) -> None:
+    """Write a command's options in their groups, two columns that fit into 80."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for parameter in command.get_params(ctx):
+        if (record := parameter.get_help_record(ctx)) is not None:
+            usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            groups.setdefault(getattr(parameter, "rich_help_panel", None) or usual, []).append(record)
+    for name in ("Arguments", WHAT, WHERE, LONG, FINE, WRITTEN, "Options"):
+        if name in groups:
+            with formatter.section(name):
+                formatter.write_dl(groups[name])
+
+
+def summary(command: Any) -> str:
+    """The first sentence of a command's help."""
+    return str(command.get_short_help_str(1000))
 
 
 class Commands(typer.core.TyperGroup):
@@ -72,7 +101,27 @@ class Commands(typer.core.TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order in which a newcomer needs them."""
-        return sorted(self.commands, key=ORDER.index)
+        return [name for names in GROUPS.values() for name in names]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options and the commands, in their groups."""
+        write_options(self, ctx, formatter)
+        for title, names in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, summary(self.commands[name])) for name in names])
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the line; what is no command is one line, too."""
+        try:
+            code = super().main(*args, **{**options, "standalone_mode": False})
+        except UsageError as error:
+            if type(error).__name__ == "NoArgsIsHelpError":
+                error.show()
+            else:
+                words = " ".join(error.format_message().split()).rstrip(".")
+                say(f"{words}: see {error.ctx.command_path if error.ctx else 'nar-hw'} --help")
+            code = 2
+        sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -81,15 +130,29 @@ class Commands(typer.core.TyperGroup):
         except (NarError, OSError) as error:
             if _debug or isinstance(error, BrokenPipeError):
                 raise
-            errors.print(f"nar-hw: {_one_line(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
+            say(_one_line(error))
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             errors.print("nar-hw: stopped; what was finished is kept, and --resume goes on", style="yellow")
             raise typer.Exit(130) from None
 
 
+class Group(typer.core.TyperGroup):
+    """The commands of one kind."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options in their groups, and the commands."""
+        write_options(self, ctx, formatter)
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary(command)) for name, command in self.commands.items()])
+
+
 class Command(typer.core.TyperCommand):
     """Only results go to stdout: what users' networks and libraries print while it runs goes to stderr."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options in their groups."""
+        write_options(self, ctx, formatter)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -99,8 +162,18 @@ class Command(typer.core.TyperCommand):
             return super().invoke(ctx)
 
 
+def say(problem: str) -> None:
+    """Print what is wrong, in one line."""
+    errors.print(f"nar-hw: {problem}", style="red", soft_wrap=True)
+
+
 class App(typer.Typer):
-    """Commands of our class."""
+    """Commands of our class, with help in plain text."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            no_args_is_help=True, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]}, **options
+        )
 
     def command(  # type: ignore[override]  # of its options we use the name only
         self, name: str | None = None
@@ -116,49 +189,111 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-app = App(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-table_app = App(no_args_is_help=True)
+app = App(cls=Commands, pretty_exceptions_enable=False)
+table_app = App(cls=Group)
 app.add_typer(table_app, name="table", help="Look at latency tables, check them against the device, predict with them.")
-bundle_app = App(no_args_is_help=True)
+bundle_app = App(cls=Group)
 app.add_typer(bundle_app, name="bundle", help="Check bundles on this machine, make Triton models of them.")
 
 Model = Annotated[
     str,
-    typer.Option("--model", help="Our name, a torchvision name, timm:NAME, path/to/file.py:function or package.module:function."),
+    typer.Option(
+        "--model",
+        metavar="NETWORK",
+        help="Our name, a torchvision name, timm:NAME, path/to/file.py:function or package.module:function.",
+        rich_help_panel=WHAT,
+    ),
 ]
-OptionalModel = Annotated[str | None, typer.Option("--model", help="As in other commands; not needed with a finished search.")]
-Input = Annotated[str, typer.Option("--input", help="Shape of one image: CxHxW.")]
-Manner = Annotated[Literal["conv", "block"], typer.Option(help="One slot per convolution (conv) or per residual block (block).")]
+OptionalModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="NETWORK", help="As in other commands; not needed with a finished search.", rich_help_panel=WHAT
+    ),
+]
+Input = Annotated[str, typer.Option("--input", metavar="CxHxW", help="Shape of one image.", rich_help_panel=WHAT)]
+Manner = Annotated[
+    Literal["conv", "block"],
+    typer.Option(help="One slot per convolution (conv) or per residual block (block).", rich_help_panel=WHAT),
+]
 Operators = Annotated[
     str | None,
-    typer.Option(help="Names or path/to/file.py:function to choose from, separated by commas; default: all that suit."),
+    typer.Option(
+        metavar="NAMES",
+        help="Names or path/to/file.py:function to choose from, separated by commas; default: all that suit.",
+        rich_help_panel=WHAT,
+    ),
 ]
 Slots = Annotated[
-    str | None, typer.Option(help="Glob over the convolutions to search, like 'layer[34].*'; default: all behind the stem.")
+    str | None,
+    typer.Option(
+        metavar="GLOB",
+        help="Over the convolutions to search, like 'layer[34].*'; default: all behind the stem.",
+        rich_help_panel=WHAT,
+    ),
 ]
 LimitParams = Annotated[
-    bool, typer.Option("--limit-params/--no-limit-params", help="Only operators with no more parameters than the network's own.")
+    bool,
+    typer.Option(
+        "--limit-params/--no-limit-params",
+        help="Only operators with no more parameters than the network's own.",
+        rich_help_panel=WHAT,
+    ),
 ]
 Classes = Annotated[
-    int | None, whole("--classes", "Outputs of the network; default: 10 up to 64 pixels, else 1000.", 1, MOST_CLASSES)
+    int | None,
+    whole("--classes", "Outputs of the network; default: 10 up to 64 pixels, else 1000.", 1, MOST_CLASSES, panel=WHAT),
 ]
-Data = Annotated[
+DATA_HELP = (
+    "digits, cifar10, cifar100, fashion-mnist, {folder,stream,faces}:PATH, fake:CxHxWxclasses, or your own task: "
+    "path/to/file.py:function."
+)
+Data = Annotated[str, typer.Option("--data", "--task", metavar="DATA", help=DATA_HELP, rich_help_panel=WHAT)]
+OptionalData = Annotated[
+    str | None,
+    typer.Option(
+        "--data", "--task", metavar="DATA", help="As in other commands; not needed with a finished search.", rich_help_panel=WHAT
+    ),
+]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Where downloaded data sets are; default: $NAR_HW_DATA or .data.", rich_help_panel=FINE),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=WRITTEN)]
+Seed = Annotated[int, whole("--seed", "Decides everything random.", 0, MOST_SEED, panel=FINE)]
+RuntimeName = Annotated[
     str,
-    typer.Option("--data", help="digits, cifar10, cifar100, fashion-mnist, {folder,stream,faces}:PATH or fake:CxHxWxclasses."),
+    choice(
+        "--runtime",
+        "Inference runtime; `nar-hw doctor` says which work here.",
+        "runtime",
+        RUNTIMES,
+        panel=WHERE,
+        hidden=("fake",),
+    ),
 ]
-OptionalData = Annotated[str | None, typer.Option("--data", help="As in other commands; not needed with a finished search.")]
-DataRoot = Annotated[Path | None, typer.Option(help="Folder of downloaded data sets; default: $NAR_HW_DATA or .data.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Seed = Annotated[int, whole("--seed", "Decides everything random.", 0, MOST_SEED)]
-RuntimeName = Annotated[str, typer.Option("--runtime", help="Inference runtime; `nar-hw doctor` lists those that work here.")]
-Precision = Annotated[str, typer.Option(help="fp32, fp16, bf16 or int8.")]
-Batch = Annotated[int, whole("--batch", "Images per inference.", 1, MOST_BATCH)]
-Threads = Annotated[int, whole("--threads", f"CPU threads of one inference, at most {THREADS_PER_CORE} a core.", 1, MOST_THREADS)]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<index>.")]
+Precision = Annotated[str, choice("--precision", "Of the inference.", "precision", PRECISIONS, panel=WHERE)]
+Batch = Annotated[int, whole("--batch", "Images per inference.", 1, MOST_BATCH, panel=WHERE)]
+Threads = Annotated[
+    int,
+    whole("--threads", f"CPU threads of one inference, at most {THREADS_PER_CORE} a core.", 1, MOST_THREADS, panel=WHERE),
+]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:<index>.", rich_help_panel=WHERE)]
+TrainDevice = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="Where to train and score: cpu or cuda.", rich_help_panel=WHERE)
+]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Another setting, as name=value; once for each. Lists have commas.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Another setting; once for each. Lists have commas.",
+        rich_help_panel=FINE,
+    ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from what was kept.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from what was kept.", rich_help_panel=LONG)]
+Out = Annotated[Path, typer.Option(metavar="FOLDER", help="Where everything is written.", rich_help_panel=WRITTEN)]
+AllowMismatch = Annotated[bool, typer.Option("--allow-mismatch", help="Use a table of another device.", rich_help_panel=FINE)]
+Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Write scalars to OUT/tensorboard.", rich_help_panel=WRITTEN)]
 
 
 @app.callback()
@@ -180,7 +315,7 @@ def main() -> None:
     if "--debug" in arguments:  # accepted anywhere on the line, since it is added after a failure
         arguments = ["--debug", *(argument for argument in arguments if argument != "--debug")]
     _keep_stdout()
-    app(arguments)
+    app(arguments, prog_name="nar-hw")
 
 
 def _keep_stdout() -> None:
@@ -241,6 +376,11 @@ def emit(as_json: bool, value: dict[str, Any], show: Callable[[], None]) -> None
             sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
         else:
             show()
+
+
+def grid(titles: Iterable[str], rows: Iterable[Sequence[str]]) -> Grid:
+    """A table that never cuts what is in it."""
+    return Grid(tuple(titles), [tuple(map(printable, row)) for row in rows])
 
 
 @contextmanager

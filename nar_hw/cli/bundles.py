@@ -4,13 +4,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from nar_hw.bundles.config import ExportConfig
-from nar_hw.cli.app import DataRoot, Device, Json, Threads, app, bundle_app, console, emit, output_files, progress_bar
-from nar_hw.cli.values import MOST_BATCH, MOST_ROUNDS, span, whole, wholes
+from nar_hw.cli.app import (
+    FINE,
+    LONG,
+    WHAT,
+    WHERE,
+    WRITTEN,
+    DataRoot,
+    Device,
+    Json,
+    Threads,
+    app,
+    bundle_app,
+    console,
+    emit,
+    grid,
+    output_files,
+    progress_bar,
+)
+from nar_hw.cli.values import MOST_BATCH, MOST_ROUNDS, choice, span, whole, wholes
 from nar_hw.export.calibration import Calibration
 from nar_hw.records import plain
+from nar_hw.runtimes import PRECISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +36,8 @@ if TYPE_CHECKING:
     from nar_hw.runtimes import RuntimeConfig
 
 USUAL = ExportConfig()
+TRITON = ("onnx", "tensorrt")
+"""What Triton serves of a bundle."""
 Folder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")]
 
 
@@ -27,23 +46,39 @@ def export(
     child: Annotated[
         Path, typer.Argument(help="Folder of a trained child, or the name of one of the paper, whose weights are untrained.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
-    to: Annotated[str, typer.Option(help="Of onnx, tensorrt, tensorrt-rtx, aoti and openvino, separated by commas.")] = ",".join(
-        USUAL.targets
-    ),
-    precision: Annotated[str, typer.Option(help="Of fp32, fp16, bf16 and int8, separated by commas.")] = ",".join(
-        USUAL.precisions
-    ),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Of the bundle.", rich_help_panel=WRITTEN)],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="TARGETS",
+            help="Of onnx, tensorrt, tensorrt-rtx, aoti, openvino and ncnn, separated by commas.",
+            rich_help_panel=WHAT,
+        ),
+    ] = ",".join(USUAL.targets),
+    precision: Annotated[
+        str,
+        typer.Option(metavar="PRECISIONS", help="Of fp32, fp16, bf16 and int8, separated by commas.", rich_help_panel=WHAT),
+    ] = ",".join(USUAL.precisions),
     batch: Annotated[
-        Any, span("--batch", "One batch size, or a range like 1-64; aoti takes the first.", 1, MOST_BATCH)
+        Any, span("--batch", "One batch size, or a range like 1-64; aoti takes the first.", 1, MOST_BATCH, panel=WHAT)
     ] = f"{USUAL.batch[0]}-{USUAL.batch[1]}",
-    calibration: Annotated[Calibration, typer.Option(help="How int8 finds its ranges in training images.")] = USUAL.calibration,
-    device: Annotated[str, typer.Option(help="Where aoti files shall run: cpu or cuda.")] = USUAL.device,
+    calibration: Annotated[
+        Calibration, typer.Option(help="How int8 finds its ranges in training images.", rich_help_panel=FINE)
+    ] = USUAL.calibration,
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="Where aoti files shall run: cpu or cuda.", rich_help_panel=WHERE)
+    ] = USUAL.device,
     gpus: Annotated[
-        str | None, typer.Option(help="For tensorrt-rtx: GPUs like sm89 or RTX 4090, separated by commas, or all.")
+        str | None,
+        typer.Option(
+            metavar="GPUS",
+            help="For tensorrt-rtx: GPUs like sm89 or RTX 4090, separated by commas, or all.",
+            rich_help_panel=WHERE,
+        ),
     ] = None,
     dense: Annotated[
-        bool, typer.Option("--dense", help="Write the network for larger images too: a map of classes.")
+        bool,
+        typer.Option("--dense", help="Write the network for larger images too: a map of classes.", rich_help_panel=WHAT),
     ] = USUAL.dense,
     data_root: DataRoot = None,
     as_json: Json = False,
@@ -74,14 +109,14 @@ def export(
     }
 
     def show() -> None:
-        table = Table("target", "precision", "file", "largest error", "accuracy", "against torch")
+        rows = []
         for target, precision, item in manifest.entries():
             delta = "" if item.accuracy_delta is None else f"{100 * item.accuracy_delta:+.2f} points"
             accuracy = "" if item.accuracy is None else f"{100 * item.accuracy:.2f} %"
             most = item.max_abs_error
             error = "not run here" if most is None else f"{most / item.reference_scale:.1e}"
-            table.add_row(target, precision, item.file, error, accuracy, delta)
-        console.print(table)
+            rows.append((target, precision, item.file, error, accuracy, delta))
+        console.print(grid(("target", "precision", "file", "largest error", "accuracy", "against torch"), rows))
         for name, said in manifest.tensorrt_parser.items():
             console.print(f"TensorRT parser on {name}: {said}", highlight=False, soft_wrap=True, markup=False)
         for name, reason in manifest.left_out.items():
@@ -93,29 +128,83 @@ def export(
 
 @app.command()
 def bench(
-    bundle: Folder,
-    against: Annotated[Path | None, typer.Option(help="A second bundle, measured in turn with the first.")] = None,
-    runtime: Annotated[str, typer.Option(help="Runtimes, separated by commas; `nar-hw doctor` lists them.")] = "onnxruntime",
-    precision: Annotated[str, typer.Option(help="Precisions, separated by commas.")] = "fp32",
-    batch: Annotated[Any, wholes("--batch", "Batch sizes, separated by commas.", 1, MOST_BATCH)] = "1",
+    bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Folder of a bundle; none with --from.")] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="A second bundle, measured in turn with the first.", rich_help_panel=WHAT),
+    ] = None,
+    runtime: Annotated[
+        str,
+        typer.Option(metavar="RUNTIMES", help="Separated by commas; `nar-hw doctor` lists them.", rich_help_panel=WHERE),
+    ] = "onnxruntime",
+    precision: Annotated[str, typer.Option(metavar="PRECISIONS", help="Separated by commas.", rich_help_panel=WHERE)] = "fp32",
+    batch: Annotated[Any, wholes("--batch", "Batch sizes, separated by commas.", 1, MOST_BATCH, panel=WHERE)] = "1",
     threads: Threads = 1,
     device: Device = "cpu",
-    rounds: Annotated[int, whole("--rounds", "Visits to each bundle.", 2, MOST_ROUNDS)] = 40,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON object to this file too.")] = None,
-    csv: Annotated[Path | None, typer.Option("--csv", help="Write one line per row to this file.")] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Write a picture of the latencies to this PNG.")] = None,
+    rounds: Annotated[int, whole("--rounds", "Visits to each bundle.", 2, MOST_ROUNDS, panel=LONG)] = 40,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write the JSON object to this file too.", rich_help_panel=WRITTEN),
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write one line per row to it.", rich_help_panel=WRITTEN)
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Write a picture of the latencies to this PNG.", rich_help_panel=WRITTEN),
+    ] = None,
+    kit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Measure nothing here; write what a device without nar_hw needs.", rich_help_panel=WRITTEN
+        ),
+    ] = None,
+    runtime_version: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION", help="With --kit: the runtime's version on the device.", rich_help_panel=WHERE),
+    ] = None,
+    times: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="times.json that a kit's device wrote.", rich_help_panel=WHAT),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Time bundles side by side on this device. Example: nar-hw bench bundle --against baseline --batch 1,8"""
+    from nar_hw.bench.kit import bench_from, predictions, write_bench_kit
     from nar_hw.bench.rows import SCHEMA, to_csv
+    from nar_hw.errors import UserError
     from nar_hw.files import write_text
+    from nar_hw.latency.kit import Times
     from nar_hw.report.latencies import bench_png
     from nar_hw.steps.bench import bench_bundles
 
+    if (bundle is None) != (times is not None):
+        raise UserError("a benchmark takes either a bundle or --from times.json, but got both or none of them")
+    if times is not None and (kit, against) != (None, None):
+        raise UserError("--from takes what it needs from the times, but got --kit or --against: leave them out")
+    if runtime_version is not None and kit is None:
+        raise UserError(f"--runtime-version goes with --kit, but got {runtime_version} alone")
     configs = _configs(runtime, precision, batch, threads, device)
-    with output_files(output, csv, plot), progress_bar() as progress:
-        subjects = {str(path): path for path in (bundle, against) if path is not None}
-        found = bench_bundles(subjects, configs, rounds=rounds, progress=progress)
+    subjects = {str(path): path for path in (bundle, against) if path is not None}
+    predicted: dict[str, float] = {}
+    if kit is not None:
+        if len(configs) > 1:
+            raise UserError(f"a kit is for one runtime, precision and batch size, but got {len(configs)}: make one kit for each")
+        plan = write_bench_kit(subjects, kit, configs[0], rounds=rounds, runtime_version=runtime_version)
+        line = (
+            f"{kit}: {len(subjects)} bundles for {plan.config.runtime} {plan.runtime_version}. "
+            "Copy it to the device, run `python measure.py` there, and bring times.json back to nar-hw bench --from"
+        )
+        emit(as_json, {"kit": str(kit), "runtime_version": plan.runtime_version}, lambda: console.print(line, soft_wrap=True))
+        return
+    with output_files(output, csv, plot):
+        if times is not None:
+            brought = Times.load(times)
+            found = bench_from(brought)
+            predicted = predictions(brought)
+        else:
+            with progress_bar() as progress:
+                found = bench_bundles(subjects, configs, rounds=rounds, progress=progress)
         if output is not None:
             found.save(output)
     if csv is not None:
@@ -125,6 +214,10 @@ def bench(
 
     def show() -> None:
         _show_rows(found.rows)
+        for row in found.rows:
+            if row.subject in predicted:
+                ms = predicted[row.subject]
+                console.print(f"{row.subject}: predicted {ms:.4g} ms, measured {row.p50_ms:.4g} ms", soft_wrap=True)
         for pair in found.comparisons:
             console.print(
                 f"{_called(pair)}: {pair.subject} takes {pair.ratio:.3f} of {pair.against} (95 % interval {pair.low:.3f} to "
@@ -168,12 +261,12 @@ _COLUMNS = {
 def _show_rows(rows: "Sequence[BenchRow]") -> None:
     known = {key: title for key, title in _COLUMNS.items() if any(getattr(row, key) is not None for row in rows)}
     several = len({row.subject for row in rows}) > 1
-    table = Table(*(["bundle"] if several else []), "runtime, batch", *known.values())
+    lines = []
     for row in rows:
         cells = ["" if (value := getattr(row, key)) is None else f"{value:.4g}" for key in known]
         name = [row.subject] if several else []
-        table.add_row(*name, f"{row.runtime} {row.precision}, {row.batch}", *cells)
-    console.print(table)
+        lines.append((*name, f"{row.runtime} {row.precision}, {row.batch}", *cells))
+    console.print(grid((*(["bundle"] if several else []), "runtime, batch", *known.values()), lines))
     console.print(f"on {rows[0].fingerprint.get('device')}", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -181,7 +274,8 @@ def _show_rows(rows: "Sequence[BenchRow]") -> None:
 def bundle_verify(
     bundle: Folder,
     data: Annotated[
-        str | None, typer.Option("--data", help="Compute accuracies again on this data set's validation split.")
+        str | None,
+        typer.Option("--data", metavar="DATA", help="Compute accuracies again on this data set's validation split."),
     ] = None,
     data_root: DataRoot = None,
     as_json: Json = False,
@@ -192,14 +286,14 @@ def bundle_verify(
     value: dict[str, Any] = {"bundle": str(bundle), "checked": verify_again(bundle, data=data, data_root=data_root)}
 
     def show() -> None:
-        table = Table("file", "precision", "largest error", "accuracy")
+        rows = []
         for name, item in value["checked"].items():
             if "skipped" in item:
-                table.add_row(item["file"], name, "not checked", "")
+                rows.append((item["file"], name, "not checked", ""))
                 continue
             accuracy = "" if item.get("accuracy") is None else f"{100 * item['accuracy']:.2f} %"
-            table.add_row(item["file"], name, f"{item['max_abs_error']:.2e}", accuracy)
-        console.print(table)
+            rows.append((item["file"], name, f"{item['max_abs_error']:.2e}", accuracy))
+        console.print(grid(("file", "precision", "largest error", "accuracy"), rows))
         for name, item in value["checked"].items():
             if "tensorrt_parser" in item:
                 said = item["tensorrt_parser"]
@@ -214,10 +308,12 @@ def bundle_verify(
 @bundle_app.command("triton")
 def bundle_triton(
     bundle: Folder,
-    out: Annotated[Path, typer.Option(help="The model repository, made where it does not exist.")],
-    target: Annotated[str, typer.Option(help="onnx, or tensorrt for an engine of the bundle.")] = "onnx",
-    precision: Annotated[str, typer.Option(help="Which of the bundle's precisions.")] = "fp32",
-    name: Annotated[str | None, typer.Option(help="What clients call the model; default: the network's name.")] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The model repository, made where it does not exist.")],
+    target: Annotated[str, choice("--target", "Which of the bundle's files.", "Triton target", TRITON)] = "onnx",
+    precision: Annotated[str, choice("--precision", "Which of the bundle's.", "precision", PRECISIONS)] = "fp32",
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What clients call the model; default: the network's name.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Add a bundle to a Triton Inference Server repository. Example: nar-hw bundle triton bundle --out models"""

@@ -5,22 +5,20 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.table import Table
 
-from nar_hw.cli.app import App, Json, Seed, app, console, emit
+from nar_hw.cli.app import App, Group, Json, Seed, TrainDevice, app, console, emit, grid
 from nar_hw.cli.values import MOST_IMAGES, whole
 
-data_app = App(no_args_is_help=True)
+data_app = App(cls=Group)
 app.add_typer(data_app, name="data", help="Make subsets of large sets of faces; test face networks on the field's sets.")
 
 ChildFolder = Annotated[Path, typer.Argument(help="Folder of a trained child.")]
-TrainDevice = Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")]
 
 
 @data_app.command()
 def faces_proxy(
     source: Annotated[Path, typer.Argument(help="Folder of identities' folders, or with train.rec and train.idx.")],
-    out: Annotated[Path, typer.Option(help="Folder of the proxy; must not exist.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Of the proxy; must not exist.")],
     identities: Annotated[int, whole("--identities", "Identities to learn.", 2, MOST_IMAGES)] = 4000,
     images: Annotated[int, whole("--images", "Images of each.", 2, MOST_IMAGES)] = 40,
     valid: Annotated[int, whole("--valid", "Images of each that are for validation.", 1, MOST_IMAGES)] = 4,
@@ -51,7 +49,7 @@ def faces_proxy(
 @data_app.command()
 def faces_verify(
     child: ChildFolder,
-    pairs: Annotated[Path, typer.Option(help="A .bin file, a list like LFW's pairs.txt, or CFP's folder.")],
+    pairs: Annotated[Path, typer.Option(metavar="PAIRS", help="A .bin file, a list like LFW's pairs.txt, or CFP's folder.")],
     images: Annotated[Path | None, typer.Option(help="Folder of the images that a list names; default: the list's own.")] = None,
     distance: Annotated[Literal["cosine", "l2"], typer.Option(help="How embeddings are compared.")] = "cosine",
     plot: Annotated[Path | None, typer.Option(help="Draw the ROC to this file.")] = None,
@@ -75,10 +73,8 @@ def faces_verify(
             f"right over {len(found.verification.thresholds)} folds",
             highlight=False,
         )
-        table = Table("FAR", "TAR")
-        for far, tar in found.tar.items():
-            table.add_row(f"{far:g}", "too few pairs" if tar is None else f"{100 * tar:.2f} %")
-        console.print(table)
+        rows = [(f"{far:g}", "too few pairs" if tar is None else f"{100 * tar:.2f} %") for far, tar in found.tar.items()]
+        console.print(grid(("FAR", "TAR"), rows))
 
     value = {
         "pairs": len(found.same),

@@ -3,9 +3,9 @@
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from nar_hw.cli.app import (
+    WHAT,
     Classes,
     Input,
     Json,
@@ -18,9 +18,11 @@ from nar_hw.cli.app import (
     console,
     counted,
     emit,
+    grid,
     model_info,
     sentence,
 )
+from nar_hw.cli.values import choice
 
 
 @app.command()
@@ -38,18 +40,18 @@ def doctor(as_json: Json = False) -> None:
         console.print(f"{machine['cpu']}, {machine['cores']} cores, {machine['os']}", highlight=False)
         console.print(f"instruction sets: {', '.join(machine['isa'] or ['unknown'])}", highlight=False)
         console.print(", ".join(f"{name} {version}" for name, version in versions("torch").items()), highlight=False)
-        table = Table("runtime", "works", "devices", "precisions", "per-layer times", "version")
-        for item in runtimes:
-            version = next(iter(item["versions"].values()), "")
-            table.add_row(
+        rows = [
+            (
                 item["name"],
                 "yes" if item["works"] else "no",
                 " ".join(item["devices"]),
                 " ".join(item["precisions"]),
                 "yes" if item["layers"] else "no",
-                version if item["works"] else "",
+                next(iter(item["versions"].values()), "") if item["works"] else "",
             )
-        console.print(table)
+            for item in runtimes
+        ]
+        console.print(grid(("runtime", "works", "devices", "precisions", "per-layer times", "version"), rows))
         for item in runtimes:
             if not item["works"]:
                 console.print(f"{item['name']}: {item['reason']}", highlight=False, soft_wrap=True, markup=False)
@@ -67,7 +69,8 @@ def space(
     limit_params: LimitParams = True,
     classes: Classes = None,
     check: Annotated[
-        str | None, typer.Option(help="tensorrt: which operators of which slots TensorRT's parser would refuse.")
+        str | None,
+        choice("--check", "Which operators of which slots TensorRT's parser would refuse.", "check", ("tensorrt",), panel=WHAT),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -112,15 +115,16 @@ def space(
     ]
 
     def show() -> None:
-        table = Table("slot", "name", "input", "output", "incumbent", "candidates (code name: M multiply-adds)")
+        lines = []
         for row in rows:
             candidates = ", ".join(
                 f"{item['code']} {item['operator']}" + ("" if item["flops"] is None else f": {item['flops'] / 1e6:.3g}")
                 for item in row["candidates"]
             )
             shapes = ["x".join(map(str, row[key])) for key in ("input", "output")]
-            table.add_row(str(row["slot"]), row["name"], *shapes, row["incumbent"], "fixed" if row["fixed"] else candidates)
-        console.print(table)
+            lines.append((str(row["slot"]), row["name"], *shapes, row["incumbent"], "fixed" if row["fixed"] else candidates))
+        titles = ("slot", "name", "input", "output", "incumbent", "candidates (code name: M multiply-adds)")
+        console.print(grid(titles, lines))
         why: dict[str, list[str]] = {}
         for row in rows:
             if row["reason"] is not None:
@@ -157,7 +161,12 @@ def space(
 def count(
     model: Model,
     input: Input,
-    arch: Annotated[str | None, typer.Option(help="Codes or names, separated by commas; default: the network itself.")] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ARCH", help="Codes or names, separated by commas; default: the network itself.", rich_help_panel=WHAT
+        ),
+    ] = None,
     manner: Manner = "conv",
     operators: Operators = None,
     slots: Slots = None,
@@ -185,10 +194,8 @@ def count(
     ]
 
     def show() -> None:
-        table = Table("slot", "operator", "params", "multiply-adds", "pool operations")
-        for row in rows:
-            table.add_row(row["slot"], row["operator"], *(f"{row[key]:,}" for key in ("params", "flops", "pool_ops")))
-        console.print(table)
+        lines = [(row["slot"], row["operator"], *(f"{row[key]:,}" for key in ("params", "flops", "pool_ops"))) for row in rows]
+        console.print(grid(("slot", "operator", "params", "multiply-adds", "pool operations"), lines))
         console.print(sentence(counted(total)), highlight=False)
 
     value = {

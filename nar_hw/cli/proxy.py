@@ -5,38 +5,70 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
-from rich.table import Table
 
-from nar_hw.cli.app import App, Data, DataRoot, Json, Model, Resume, Seed, app, console, emit, progress_bar
-from nar_hw.cli.values import MOST_BATCH, MOST_CHILDREN, MOST_EPOCHS, MOST_IMAGES, number, whole
+from nar_hw.cli.app import (
+    FINE,
+    LONG,
+    WHAT,
+    WRITTEN,
+    App,
+    Data,
+    DataRoot,
+    Group,
+    Json,
+    Model,
+    Out,
+    Resume,
+    Seed,
+    TrainDevice,
+    app,
+    console,
+    emit,
+    grid,
+    progress_bar,
+)
+from nar_hw.cli.values import MOST_BATCH, MOST_CHILDREN, MOST_EPOCHS, MOST_IMAGES, choice, number, whole
 
 if TYPE_CHECKING:
     from nar_hw.proxy.steps import Scorer
 
-proxy_app = App(no_args_is_help=True)
+proxy_app = App(cls=Group)
 app.add_typer(proxy_app, name="proxy", help="Compare mini-batches with the full gradient; choose images to search on.")
 
-Metric = Annotated[str, typer.Option(help="intensity, colour, edges, perceptual, loss, el2n or grand.")]
+METRICS = ("intensity", "colour", "edges", "perceptual", "loss", "el2n", "grand")
+SELECTIONS = ("gradient", "metric", "random", "stratified")
+"""These and METRICS are those of nar_hw.proxy, which needs torch."""
+
+Metric = Annotated[str, choice("--metric", "What images are ordered by.", "metric", METRICS, panel=WHAT)]
 ScoreEpochs = Annotated[
-    int, whole("--score-epochs", "Epochs of the short training that loss, el2n, grand and gradient go by.", 1, MOST_EPOCHS)
+    int,
+    whole(
+        "--score-epochs", "Epochs of the short training that loss, el2n, grand and gradient go by.", 1, MOST_EPOCHS, panel=LONG
+    ),
 ]
-Backbone = Annotated[str, typer.Option(help="Network whose features perceptual compares.")]
-BackboneWeights = Annotated[Path | None, typer.Option(help="Its weights; default: torchvision's, which are downloaded.")]
-TrainDevice = Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")]
+Backbone = Annotated[str, typer.Option(metavar="NETWORK", help="Whose features perceptual compares.", rich_help_panel=FINE)]
+BackboneWeights = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Its weights; default: torchvision's, which are downloaded.", rich_help_panel=FINE),
+]
 
 
 @proxy_app.command()
 def study(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option(help="Folder of the study.")],
+    out: Out,
     metric: Metric = "intensity",
-    batch: Annotated[int, whole("--batch", "Images per mini-batch.", 1, MOST_BATCH)] = 256,
+    batch: Annotated[int, whole("--batch", "Images per mini-batch.", 1, MOST_BATCH, panel=WHAT)] = 256,
     epochs: Annotated[
-        int, whole("--epochs", "Epochs in all; the learning rate falls to a tenth after each third.", 1, MOST_EPOCHS)
+        int,
+        whole("--epochs", "Epochs in all; the learning rate falls to a tenth after each third.", 1, MOST_EPOCHS, panel=LONG),
     ] = 150,
-    lr: Annotated[float, number("--lr", "First learning rate.", above=0, most=1e6)] = 0.1,
-    exact: Annotated[bool, typer.Option("--exact", help="Distances without error, for half as much time again.")] = False,
+    lr: Annotated[float, number("--lr", "First learning rate.", above=0, most=1e6, panel=FINE)] = 0.1,
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="Distances without error, for half as much time again.", rich_help_panel=LONG),
+    ] = False,
     score_epochs: ScoreEpochs = 3,
     backbone: Backbone = "alexnet",
     backbone_weights: BackboneWeights = None,
@@ -67,11 +99,11 @@ def study(
     }
 
     def show() -> None:
-        table = Table("", "finding of the paper", "this run", "farther than the others by (95 % interval)")
+        rows = []
         for item in found.findings:
             intervals = "\n".join(f"{one.mean:+.1f} % ({one.low:+.1f} to {one.high:+.1f})" for one in item.differences)
-            table.add_row(str(item.number), item.text, item.verdict, intervals)
-        console.print(table)
+            rows.append((str(item.number), item.text, item.verdict, intervals))
+        console.print(grid(("", "finding of the paper", "this run", "farther than the others by (95 % interval)"), rows))
         console.print(f"heat maps and quartiles: {out / 'study.html'}", highlight=False, soft_wrap=True)
 
     emit(as_json, value, show)
@@ -81,14 +113,18 @@ def study(
 def select(
     model: Model,
     data: Data,
-    size: Annotated[int, whole("--size", "Images to choose.", 1, MOST_IMAGES)],
-    out: Annotated[Path, typer.Option(help="The index file, for nar-hw search --proxy.")],
-    by: Annotated[str, typer.Option(help="gradient, metric, random or stratified.")] = "stratified",
+    size: Annotated[int, whole("--size", "Images to choose.", 1, MOST_IMAGES, panel=WHAT)],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The index, for nar-hw search --proxy.", rich_help_panel=WRITTEN)],
+    by: Annotated[str, choice("--by", "How images are chosen.", "way to select", SELECTIONS, panel=WHAT)] = "stratified",
     metric: Metric = "intensity",
     check: Annotated[
-        int, whole("--check", "Children to train on the proxy and on all images, to compare rankings.", 0, MOST_CHILDREN)
+        int,
+        whole("--check", "Children to train on the proxy and on all images, to compare rankings.", 0, MOST_CHILDREN, panel=LONG),
     ] = 0,
-    recipe: Annotated[str, typer.Option(help="How these are trained: paper, fast, demo or a .json file.")] = "demo",
+    recipe: Annotated[
+        str,
+        typer.Option(metavar="RECIPE", help="How these are trained: paper, fast, demo or a .json file.", rich_help_panel=LONG),
+    ] = "demo",
     score_epochs: ScoreEpochs = 3,
     backbone: Backbone = "alexnet",
     backbone_weights: BackboneWeights = None,

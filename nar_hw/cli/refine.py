@@ -4,28 +4,35 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from nar_hw.bundles.config import ExportConfig
 from nar_hw.cli.app import (
+    FINE,
+    LONG,
+    WHAT,
+    WHERE,
+    WRITTEN,
+    AllowMismatch,
     Batch,
     Classes,
     Data,
     DataRoot,
-    Input,
     Json,
     LimitParams,
     Manner,
     Model,
     Operators,
+    Out,
     Precision,
     RuntimeName,
     Seed,
     Slots,
     Threads,
+    TrainDevice,
     app,
     console,
     emit,
+    grid,
     model_info,
     progress_bar,
     sentence,
@@ -38,7 +45,11 @@ CONDITIONS = RuntimeConfig()
 
 Weights = Annotated[
     Path | None,
-    typer.Option(help="The trained weights: safetensors or a torch file of tensors (a state dict or a checkpoint of one)."),
+    typer.Option(
+        metavar="FILE",
+        help="The trained weights: safetensors or a torch file of tensors (a state dict or a checkpoint of one).",
+        rich_help_panel=WHAT,
+    ),
 ]
 
 
@@ -47,12 +58,28 @@ def refine(
     model: Model,
     data: Data,
     targets: Annotated[
-        str, typer.Option(help="Shares of the network's measured latency (0.6) or times (0.4ms), separated by commas.")
+        str,
+        typer.Option(
+            metavar="TARGETS",
+            help="Shares of the network's measured latency (0.6) or times (0.4ms), separated by commas.",
+            rich_help_panel=WHAT,
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of everything that is made; a stopped refinement goes on in it.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER", help="Of everything that is made; a stopped refinement goes on in it.", rich_help_panel=WRITTEN
+        ),
+    ],
     weights: Weights = None,
-    baseline: Annotated[Path | None, typer.Option(help="Folder of a trained network instead of --weights.")] = None,
-    table: Annotated[Path | None, typer.Option(help="A latency table of the device; default: profile this one.")] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Of a trained network, instead of --weights.", rich_help_panel=WHAT),
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A latency table of the device; default: profile this one.", rich_help_panel=WHERE),
+    ] = None,
     runtime: RuntimeName = CONDITIONS.runtime,
     precision: Precision = CONDITIONS.precision,
     batch: Batch = CONDITIONS.batch,
@@ -62,16 +89,25 @@ def refine(
     slots: Slots = None,
     limit_params: LimitParams = True,
     recipe: Annotated[
-        str, typer.Option(help="How children are trained: finetune, or another recipe or .json file.")
+        str,
+        typer.Option(
+            metavar="RECIPE",
+            help="How children are trained: finetune, another recipe or a .json file.",
+            rich_help_panel=LONG,
+        ),
     ] = "finetune",
     search_settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting of the search, as name=value; once for each.")
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the search; once for each.", rich_help_panel=FINE),
     ] = None,
     seed: Seed = 0,
-    device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
+    device: TrainDevice = "cpu",
     data_root: DataRoot = None,
-    allow_mismatch: Annotated[bool, typer.Option("--allow-mismatch", help="Use a table of another device.")] = False,
-    plan: Annotated[bool, typer.Option("--plan", help="Print what will be done and how long it takes, and stop.")] = False,
+    allow_mismatch: AllowMismatch = False,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Print what will be done and how long it takes, and stop.", rich_help_panel=LONG),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """From trained weights and this device to faster networks: profile, search once, train, export and measure each.
@@ -141,10 +177,8 @@ def refine(
 
     def show() -> None:
         if plan:
-            shown = Table("stage", "what", "about")
-            for step in steps:
-                shown.add_row(step.stage, step.what, "done" if step.done else duration(step.seconds))
-            console.print(shown)
+            rows = [(step.stage, step.what, "done" if step.done else duration(step.seconds)) for step in steps]
+            console.print(grid(("stage", "what", "about"), rows))
             console.print(f"about {duration(result['seconds'])} in all, measured on a few steps", highlight=False)
             return
         show_networks(result)
@@ -154,9 +188,8 @@ def refine(
 
 def show_networks(value: dict[str, Any]) -> None:
     """Print what a refinement came to."""
-    shown = Table("network", "asked", "measured", "of the network", "test accuracy", "parameters", "FLOPs")
-    for row in value["networks"]:
-        shown.add_row(
+    rows = [
+        (
             row["name"],
             "" if row["target_ms"] is None else f"{row['target_ms']:.4g} ms",
             f"{row['measured_ms']:.4g} ms",
@@ -165,7 +198,9 @@ def show_networks(value: dict[str, Any]) -> None:
             f"{row['params']:,}",
             f"{row['flops']:,}",
         )
-    console.print(shown)
+        for row in value["networks"]
+    ]
+    console.print(grid(("network", "asked", "measured", "of the network", "test accuracy", "parameters", "FLOPs"), rows))
     console.print(f"report {value['report']}\nbundles {Path(value['out']) / 'bundles'}", highlight=False, soft_wrap=True)
 
 
@@ -178,7 +213,7 @@ def duration(seconds: float) -> str:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    out: Out = Path("runs/demo"),
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -191,8 +226,12 @@ def demo(
     def show() -> None:
         show_networks(outcome)
         console.print(
-            "now yours:  nar-hw refine --model path/to/net.py:function --weights W.safetensors --data folder:PHOTOS@64 "
-            "--targets 0.8,0.6 --out runs/mine  (first with --plan)",
+            f"open {outcome['report']} in a browser; then your own network (build returns it):\n\n"
+            "  nar-hw space --model net.py:build --input 3x64x64\n"
+            "  nar-hw refine --model net.py:build --weights mine.safetensors \\\n"
+            "      --data folder:photos@64 --targets 0.8,0.6 --out runs/mine --plan\n\n"
+            "The first says what can be searched in it, the second what will be done and how\n"
+            "long it takes; without --plan it is done. photos has a folder for each class.",
             highlight=False,
             soft_wrap=True,
         )
@@ -204,13 +243,19 @@ def demo(
 def evaluate(
     model: Model,
     data: Data,
-    weights: Annotated[Path, typer.Option(help="The weights: safetensors or a torch file of tensors.")],
-    input: Annotated[Input | None, typer.Option("--input", help="Shape of one image, CxHxW; default: the data's.")] = None,
+    weights: Annotated[
+        Path, typer.Option(metavar="FILE", help="The weights: safetensors or a torch file of tensors.", rich_help_panel=WHAT)
+    ],
+    input: Annotated[
+        str | None,
+        typer.Option("--input", metavar="CxHxW", help="Shape of one image; default: the data's.", rich_help_panel=WHAT),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Keep it as a trained network in this folder, for --baseline and export.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Keep it as a trained network, for --baseline and export.", rich_help_panel=WRITTEN),
     ] = None,
     classes: Classes = None,
-    device: Annotated[str, typer.Option(help="Where to run: cpu or cuda.")] = "cpu",
+    device: TrainDevice = "cpu",
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:

@@ -6,6 +6,11 @@ from typing import Annotated, Any
 import typer
 
 from nar_hw.cli.app import (
+    FINE,
+    LONG,
+    WHAT,
+    WHERE,
+    AllowMismatch,
     Data,
     DataRoot,
     Json,
@@ -14,10 +19,13 @@ from nar_hw.cli.app import (
     Operators,
     OptionalData,
     OptionalModel,
+    Out,
     Resume,
     Seed,
     Settings,
     Slots,
+    Tensorboard,
+    TrainDevice,
     app,
     console,
     emit,
@@ -25,10 +33,13 @@ from nar_hw.cli.app import (
     progress_bar,
     sentence,
 )
-from nar_hw.cli.values import MOST_BATCH, MOST_EPOCHS, MOST_THREADS, number, whole
+from nar_hw.cli.values import MOST_BATCH, MOST_EPOCHS, MOST_THREADS, choice, number, whole
 from nar_hw.errors import UserError
 from nar_hw.records import plain, replace, with_settings
-from nar_hw.search.config import FITTED, SearchConfig
+from nar_hw.search.config import COMBINE, FITTED, PATHS, SearchConfig
+from nar_hw.search.reward import REWARDS
+from nar_hw.search.strategies import STRATEGIES
+from nar_hw.training.recipes import PRECISIONS
 
 SEARCH = SearchConfig()
 
@@ -42,55 +53,102 @@ def search(
             "--target-ms",
             "The latency not to be exceeded; once for each of several targets. Of several tables: one for all, or once for each.",
             above=0,
+            panel=WHAT,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    out: Out,
     model: OptionalModel = None,
     data: OptionalData = None,
     table: Annotated[
-        list[Path] | None, typer.Option("--table", help="The latency table of the device to deploy on; once for each of several.")
+        list[Path] | None,
+        typer.Option(
+            "--table",
+            metavar="FILE",
+            help="The latency table of the device to deploy on; once for each of several.",
+            rich_help_panel=WHERE,
+        ),
     ] = None,
     source: Annotated[
         Path | None,
-        typer.Option("--from", help="A finished search: choose for other targets by its shared weights, instead of all else."),
+        typer.Option(
+            "--from",
+            metavar="FOLDER",
+            help="A finished search: choose for other targets by its shared weights, instead of all else.",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option(help="Trained weights: candidates are fitted inside the trained network and scored as they are."),
+        typer.Option(
+            metavar="FILE",
+            help="Trained weights: candidates are fitted inside the trained network and scored as they are.",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
-    baseline: Annotated[Path | None, typer.Option(help="The folder of a trained network instead of --weights.")] = None,
-    reward: Annotated[
-        str, typer.Option(help="absolute, one-sided, mnasnet-soft, mnasnet-hard, proxyless-rl or accuracy.")
-    ] = SEARCH.reward,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Of a trained network, instead of --weights.", rich_help_panel=WHAT),
+    ] = None,
+    reward: Annotated[str, choice("--reward", "Of accuracy and latency.", "reward", REWARDS, panel=FINE)] = SEARCH.reward,
     combine: Annotated[
-        str, typer.Option(help="Of several tables: worst (each target is met) or mean (of latency / target, at most 1).")
+        str,
+        choice(
+            "--combine",
+            "Of several tables: each target is met, or the mean of latency / target is at most 1.",
+            "combine",
+            COMBINE,
+            panel=WHERE,
+        ),
     ] = SEARCH.combine,
-    weight: Annotated[list[float] | None, number("--weight", "Of a table in the mean; once for each.", above=0)] = None,
-    max_flops: Annotated[int | None, whole("--max-flops", "Most FLOPs (multiply-adds of one image).", 1, 10**18)] = None,
-    max_params: Annotated[int | None, whole("--max-params", "Most parameters.", 1, 10**18)] = None,
+    weight: Annotated[
+        list[float] | None, number("--weight", "Of a table in the mean; once for each.", above=0, panel=WHERE)
+    ] = None,
+    max_flops: Annotated[
+        int | None, whole("--max-flops", "Most FLOPs (multiply-adds of one image).", 1, 10**18, panel=WHAT)
+    ] = None,
+    max_params: Annotated[int | None, whole("--max-params", "Most parameters.", 1, 10**18, panel=WHAT)] = None,
     strategy: Annotated[
-        str, typer.Option(help="How archs are proposed: surrogate, reinforce, gradient, evolution or random.")
+        str, choice("--strategy", "How archs are proposed.", "strategy", STRATEGIES, panel=FINE)
     ] = SEARCH.strategy,
-    epochs: Annotated[int, whole("--epochs", "Epochs of shared weights and strategy in turn.", 1, MOST_EPOCHS)] = SEARCH.epochs,
+    epochs: Annotated[
+        int, whole("--epochs", "Epochs of shared weights and strategy in turn.", 1, MOST_EPOCHS, panel=LONG)
+    ] = SEARCH.epochs,
     warmup_epochs: Annotated[
-        int, whole("--warmup-epochs", "Epochs of the shared weights alone, before these.", 0, MOST_EPOCHS)
+        int, whole("--warmup-epochs", "Epochs of the shared weights alone, before these.", 0, MOST_EPOCHS, panel=LONG)
     ] = SEARCH.warmup_epochs,
     warmup_paths: Annotated[
-        str, typer.Option(help="Whether these deal operators (fair) or draw them (uniform).")
+        str,
+        choice(
+            "--warmup-paths",
+            "Whether these deal operators (fair) or draw them.",
+            "paths",
+            PATHS,
+            panel=FINE,
+            hidden=("strategy",),
+        ),
     ] = SEARCH.warmup_paths,
     paths: Annotated[
-        str, typer.Option(help="The same of the other epochs, or what the strategy draws (strategy).")
+        str,
+        choice("--paths", "The same of the other epochs, or what the strategy draws.", "paths", PATHS, panel=FINE),
     ] = SEARCH.paths,
-    batch: Annotated[int, whole("--batch", "Training images per step.", 2, MOST_BATCH)] = SEARCH.batch,
-    precision: Annotated[str, typer.Option(help="Arithmetic of the shared weights: fp32, bf16 or fp16.")] = SEARCH.precision,
-    channels_last: Annotated[bool, typer.Option("--channels-last", help="Store images with the channels innermost.")] = False,
+    batch: Annotated[int, whole("--batch", "Training images per step.", 2, MOST_BATCH, panel=LONG)] = SEARCH.batch,
+    precision: Annotated[
+        str, choice("--precision", "Arithmetic of the shared weights.", "precision", PRECISIONS, panel=FINE)
+    ] = SEARCH.precision,
+    channels_last: Annotated[
+        bool,
+        typer.Option("--channels-last", help="Store images with the channels innermost.", rich_help_panel=FINE),
+    ] = False,
     seed: Seed = 0,
     settings: Settings = None,
-    device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
+    device: TrainDevice = "cpu",
     data_root: DataRoot = None,
-    proxy: Annotated[Path | None, typer.Option(help="Search on the images that nar-hw proxy select chose.")] = None,
-    allow_mismatch: Annotated[bool, typer.Option("--allow-mismatch", help="Use a table of another device.")] = False,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write scalars to OUT/tensorboard.")] = False,
+    proxy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Search on the images that nar-hw proxy select chose.", rich_help_panel=LONG),
+    ] = None,
+    allow_mismatch: AllowMismatch = False,
+    tensorboard: Tensorboard = False,
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
@@ -170,24 +228,42 @@ def search(
 @app.command()
 def train(
     arch: Annotated[
-        str, typer.Option(help="A search folder, a child of the paper by name, codes or names with commas, or `incumbent`.")
+        str,
+        typer.Option(
+            metavar="ARCH",
+            help="A search folder, a child of the paper by name, codes or names with commas, or `incumbent`.",
+            rich_help_panel=WHAT,
+        ),
     ],
     data: Data,
-    out: Annotated[Path, typer.Option(help="Folder of the child.")],
-    model: Annotated[str | None, typer.Option("--model", help="The network; not needed with a search folder.")] = None,
-    recipe: Annotated[str, typer.Option(help="paper, fast, demo, or a .json file of a recipe's fields.")] = "paper",
-    epochs: Annotated[int | None, whole("--epochs", "Instead of the recipe's.", 1, MOST_EPOCHS)] = None,
-    init: Annotated[str, typer.Option(help="scratch, or inherited from --baseline.")] = "scratch",
+    out: Out,
+    model: OptionalModel = None,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            metavar="RECIPE",
+            help="paper, fast, finetune, demo, or a .json file of a recipe's fields.",
+            rich_help_panel=LONG,
+        ),
+    ] = "paper",
+    epochs: Annotated[int | None, whole("--epochs", "Instead of the recipe's.", 1, MOST_EPOCHS, panel=LONG)] = None,
+    init: Annotated[
+        str, choice("--init", "From nothing, or from the --baseline.", "init", ("scratch", "inherited"), panel=WHAT)
+    ] = "scratch",
     baseline: Annotated[
         Path | None,
-        typer.Option(help="The trained network itself, for --init inherited and --distill: its folder, or a weights file."),
+        typer.Option(
+            metavar="FOLDER",
+            help="The trained network itself, for --init inherited and --distill: its folder, or a weights file.",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     distill: Annotated[
         float | None,
-        number("--distill", "Weight of the divergence from the --baseline's outputs in the loss.", least=0, most=1),
+        number("--distill", "Weight of the divergence from the --baseline's outputs in the loss.", least=0, most=1, panel=WHAT),
     ] = None,
     ensemble: Annotated[
-        int, whole("--ensemble", "Snapshots to keep and to score together on the test images.", 0, MOST_EPOCHS)
+        int, whole("--ensemble", "Snapshots to keep and to score together on the test images.", 0, MOST_EPOCHS, panel=FINE)
     ] = 0,
     manner: Manner = "conv",
     operators: Operators = None,
@@ -195,15 +271,19 @@ def train(
     limit_params: LimitParams = True,
     seed: Seed = 0,
     settings: Settings = None,
-    device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
+    device: TrainDevice = "cpu",
     workers: Annotated[
-        int | None, whole("--workers", "Processes that read stream: images; default: one a core, to 8.", 0, MOST_THREADS)
+        int | None,
+        whole("--workers", "Processes that read stream: images; default: one a core, to 8.", 0, MOST_THREADS, panel=WHERE),
     ] = None,
     data_root: DataRoot = None,
     download: Annotated[
-        bool, typer.Option("--download", help="Fetch cifar10, cifar100 or fashion-mnist into the data root first.")
+        bool,
+        typer.Option(
+            "--download", help="Fetch cifar10, cifar100 or fashion-mnist into the data root first.", rich_help_panel=FINE
+        ),
     ] = False,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write scalars to OUT/tensorboard.")] = False,
+    tensorboard: Tensorboard = False,
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
@@ -221,7 +301,7 @@ def train(
         chosen, epochs=chosen.epochs if epochs is None else epochs, distill=chosen.distill if distill is None else distill
     )
     inherit = init == "inherited"
-    if init not in ("scratch", "inherited") or (inherit or chosen.distill > 0) != (baseline is not None):
+    if (inherit or chosen.distill > 0) != (baseline is not None):
         raise UserError(
             "--init must be scratch, or inherited together with --baseline, which --distill needs too, "
             f"but got --init {init}, --distill {chosen.distill:g} and --baseline {baseline}"
@@ -275,7 +355,9 @@ def accuracies(top1: float, top5: float | None) -> str:
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The page; default: report.html in the run.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The page; default: report.html in the run.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """One self-contained HTML page of a run. Example: nar-hw report runs/x"""

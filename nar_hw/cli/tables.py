@@ -4,17 +4,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from nar_hw.cli.app import (
+    FINE,
+    LONG,
+    WHAT,
+    WHERE,
+    WRITTEN,
     Batch,
     Classes,
     Device,
-    Input,
     Json,
     LimitParams,
     Manner,
-    Model,
     Operators,
     Precision,
     Resume,
@@ -25,56 +27,140 @@ from nar_hw.cli.app import (
     app,
     console,
     emit,
+    grid,
     model_info,
     output_files,
     progress_bar,
     table_app,
 )
-from nar_hw.cli.values import MOST_CHILDREN, MOST_ROUNDS, number, whole
+from nar_hw.cli.values import MOST_CHILDREN, MOST_ROUNDS, choice, number, whole
+from nar_hw.runtimes import MEMORY_FORMATS, PRECISIONS, RUNTIMES
 
 if TYPE_CHECKING:
     from nar_hw.latency.table import LatencyTable
 
+METHODS = ("in-context", "regression", "isolated")
+"""Those of nar_hw.latency.profiler, which needs torch."""
+
 
 @app.command()
 def profile(
-    model: Model,
-    input: Input,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The table file.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="NETWORK", help="As in other commands; none with --from.", rich_help_panel=WHAT),
+    ] = None,
+    input: Annotated[
+        str | None,
+        typer.Option("--input", metavar="CxHxW", help="Shape of one image; none with --from.", rich_help_panel=WHAT),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The table; none with --kit.", rich_help_panel=WRITTEN),
+    ] = None,
     runtime: RuntimeName = "onnxruntime",
     precision: Precision = "fp32",
     batch: Batch = 1,
     threads: Threads = 1,
     device: Device = "cpu",
-    memory_format: Annotated[str, typer.Option(help="contiguous or channels_last.")] = "contiguous",
-    method: Annotated[str, typer.Option(help="How to measure: in-context where the runtime has per-layer times.")] = "in-context",
+    memory_format: Annotated[
+        str, choice("--memory-format", "How activations lie in memory.", "memory format", MEMORY_FORMATS, panel=WHERE)
+    ] = "contiguous",
+    method: Annotated[
+        str,
+        choice(
+            "--method",
+            "In-context where the runtime has per-layer times.",
+            "profiling method",
+            METHODS,
+            panel=FINE,
+        ),
+    ] = "in-context",
     manner: Manner = "conv",
     operators: Operators = None,
     slots: Slots = None,
     limit_params: LimitParams = True,
     classes: Classes = None,
     validate: Annotated[
-        int, whole("--validate", "Held-out children to check the table with; 0 for none.", 0, MOST_CHILDREN)
+        int, whole("--validate", "Held-out children to check the table with; 0 for none.", 0, MOST_CHILDREN, panel=LONG)
     ] = 40,
     rounds: Annotated[
-        int, whole("--rounds", "Visits of each child at most; fewer once its time is known well enough.", 2, MOST_ROUNDS)
+        int,
+        whole("--rounds", "Visits of each child at most; fewer once its time is known well enough.", 2, MOST_ROUNDS, panel=LONG),
     ] = 20,
-    budget: Annotated[float | None, number("--budget", "Seconds to spend at most.", above=0)] = None,
+    budget: Annotated[float | None, number("--budget", "Seconds to spend at most.", above=0, panel=LONG)] = None,
     seed: Seed = 0,
     resume: Resume = False,
-    fill: Annotated[bool, typer.Option("--fill", help="Measure only what the table at --output lacks, and add it.")] = False,
+    fill: Annotated[
+        bool,
+        typer.Option("--fill", help="Measure only what the table at --output lacks, and add it.", rich_help_panel=LONG),
+    ] = False,
+    kit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Measure nothing here; write what a device without nar_hw needs.", rich_help_panel=WRITTEN
+        ),
+    ] = None,
+    runtime_version: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION", help="With --kit: the runtime's version on the device.", rich_help_panel=WHERE),
+    ] = None,
+    times: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="times.json that a kit's device wrote.", rich_help_panel=WHAT),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a latency table on this device. Example: nar-hw profile --model resnet18 --input 3x32x32 -o table.json"""
+    from nar_hw.errors import UserError
     from nar_hw.latency.fill import fill as run_fill
+    from nar_hw.latency.kit import Times, table_from, write_kit
     from nar_hw.latency.profiler import profile as run_profile
     from nar_hw.latency.table import LatencyTable
     from nar_hw.runtimes import RuntimeConfig
 
+    if times is not None and (kit, model, input) != (None, None, None):
+        raise UserError("--from takes what it needs from the times, but got --kit, --model or --input: leave them out")
+    if kit is not None and (output is not None or fill or resume):
+        raise UserError("--kit measures nothing here, but got --output, --fill or --resume: leave them out")
+    if runtime_version is not None and kit is None:
+        raise UserError(f"--runtime-version goes with --kit, but got {runtime_version} alone")
+    if times is not None:
+        if output is None:
+            raise UserError("--from needs the file of the table: add -o table.json")
+        with output_files(output):
+            table = table_from(Times.load(times))
+            table.save(output)
+        emit(as_json, {"table": str(output), **outline(table)}, lambda: show_outline(table, output))
+        return
+    if model is None or input is None:
+        raise UserError("a profile needs a network: add --model and --input, like --model resnet18 --input 3x32x32")
     info = model_info(model, input, manner, operators, classes, slots, limit_params)
     config = RuntimeConfig(
         runtime=runtime, precision=precision, batch=batch, threads=threads, device=device, memory_format=memory_format
     )
+    if kit is not None:
+        plan = write_kit(
+            info.space(),
+            kit,
+            config=config,
+            model_name=model,
+            method=method,
+            rounds=rounds,
+            seed=seed,
+            validate=validate,
+            budget_s=budget,
+            runtime_version=runtime_version,
+        )
+        size = sum(file.stat().st_size for file in kit.rglob("*") if file.is_file())
+        value = {"kit": str(kit), "children": len(plan.children), "bytes": size, "runtime_version": plan.runtime_version}
+        line = (
+            f"{kit}: {len(plan.children)} children, {size / 1e6:.1f} MB, for {runtime} {plan.runtime_version}. "
+            "Copy it to the device, run `python measure.py` there, and bring times.json back to nar-hw profile --from"
+        )
+        emit(as_json, value, lambda: console.print(line, soft_wrap=True))
+        return
+    if output is None:
+        raise UserError("a profile needs the file of the table: add -o table.json")
     with output_files(output), progress_bar() as progress:
         journal = output.with_name(f"{output.name}.part")
         if fill:
@@ -101,16 +187,15 @@ def profile(
 @table_app.command("list")
 def table_list(
     folder: Annotated[Path | None, typer.Argument(help="Folder of tables; default: the tables that ship with nar_hw.")] = None,
-    device: Annotated[str | None, typer.Option(help="Part of the device's name.")] = None,
-    runtime: Annotated[str | None, typer.Option(help="Only this runtime.")] = None,
-    precision: Annotated[str | None, typer.Option(help="Only this precision.")] = None,
-    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="TEXT", help="Part of the device's name.")] = None,
+    runtime: Annotated[str | None, choice("--runtime", "Only this runtime.", "runtime", RUNTIMES, hidden=("fake",))] = None,
+    precision: Annotated[str | None, choice("--precision", "Only this precision.", "precision", PRECISIONS)] = None,
+    model: Annotated[str | None, typer.Option(metavar="NETWORK", help="Only this network.")] = None,
     as_json: Json = False,
 ) -> None:
     """The tables of a folder. Example: nar-hw table list --runtime onnxruntime --model resnet18"""
-    from nar_hw.errors import TableError, UserError, unknown_name
+    from nar_hw.errors import TableError, UserError
     from nar_hw.latency.table import LatencyTable, shipped_tables
-    from nar_hw.runtimes import PRECISIONS, RUNTIMES
 
     if folder is not None and not folder.is_dir():
         raise TableError(
@@ -124,9 +209,6 @@ def table_list(
         except UserError as problem:
             skipped[str(path)] = str(problem)
     asked = {"runtime": runtime, "precision": precision, "model": model}
-    for key, known in (("runtime", RUNTIMES), ("precision", PRECISIONS)):
-        if asked[key] is not None and asked[key] not in known:
-            raise unknown_name(key, str(asked[key]), known)
     tables = [
         row
         for row in found
@@ -167,10 +249,8 @@ def table_show(path: Path, as_json: Json = False) -> None:
 
     def show() -> None:
         names = list(dict.fromkeys(name for row in slots for name in row["ms"]))
-        shown = Table("slot", *(f"{name} ms" for name in names))
-        for row in slots:
-            shown.add_row(row["slot"], *(f"{row['ms'][name]:.4f}" if name in row["ms"] else "" for name in names))
-        console.print(shown)
+        rows = [[row["slot"], *(f"{row['ms'][name]:.4f}" if name in row["ms"] else "" for name in names)] for row in slots]
+        console.print(grid(("slot", *(f"{name} ms" for name in names)), rows))
         where: dict[str, list[str]] = {}
         for slot, pairs in ties.items():
             where.setdefault(", ".join(f"{a} = {b}" for a, b in pairs), []).append(slot)
@@ -186,7 +266,7 @@ def table_show(path: Path, as_json: Json = False) -> None:
 @table_app.command("predict")
 def table_predict(
     path: Path,
-    arch: Annotated[str, typer.Option(help="Codes or names, separated by commas, or incumbent.")],
+    arch: Annotated[str, typer.Option(metavar="ARCH", help="Codes or names, separated by commas, or incumbent.")],
     as_json: Json = False,
 ) -> None:
     """The latency of one arch. Example: nar-hw table predict table.json --arch 0,0,2,0,1,0,0,0"""
@@ -203,7 +283,9 @@ def table_validate(
     path: Path,
     children: Annotated[int, whole("--children", "Held-out random children to measure.", 3, MOST_CHILDREN)] = 40,
     seed: Seed = 1,
-    plot: Annotated[Path | None, typer.Option(help="Write a scatter of predicted against measured to this PNG.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a scatter of predicted against measured to this PNG.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure held-out children, keep the errors in the table. Example: nar-hw table validate table.json --plot table.png"""
@@ -231,15 +313,15 @@ def table_diff(first: Path, second: Path, as_json: Json = False) -> None:
 
     def show() -> None:
         names = list(dict.fromkeys(item.operator for item in found.changes))
-        table = Table("slot", *names)
+        rows = []
         for slot in dict.fromkeys(item.slot for item in found.changes):
             cells = {
                 item.operator: f"{item.second_ms / item.first_ms:.2f}{'' if item.beyond_noise else ' ~'}"
                 for item in found.changes
                 if item.slot == slot
             }
-            table.add_row(slot, *(cells.get(name, "") for name in names))
-        console.print(table)
+            rows.append([slot, *(cells.get(name, "") for name in names)])
+        console.print(grid(("slot", *names), rows))
         for name, (old, new) in found.conditions.items():
             console.print(f"{name}: {old} -> {new}", highlight=False, soft_wrap=True, markup=False)
         before, after = found.incumbent_ms

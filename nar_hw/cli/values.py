@@ -2,12 +2,12 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import typer
 
-from nar_hw.errors import NarError
+from nar_hw.errors import NarError, unknown_name
 from nar_hw.runtimes.config import most_threads
 
 MOST_SEED = 2**32 - 1
@@ -24,20 +24,24 @@ class OptionError(NarError):
     """A value outside its option's limits. (No ValueError: typer would make usage text of several lines of it.)"""
 
 
-def whole(option: str, help: str, least: int, most: int) -> Any:
+def whole(option: str, help: str, least: int, most: int, *, panel: str | None = None) -> Any:
     """An option that takes a whole number from ``least`` to ``most``."""
-    return typer.Option(option, help=help, metavar=f"{least}..{most}", parser=_parser(option, least, most))
+    return typer.Option(option, help=help, metavar=f"{least}..{most}", parser=_parser(option, least, most), rich_help_panel=panel)
 
 
-def wholes(option: str, help: str, least: int, most: int) -> Any:
+def wholes(option: str, help: str, least: int, most: int, *, panel: str | None = None) -> Any:
     """An option that takes whole numbers separated by commas, as a list."""
     one = _parser(option, least, most)
     return typer.Option(
-        option, help=help, metavar=f"{least}..{most},...", parser=lambda text: [one(item) for item in str(text).split(",")]
+        option,
+        help=help,
+        metavar=f"{least}..{most},...",
+        parser=lambda text: [one(item) for item in str(text).split(",")],
+        rich_help_panel=panel,
     )
 
 
-def span(option: str, help: str, least: int, most: int) -> Any:
+def span(option: str, help: str, least: int, most: int, *, panel: str | None = None) -> Any:
     """An option that takes one whole number or a range like 1-64, as a pair."""
 
     def parse(text: object) -> tuple[int, int]:
@@ -50,10 +54,18 @@ def span(option: str, help: str, least: int, most: int) -> Any:
                 f"{option} must be one number or a range like 1-64, from {least} to {most}, but got {_short(text)}"
             ) from None
 
-    return typer.Option(option, help=help, metavar=f"{least}..{most} or FEWEST-MOST", parser=parse)
+    return typer.Option(option, help=help, metavar=f"{least}..{most} or FEWEST-MOST", parser=parse, rich_help_panel=panel)
 
 
-def number(option: str, help: str, *, above: float | None = None, least: float | None = None, most: float = 1e12) -> Any:
+def number(
+    option: str,
+    help: str,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    most: float = 1e12,
+    panel: str | None = None,
+) -> Any:
     """An option that takes a number to ``most``, from ``least`` or greater than ``above``."""
     bottom = f"above {above:g}" if least is None else f"from {least:g}"
 
@@ -67,7 +79,39 @@ def number(option: str, help: str, *, above: float | None = None, least: float |
             raise OptionError(f"{option} must be a number {bottom}, at most {most:g}, but got {_short(text)}")
         return value
 
-    return typer.Option(option, help=help, metavar=f"{bottom.upper()} TO {most:g}", parser=parse)
+    return typer.Option(option, help=help, metavar=f"{bottom.upper()} TO {most:g}", parser=parse, rich_help_panel=panel)
+
+
+def choice(
+    option: str,
+    help: str,
+    kind: str,
+    names: Iterable[str],
+    *,
+    panel: str | None = None,
+    hidden: Collection[str] = (),
+) -> Any:
+    """An option that takes one of ``names``, which the shell completes; of a wrong one the nearest are named.
+
+    ``hidden`` names are taken and not shown.
+    """
+    known = tuple(names)
+    shown = [name for name in known if name not in hidden]
+
+    def parse(text: object) -> str:
+        if str(text) not in known:
+            raise OptionError(str(unknown_name(kind, str(text), known)))
+        return str(text)
+
+    short = "|".join(shown) if len("|".join(shown)) <= 40 else ""
+    return typer.Option(
+        option,
+        help=help if short else f"{help} One of {', '.join(shown)}.",
+        metavar=short or "NAME",
+        parser=parse,
+        autocompletion=lambda incomplete: [name for name in shown if name.startswith(incomplete)],
+        rich_help_panel=panel,
+    )
 
 
 def _parser(option: str, least: int, most: int) -> Callable[[object], int]:

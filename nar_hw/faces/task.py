@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nar_hw.data import SplitName
 from nar_hw.data.loader import Batch
+from nar_hw.data.preprocessing import Preprocessing
 from nar_hw.distributed import ranks, share
 from nar_hw.errors import DataError
 from nar_hw.faces.batches import batches, embed
@@ -28,7 +29,7 @@ class FacesTask(Task):
     head: FaceHead | None
 
     def __init__(self, data: FaceData, device: str | torch.device = "cpu") -> None:
-        self.data = data
+        self.data, self.name = data, data.name
         self.device = torch.device(device)
         self.head = None
 
@@ -48,9 +49,13 @@ class FacesTask(Task):
         return self.data.record
 
     @property
-    def train_size(self) -> int:
-        """How many training images there are."""
-        return len(self.data.train)
+    def preprocessing(self) -> Preprocessing:
+        """Mean and standard deviation of the pixels; an embedding has no classes."""
+        return Preprocessing(mean=self.data.mean, std=self.data.std, classes=tuple(self.data.classes))
+
+    def size(self, split: SplitName) -> int:
+        """How many images a split has."""
+        return len(self.data.split(split))
 
     def new_head(self) -> FaceHead:
         """Centres for the identities of the training images."""

@@ -1,26 +1,22 @@
 """Children as loaded networks, and their measurement: in turn, beside a reference, a few at a time.
 
-A network that runs in the calling thread alone is timed by that thread's own clock, which stands still while other programs
-have the core: on an idle machine it agrees with the wall clock, on a busy one it is the time the network would have taken.
-
 Shape legend: rounds = visits that are kept, repeats = runs of one visit.
 """
 
 import itertools
 import math
-import os
-import random
 import time
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from nar_hw.device.visits import LOADING_S, MARK_EVERY, Clock, at_once as at_once_of, in_turn, normalised, typical, undisturbed
 from nar_hw.errors import MeasurementError
 from nar_hw.files import Scratch
 from nar_hw.latency.journal import Batch, ChildTimes, Journal
@@ -36,15 +32,6 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 K = TypeVar("K", bound=Hashable)
-
-FEWEST_ROUNDS = 6
-MARK_EVERY = 4
-"""Children between two visits of the reference."""
-LOADING_S = 60.0
-"""Seconds of loading after which what is loaded is measured, if it is MARK_EVERY children or more: what takes minutes to compile
-is to be kept."""
-MEMORY = 2**32
-"""Bytes that loaded children may take together; a loaded network takes about 2.5 x its weights."""
 
 
 class ChildLoader:
@@ -159,7 +146,7 @@ def measure(
         MeasurementError: times that are not positive, or that drift or split so that the reference does not cancel it.
     """
     distinct = list(dict.fromkeys(archs))
-    clock = Clock(reference)
+    clock = clock_of(reference)
     runs = _repeats(clock, reference)
     found = journal.batches(stage, distinct) if journal else []
     done = {arch for members, _ in found for arch in members}
@@ -174,11 +161,11 @@ def measure(
         found.append((group, batch))
         if journal:
             journal.add(stage, distinct, group, batch)
-    measured = _joined([batch for _, batch in found], [arch for members, _ in found for arch in members], clock.name)
+    measured = joined([batch for _, batch in found], [arch for members, _ in found for arch in members], clock.name)
     return replace(measured, children={arch: measured.children[arch] for arch in distinct})
 
 
-def _joined(batches: Sequence[Batch], keys: Sequence[K], clock: str) -> Measured[K]:
+def joined(batches: Sequence[Batch], keys: Sequence[K], clock: str) -> Measured[K]:
     """Batches as one measurement, all at the speed that the reference had in the median over all of them."""
     every = np.concatenate([batch.reference for batch in batches])
     speed = float(np.median(every))
@@ -202,47 +189,17 @@ def _at_speed(times: ChildTimes, factor: float) -> ChildTimes:
     )
 
 
-class Clock:
-    """Times runs by the clock that suits a runtime: see the top of this file."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        """``runtime``: any loaded network in the runtime that is to be timed."""
-        fine = time.get_clock_info("thread_time").resolution <= 1e-6
-        config = runtime.config
-        alone = config.runtime != "fake" and config.device_type == "cpu" and config.threads == 1  # the fake's time is virtual
-        self.name = "thread" if fine and alone and _in_calling_thread(runtime) else "wall"
-
-    def time_ms(self, runtime: Runtime, repeats: int) -> list[float]:
-        """Milliseconds of each of ``repeats`` runs."""
-        if self.name == "wall":
-            return runtime.time_ms(repeats)
-        times = []
-        for _ in range(repeats):
-            start = time.thread_time()
-            runtime.run()
-            runtime.synchronize()
-            times.append((time.thread_time() - start) * 1e3)
-        return times
-
-
-def _in_calling_thread(runtime: Runtime) -> bool:
-    """Whether the calling thread does all the work; asked several times, since idle workers may spin for a while."""
-    for _ in range(5):
-        process, thread = time.process_time(), time.thread_time()
-        for _ in range(10):
-            runtime.run()
-            runtime.synchronize()
-        if time.thread_time() - thread > 0.9 * (time.process_time() - process):
-            return True
-    return False
+def clock_of(runtime: Runtime) -> Clock:
+    """The clock for networks in a runtime, of which ``runtime`` is one."""
+    config = runtime.config
+    # The fake's time is virtual
+    return Clock(runtime, alone=config.runtime != "fake" and config.device_type == "cpu" and config.threads == 1)
 
 
 def _repeats(clock: Clock, reference: Runtime) -> int:
-    """Runs of one visit: about 12 ms, at least 5."""
-    clock.time_ms(reference, 3)
-    times = np.array(clock.time_ms(reference, 3))
-    _positive(f"{reference.name}, the network itself", times)
-    return max(5, min(20, math.ceil(12 / float(np.median(times)))))
+    """Runs of one visit."""
+    _positive(f"{reference.name}, the network itself", np.array(clock.time_ms(reference, 3)))
+    return clock.repeats(reference)
 
 
 def _measure_batch(
@@ -265,80 +222,63 @@ def _measure_batch(
             if len(runtimes) >= MARK_EVERY and time.monotonic() - start > LOADING_S:
                 break
             runtimes.append(stack.enter_context(closing(load(arch, profile))))
-        visits: list[list[list[float]]] = []  # rounds of items of repeats
-        marks: list[list[list[float]]] = []  # rounds of visits of repeats of the reference
-        for turn in range(rounds + 1):
-            visit: list[list[float]] = [[] for _ in runtimes]
-            mark = []
-            for number, item in enumerate(random.Random(turn).sample(range(len(runtimes)), len(runtimes))):
-                if number % MARK_EVERY == 0:
-                    mark.append(clock.time_ms(reference, repeats))
-                visit[item] = clock.time_ms(runtimes[item], repeats)
-                tick(1)
-            visits.append(visit)
-            marks.append(mark)
-            enough = tolerance and turn >= FEWEST_ROUNDS and settled(_normalised(visits)[0], tolerance)
-            if turn >= 2 and (enough or time.monotonic() > deadline):
-                tick((rounds - turn) * len(runtimes))
-                break
-        raw = np.array(visits[1:])  # (rounds, items, repeats)
-        for item, runtime in enumerate(runtimes):
-            _positive(f"{runtime.name}, {_named(archs[item])}", raw[:, item])
-        own_speed = typical(np.array(marks[1:]))  # (rounds, marks)
-        whole, factors = _normalised(visits)
-        children = tuple(
-            ChildTimes(
-                whole=whole[:, item],
-                layers=_layers(runtime, factors, repeats) if profile else {},
-                producers=runtime.producers() if profile else {},
+        kept = list(
+            in_turn(
+                runtimes,
+                reference,
+                clock,
+                repeats=repeats,
+                rounds=rounds,
+                tolerance=tolerance,
+                deadline=deadline,
+                tick=tick,
             )
-            for item, runtime in enumerate(runtimes)
         )
-        return Batch(
-            children=children,
-            reference=(own_speed * factors[:, None]).ravel(),
-            rounds=len(raw),
-            disturbed=1 - float(_undisturbed(raw).mean()),
-            doubts=_doubts(runtimes[0].name, own_speed.ravel(), whole),
+        layers = [Layers(item.layer_ms(), item.producers()) for item in runtimes] if profile else None
+        times = np.array([visit for visit, _ in kept])
+        return batch_of(reference.name, archs, times, np.array([mark for _, mark in kept]), layers)
+
+
+class Layers(NamedTuple):
+    """What a runtime's profile says of one child."""
+
+    runs: list[dict[str, float]]
+    """Node -> ms, for each inference since loading."""
+    producers: dict[str, list[str]]
+
+
+def batch_of(runtime: str, keys: Sequence[Hashable], runs: Floats, marks: Floats, layers: Sequence[Layers] | None) -> Batch:
+    """What visits in turn say of the first of ``keys``.
+
+    Args:
+        runtime: its name.
+        keys: what was measured.
+        runs: (rounds, items, repeats) ms.
+        marks: (rounds, visits, repeats) ms of the network itself in between.
+        layers: of each item, where it was profiled.
+
+    Raises MeasurementError for times that cannot be trusted.
+    """
+    for item in range(runs.shape[1]):
+        _positive(f"{runtime}, {_named(keys[item])}", runs[:, item])
+    _positive(f"{runtime}, the network itself", marks)
+    own_speed = typical(marks)  # (rounds, visits)
+    whole, factors = normalised(runs)
+    children = tuple(
+        ChildTimes(
+            whole=whole[:, item],
+            layers=_layers(runtime, layers[item].runs, factors, runs.shape[2]) if layers else {},
+            producers=layers[item].producers if layers else {},
         )
-
-
-def _normalised(visits: Sequence[list[list[float]]]) -> tuple[Floats, Floats]:
-    """(rounds, items) ms at the machine's usual speed, and the factors (rounds,) that made it so; without the first round.
-
-    A round is as slow as the median of its items is beside their own medians over all rounds.
-    """
-    times = typical(np.array(visits[1:]))  # (rounds, items)
-    slowness = np.ones(len(times))
-    for _ in range(5):  # median polish
-        own = np.median(times / slowness[:, None], axis=0)
-        slowness = np.median(times / own, axis=1)
-    factors = np.median(slowness) / slowness
-    return times * factors[:, None], factors
-
-
-def settled(whole: Floats, tolerance: float) -> bool:
-    """Whether more rounds are not worth it: half of the items' medians have a relative standard error up to ``tolerance``.
-
-    whole (rounds, items); the standard error of a median is 1.25 sigma / sqrt(rounds), and sigma comes from the median
-    deviation, which single disturbed visits do not move.
-    """
-    middle = np.median(whole, axis=0)  # (items,)
-    sigma = 1.4826 * np.median(np.abs(whole - middle), axis=0) / middle
-    return bool(1.2533 * np.median(sigma) / math.sqrt(len(whole)) <= tolerance)
-
-
-def typical(runs: Floats) -> Floats:
-    """(..., repeats) -> (...) ms: the median of the runs that took at most 1.3 x as long as the fastest of their visit.
-
-    Where another program took the core, a run takes several times as long; how often that happens is not the network's.
-    """
-    kept = np.where(_undisturbed(runs), runs, np.nan)
-    return np.asarray(np.nanmedian(kept, axis=-1), dtype=np.float64)
-
-
-def _undisturbed(runs: Floats) -> npt.NDArray[np.bool_]:
-    return np.asarray(runs <= 1.3 * runs.min(axis=-1, keepdims=True))
+        for item in range(runs.shape[1])
+    )
+    return Batch(
+        children=children,
+        reference=(own_speed * factors[:, None]).ravel(),
+        rounds=len(runs),
+        disturbed=1 - float(undisturbed(runs).mean()),
+        doubts=_doubts(runtime, own_speed.ravel(), whole),
+    )
 
 
 def _named(key: Hashable) -> str:
@@ -368,22 +308,25 @@ def _doubts(runtime: str, reference: Floats, whole: Floats) -> tuple[str, ...]:
     return ()
 
 
-def _layers(runtime: Runtime, factors: Floats, repeats: int) -> dict[str, Floats]:
+def _layers(runtime: str, profile: Sequence[dict[str, float]], factors: Floats, repeats: int) -> dict[str, Floats]:
     """Node -> (rounds * (repeats - 1),) normalised ms; a visit's first run finds cold caches and is left out."""
-    runs = runtime.layer_ms()[-len(factors) * repeats :]
+    runs = profile[-len(factors) * repeats :]
     names = dict.fromkeys(name for run in runs for name in run)
     if not names:
-        raise MeasurementError(f"{runtime.name}: its profile holds no nodes: use method regression or isolated")
+        raise MeasurementError(f"{runtime}: its profile holds no nodes: use method regression or isolated")
     table = np.array([[run.get(name, 0.0) for run in runs] for name in names])  # (nodes, rounds * repeats)
     visits = table.reshape(len(names), len(factors), repeats)[:, :, 1:] * factors[:, None]
     return {name: values.ravel() for name, values in zip(names, visits, strict=True)}
 
 
 def children_at_once(space: SearchSpace) -> int:
-    """How many loaded children fit into MEMORY, and into a quarter of this machine's."""
-    weights = sum(parameter.nbytes for parameter in space.model.parameters())
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else MEMORY
-    return max(1, int(min(MEMORY, machine / 4) / (2.5 * weights + 1)))
+    """How many children may be loaded at the same time on this machine."""
+    return at_once_of(weight_bytes(space))
+
+
+def weight_bytes(space: SearchSpace) -> int:
+    """What the network's weights take."""
+    return sum(parameter.nbytes for parameter in space.model.parameters())
 
 
 class Steps:

@@ -1,40 +1,14 @@
 """The fingerprint of a measurement: on what it was made, and whether another one was made on the same."""
 
 import datetime
-import os
 import platform
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from nar_hw.device import machine
 from nar_hw.errors import RuntimeUnavailableError
 from nar_hw.runtimes import RuntimeConfig, runtime_class
-
-# Instruction sets that decide which kernels a runtime picks
-_FLAGS = (
-    "sse4_1",
-    "avx",
-    "avx2",
-    "fma",
-    "f16c",
-    "avx_vnni",
-    "avx512f",
-    "avx512bw",
-    "avx512_vnni",
-    "avx512_bf16",
-    "avx512_fp16",
-    "amx_tile",
-    "amx_bf16",
-    "amx_int8",
-    "asimd",
-    "asimdhp",
-    "asimddp",
-    "bf16",
-    "i8mm",
-    "sve",
-    "sve2",
-)
 
 MATTERS = ("device", "isa", "runtime", "runtime_version", "precision", "batch", "threads", "memory_format")
 """Fields of a fingerprint in which two measurements must agree to be compared; of the version, major and minor."""
@@ -66,7 +40,7 @@ def here(config: RuntimeConfig) -> dict[str, Any]:
 def _fingerprint(config: RuntimeConfig, versions: Mapping[str, str]) -> dict[str, Any]:
     import torch
 
-    cpu, isa = _cpu()
+    cpu, isa = machine.cpu()
     gpu = _gpu(config) if config.device_type == "cuda" else {}
     kind = "fake" if config.runtime == "fake" else config.device_type
     return {
@@ -74,7 +48,7 @@ def _fingerprint(config: RuntimeConfig, versions: Mapping[str, str]) -> dict[str
         "kind": kind,
         "cpu": cpu,
         "isa": isa,
-        "cores": _cores(),
+        "cores": machine.cores(),
         "compute_capability": gpu.get("compute_capability"),
         "driver": gpu.get("driver"),
         "cuda": torch.version.cuda if kind == "cuda" else None,
@@ -85,7 +59,7 @@ def _fingerprint(config: RuntimeConfig, versions: Mapping[str, str]) -> dict[str
         "batch": config.batch,
         "threads": config.threads,
         "memory_format": config.memory_format,
-        "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "os": machine.system(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "versions": dict(versions),
@@ -112,40 +86,6 @@ def _comparable(field: str, value: Any) -> Any:
     if field == "runtime_version" and isinstance(value, str):
         return ".".join(value.split("+")[0].split(".")[:2])
     return value
-
-
-def _cpu() -> tuple[str | None, list[str] | None]:
-    """(model, instruction sets that matter) of this machine's CPU."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        return parse_cpuinfo(info.read_text(encoding="utf-8", errors="replace"))
-    return platform.processor() or None, None
-
-
-def parse_cpuinfo(text: str) -> tuple[str | None, list[str] | None]:
-    """(model, instruction sets that matter) from the text of /proc/cpuinfo.
-
-    Virtual machines name whole families of CPUs alike, so family, model and stepping follow the name.
-    """
-    fields: dict[str, str] = {}
-    for line in text.splitlines():
-        key, separator, value = line.partition(":")
-        if separator:
-            fields.setdefault(key.strip().lower(), value.strip())
-    flags = (fields.get("flags") or fields.get("features") or "").split()
-    isa = [flag for flag in _FLAGS if flag in flags] if flags else None
-    numbers = [fields[key] for key in ("cpu family", "model", "stepping") if key in fields]
-    parts = [fields[key] for key in ("cpu implementer", "cpu part", "cpu variant") if key in fields]
-    name = fields.get("model name") or fields.get("hardware")
-    identity = " ".join(numbers and ["model", "-".join(numbers)]) or " ".join(parts and ["ARM", "-".join(parts)])
-    if name is None:
-        return identity or platform.processor() or None, isa
-    return f"{name} ({identity})" if identity else name, isa
-
-
-def _cores() -> int | None:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _gpu(config: RuntimeConfig) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ __all__ = ["METHODS", "ChildLoader", "child_loader", "profile"]
 ROUNDS = 20
 WHOLE = 6
 """Replicates of in-context profiles that are measured as wholes only."""
+UNSEEN = "not validated: the profile has seen all children of this small space, or all but one or two"
 OPERATORS_AT_ONCE = 24
 TOLERANCE = 0.01
 
@@ -104,36 +105,32 @@ def profile(
         start = time.monotonic()
         load = stack.enter_context(child_loader(space, config))
         reference = stack.enter_context(load(space.incumbent))
-        job = _Job(
+        job = _Here(
             space=space,
             config=config,
             load=load,
             reference=reference,
             rounds=rounds,
             tolerance=tolerance,
-            seed=seed,
             budget_s=share,
             deadline=start + share,
             journal=kept,
             progress=progress,
         )
-        found, measured, details = METHODS[method](job)
-    details |= {name: _short(value) for name, value in found.details.items()}
-    how = Method(
-        name=method,
-        children=len(measured.children),
-        rounds=measured.rounds,
-        seconds=round(time.monotonic() - start, 1),
+        asks, details = METHODS[method][0](space, seed, share)
+        answers = [job.answer(ask) for ask in asks]
+    table = table_of(
+        space,
+        answers,
+        method=method,
+        details=details,
+        mark=fingerprint(config),
+        model_name=model_name,
         seed=seed,
-        clock=measured.clock,
-        **details,
+        seconds=time.monotonic() - start,
+        validate=validate,
     )
-    table = make_table(space, config, model_name, found, measured, how)
-    table = replace(table, notes=(*table.notes, *_agree(table, space, measured)))
-    if validate and space.size < len(measured.children) + 3:
-        unseen = "not validated: the profile has seen all children of this small space, or all but one or two"
-        table = replace(table, notes=(*table.notes, unseen))
-    elif validate:
+    if validate and UNSEEN not in table.notes:
         left = None if budget_s is None else budget_s - (time.monotonic() - start)
         validation = validated(
             table, space, config=config, children=validate, seed=seed + 1, budget_s=left, journal=kept, progress=progress
@@ -148,7 +145,7 @@ def _conditions(space: SearchSpace, config: RuntimeConfig, method: str, rounds: 
     """What must be the same for a profile to go on."""
     mark = fingerprint(config)
     return {
-        "space": hashlib.sha256(repr((space.input_shape, space.operators, space.slots)).encode()).hexdigest(),
+        "space": space_hash(space),
         **{name: mark[name] for name in MATTERS},
         "method": method,
         "rounds": rounds,
@@ -156,9 +153,31 @@ def _conditions(space: SearchSpace, config: RuntimeConfig, method: str, rounds: 
     }
 
 
+def space_hash(space: SearchSpace) -> str:
+    """Of its slots, and what they can be."""
+    return hashlib.sha256(repr((space.input_shape, space.operators, space.slots)).encode()).hexdigest()
+
+
 @dataclass(frozen=True, kw_only=True)
-class _Job:
-    """What a method has to do, and with what."""
+class Ask:
+    """What a method wants to be measured."""
+
+    archs: Sequence[Arch] = ()
+    """Whole children."""
+    stage: str = "children"
+    layers: bool = False
+    """With their layers."""
+    by: float = 1.0
+    """Share of the budget that may be spent by the end of it."""
+
+
+OPERATORS = "operators"
+"""The stage in which operators are measured alone, not children."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Here:
+    """Measured on this machine."""
 
     space: SearchSpace
     config: RuntimeConfig
@@ -167,74 +186,66 @@ class _Job:
     """The network itself."""
     rounds: int
     tolerance: float
-    seed: int
     budget_s: float
     deadline: float
     """time.monotonic() at which to stop."""
     journal: Journal | None
     progress: "Progress | None"
 
-    def children(
-        self, archs: list[Arch], *, layers: bool = False, stage: str = "children", until: float = math.inf
-    ) -> Measured[Arch]:
-        """Whole children measured, with their layers if wanted."""
+    def answer(self, ask: Ask) -> Measured[Any]:
+        """Measure it."""
+        if ask.stage == OPERATORS:
+            specs, load = isolated.operator_loader(self.space, self.config)
+            return self._measured(ask, load, specs, OPERATORS_AT_ONCE, repeats=20)
+        return self._measured(ask, self.load, ask.archs, children_at_once(self.space))
+
+    def _measured(
+        self, ask: Ask, load: Callable[[Any, bool], Runtime], keys: Sequence[Any], at_once: int, repeats: int | None = None
+    ) -> Measured[Any]:
         return measure(
-            self.load,
-            archs,
+            load,
+            keys,
             self.reference,
-            at_once=children_at_once(self.space),
+            at_once=at_once,
             rounds=self.rounds,
-            profile=layers,
-            deadline=min(until, self.deadline),
+            repeats=repeats,
+            profile=ask.layers,
+            deadline=math.inf if math.isinf(self.budget_s) else self.deadline - (1 - ask.by) * self.budget_s,
             tolerance=self.tolerance,
-            stage=stage,
+            stage=ask.stage,
             journal=self.journal,
-            tick=Steps(self.progress, f"profiling {stage}", (self.rounds + 1) * len(set(archs))),
+            tick=Steps(self.progress, f"profiling {ask.stage}", (self.rounds + 1) * len(set(keys))),
         )
 
 
-_Found = tuple[Estimate, Measured[Arch], dict[str, Any]]
+_Design = tuple[list[Ask], dict[str, Any]]
+"""What is asked, the children as wholes last, and what the table says of it."""
 
 
-def _in_context(job: _Job) -> _Found:
-    replicates = 1 + (WHOLE if job.budget_s >= 15 else WHOLE // 2)
-    archs = contexts(job.space, replicates=replicates, seed=job.seed)
-    first = 1 + max(len(slot.candidates) for slot in job.space.slots)
-    profiled = job.children(archs[:first], layers=True, stage="operators in context", until=job.deadline - 0.5 * job.budget_s)
-    measured = job.children(archs)
-    return in_context.estimate(job.space, profiled, measured), measured, {"replicates": replicates}
+def _in_context(space: SearchSpace, seed: int, budget_s: float) -> _Design:
+    replicates = 1 + (WHOLE if budget_s >= 15 else WHOLE // 2)
+    archs = contexts(space, replicates=replicates, seed=seed)
+    first = 1 + max(len(slot.candidates) for slot in space.slots)
+    profiled = Ask(archs=archs[:first], layers=True, stage="operators in context", by=0.5)
+    return [profiled, Ask(archs=archs)], {"replicates": replicates}
 
 
-def _regression(job: _Job) -> _Found:
-    measured = job.children([job.space.incumbent, *orthogonal(job.space, seed=job.seed)])
-    return regression.estimate(job.space, measured), measured, {}
+def _regression(space: SearchSpace, seed: int, budget_s: float) -> _Design:
+    return [Ask(archs=[space.incumbent, *orthogonal(space, seed=seed)])], {}
 
 
-def _isolated(job: _Job) -> _Found:
-    specs, load = isolated.operator_loader(job.space, job.config)
-    operators = measure(
-        load,
-        specs,
-        job.reference,
-        at_once=OPERATORS_AT_ONCE,
-        rounds=job.rounds,
-        repeats=20,
-        tolerance=job.tolerance,
-        stage="operators",
-        journal=job.journal,
-        deadline=time.monotonic() + 0.7 * (job.deadline - time.monotonic()),
-        tick=Steps(job.progress, "profiling operators", (job.rounds + 1) * len(specs)),
-    )
-    replicates = math.ceil(8 / max(len(slot.candidates) for slot in job.space.slots))
-    measured = job.children(contexts(job.space, replicates=replicates, seed=job.seed))
-    return isolated.estimate(job.space, operators, measured), measured, {"replicates": replicates}
+def _isolated(space: SearchSpace, seed: int, budget_s: float) -> _Design:
+    replicates = math.ceil(8 / max(len(slot.candidates) for slot in space.slots))
+    archs = contexts(space, replicates=replicates, seed=seed)
+    return [Ask(stage=OPERATORS, by=0.7), Ask(archs=archs)], {"replicates": replicates}
 
 
-METHODS: dict[str, Callable[[_Job], _Found]] = {
-    "in-context": _in_context,
-    "regression": _regression,
-    "isolated": _isolated,
+METHODS: dict[str, tuple[Callable[[SearchSpace, int, float], _Design], Callable[..., Estimate]]] = {
+    "in-context": (_in_context, in_context.estimate),
+    "regression": (_regression, regression.estimate),
+    "isolated": (_isolated, isolated.estimate),
 }
+"""What each measures, and what it makes of the answers."""
 
 
 def _agree(table: LatencyTable, space: SearchSpace, measured: Measured[Arch]) -> tuple[str, ...]:
@@ -259,9 +270,51 @@ def _agree(table: LatencyTable, space: SearchSpace, measured: Measured[Arch]) ->
     return ()
 
 
+def table_of(
+    space: SearchSpace,
+    answers: Sequence[Measured[Any]],
+    *,
+    method: str,
+    details: dict[str, Any],
+    mark: dict[str, Any],
+    model_name: str,
+    seed: int,
+    seconds: float,
+    validate: int,
+) -> LatencyTable:
+    """The table of what a method asked, not validated yet. Raises MeasurementError.
+
+    Args:
+        space: the search space.
+        answers: to each question of the method.
+        method: one of METHODS.
+        details: what the method says of itself.
+        mark: the fingerprint of where it was measured.
+        model_name: what the table says its network is.
+        seed: of the design.
+        seconds: that it took.
+        validate: how many children it shall be validated on; the table says where that cannot be.
+    """
+    measured: Measured[Arch] = answers[-1]
+    found = METHODS[method][1](space, *answers)
+    details = details | {name: _short(value) for name, value in found.details.items()}
+    how = Method(
+        name=method,
+        children=len(measured.children),
+        rounds=measured.rounds,
+        seconds=round(seconds, 1),
+        seed=seed,
+        clock=measured.clock,
+        **details,
+    )
+    table = make_table(space, mark, model_name, found, measured, how)
+    small = bool(validate) and space.size < len(measured.children) + 3
+    return replace(table, notes=(*table.notes, *_agree(table, space, measured), *([UNSEEN] if small else [])))
+
+
 def make_table(
     space: SearchSpace,
-    config: RuntimeConfig,
+    mark: dict[str, Any],
     model_name: str,
     found: Estimate,
     measured: Measured[Arch],
@@ -276,7 +329,7 @@ def make_table(
         entries=tuple(_rounded(found.entries[spec]) for spec in specs),
         fixed_ms=round(found.fixed_ms, 7),
         incumbent_ms=_short(float(np.median(measured.reference))),
-        fingerprint=fingerprint(config),
+        fingerprint=mark,
         method=method,
         notes=measured.doubts,
     )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 
+VALIDATION_ROUNDS = 10
 NOISY = 3.0
 """Noise floor in percent above which a table is marked."""
 NOISY_NOTE = "noisy machine: measure again"
@@ -36,7 +37,7 @@ def validate(
     config: RuntimeConfig | None = None,
     children: int = 40,
     seed: int = 1,
-    rounds: int = 10,
+    rounds: int = VALIDATION_ROUNDS,
     budget_s: float | None = None,
     journal: Journal | None = None,
     progress: "Progress | None" = None,

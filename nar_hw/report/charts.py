@@ -12,6 +12,8 @@ from typing import NamedTuple
 WIDTH = 460.0
 """Narrow, so that the labels stay readable when a phone scales the chart down."""
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 16.0, 38.0, 46.0
+MANY = 5_000
+"""Points of a cloud from which on it is drawn in whole pixels."""
 
 
 class Point(NamedTuple):
@@ -98,6 +100,8 @@ class Chart:
     legend: tuple[Series, ...]
     note: str = ""
     """What the legend does not say."""
+    tips: bool = False
+    """Show the title of a mark beside it when it is pointed at or has the focus; for charts of a few points."""
     width: float = WIDTH
     left: float = LEFT
     top: float = TOP
@@ -149,6 +153,7 @@ def chart(
     height: float = 300.0,
     square: bool = False,
     whole_x: bool = False,
+    tips: bool = False,
 ) -> Chart:
     """Lay out a chart of ``series``, which must hold at least one point.
 
@@ -162,6 +167,7 @@ def chart(
         height: of the viewBox in pixels.
         square: both axes get the same range.
         whole_x: the x axis counts (epochs): no fractions on it.
+        tips: see `Chart.tips`.
     """
     series = [item for item in series if item.points]
     guides = list(guides)
@@ -188,8 +194,12 @@ def chart(
         return " ".join(f"{place_x(x):g},{place_y(y):g}" for x, y in points)
 
     def cloud(points: Iterable[Point]) -> str:
-        # Half pixels: points that nobody can tell apart are drawn once.
-        places = dict.fromkeys((round(2 * place_x(point.x)) / 2, round(2 * place_y(point.y)) / 2) for point in points)
+        # Points that nobody can tell apart are drawn once: in half pixels, of many in whole ones.
+        points = list(points)
+        grain = 2 if len(points) < MANY else 1
+        places = dict.fromkeys(
+            (round(grain * place_x(point.x)) / grain, round(grain * place_y(point.y)) / grain) for point in points
+        )
         return "".join(f"M{x:g} {y:g}h0" for x, y in places)
 
     def guide_line(guide: Guide) -> Line:
@@ -226,6 +236,7 @@ def chart(
         ),
         legend=tuple(item for item in series if item.legend),
         note=note,
+        tips=tips,
     )
 
 

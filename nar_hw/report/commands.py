@@ -53,6 +53,12 @@ class Commands:
         return command("train", "--arch", "incumbent", *network, *self._data, *self._training, "--out", self._in("baseline"))
 
     @property
+    def score(self) -> str:
+        """Scores weights of that network that are there already."""
+        words = ["--model", self.search.network.name, "--weights", "WEIGHTS", *self._data]
+        return command("eval", *words, "--out", self._in("baseline"))
+
+    @property
     def export(self) -> str:
         """Makes the child's bundle."""
         return self._export("child", "bundle")

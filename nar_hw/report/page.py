@@ -9,7 +9,7 @@ from nar_hw.errors import printable
 from nar_hw.files import write_text
 from nar_hw.report import words
 from nar_hw.report.figures import front, history, pareto, smoothing, training, validation
-from nar_hw.report.run import Run, read_run, role, setting
+from nar_hw.report.run import Run, SlotCost, read_run, role, setting
 from nar_hw.space.operators import PAPER_OPERATORS
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def render(run: Run) -> str:
         shape=words.shape(run.input_shape),
         sentence=words.sentence(run),
         verdict=words.verdict(run),
+        unknown_loss=words.unknown_loss(run),
+        label=words.label,
         rows=rows,
         cards=[shown[name] for name in cards if name in shown],
         front=words.front(run),
@@ -59,10 +61,9 @@ def render(run: Run) -> str:
         smoothing=smoothing(run),
         finalists=_finalists(run),
         finalists_measured=any(item.measured_ms is not None for item in run.search.finalists),
-        slots=_slots(run),
+        why=_why(run),
         TIMES=words.TIMES,
         ABSENT=words.ABSENT,
-        **_strip(run),
     )
     # JSON may hold half a surrogate pair, which no encoding of a file can hold.
     return text.encode("utf-8", "replace").decode("utf-8")
@@ -91,20 +92,28 @@ def colour(operator: str, seen: Sequence[str]) -> int:
 
 
 def _operators(run: Run) -> list[str]:
-    archs = [arch for arch in (run.baseline.arch, run.child.arch) if arch]
+    archs = [arch for arch in (run.baseline.arch, run.child.arch, *(item.trained.arch for item in run.front)) if arch]
     return list(dict.fromkeys(name for arch in archs for name in arch))
 
 
-def _strip(run: Run) -> dict[str, Any]:
-    arch, before = run.child.arch, run.baseline.arch
-    if not arch:
-        return {"strip": [], "operators": [], "strip_note": ""}
+def _why(run: Run) -> list[dict[str, Any]]:
+    """For each child what was changed, and what each change is worth."""
+    children: list[tuple[str, tuple[str, ...], float | None]] = [
+        (item.name, item.trained.arch, item.measured_ms) for item in run.front if item.name != "baseline"
+    ]
+    if len(children) < 2 and run.child.arch:
+        children = [(run.first, run.child.arch, run.child.measured_ms)]
+    return [{"name": name, **_strip(run, arch), **_slots(run, arch, measured)} for name, arch, measured in children]
+
+
+def _strip(run: Run, arch: tuple[str, ...]) -> dict[str, Any]:
+    before = run.baseline.arch
     names = _operators(run)
     known = before is not None and len(before) == len(arch)
-    cells = []
+    slots, cells = run.slots_of(arch), []
     for position, operator in enumerate(arch):
         was = before[position] if known and before else None
-        slot = run.slots[position].name if len(run.slots) == len(arch) else f"slot {position}"
+        slot = slots[position].name if len(slots) == len(arch) else f"slot {position}"
         changed = was is not None and was != operator
         cells.append(
             {
@@ -144,16 +153,17 @@ def _finalists(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def _slots(run: Run) -> list[dict[str, Any]]:
-    costs = [cost for slot in run.slots for cost in (slot.incumbent_ms, slot.chosen_ms) if cost is not None]
+def _slots(run: Run, arch: tuple[str, ...], measured: float | None) -> dict[str, Any]:
+    """Bars of every slot, and their sum: what the table predicts of this child against the network itself."""
+    slots = run.slots_of(arch)
+    costs = [cost for slot in slots for cost in (slot.incumbent_ms, slot.chosen_ms) if cost is not None]
     longest = max(costs, default=0.0)
     if longest <= 0:
-        return []
+        return {"slots": [], "sums": []}
     names = _operators(run)
     decimals = words.decimals(longest)
     rows = []
-    for slot in run.slots:
-        before, after = (words.fixed(cost, decimals) for cost in (slot.incumbent_ms, slot.chosen_ms))
+    for slot in slots:
         kept = slot.incumbent == slot.chosen
         rows.append(
             {
@@ -161,11 +171,32 @@ def _slots(run: Run) -> list[dict[str, Any]]:
                 "was": round(100 * max(slot.incumbent_ms or 0.0, 0.0) / longest, 1),
                 "now": round(100 * max(slot.chosen_ms or 0.0, 0.0) / longest, 1),
                 "colour": colour(slot.chosen, [*names, slot.chosen]),
-                "text": f"{before}{words.SPACE}ms" if kept else f"{before} \N{RIGHTWARDS ARROW} {after}{words.SPACE}ms",
-                "title": f"{slot.name}: {slot.incumbent} {before} ms" + ("" if kept else f", chosen {slot.chosen} {after} ms"),
+                "text": "kept" if kept else _arrow(slot.incumbent_ms, slot.chosen_ms, decimals),
+                "saved": "" if kept else _saved(slot.incumbent_ms, slot.chosen_ms, decimals),
+                "title": f"{slot.name}: {slot.incumbent} {words.fixed(slot.incumbent_ms, decimals)} ms"
+                + ("" if kept else f", chosen {slot.chosen} {words.fixed(slot.chosen_ms, decimals)} ms"),
             }
         )
-    return rows
+    return {"slots": rows, "sums": _sums(run, slots, measured, decimals)}
+
+
+def _sums(run: Run, slots: Sequence[SlotCost], measured: float | None, decimals: int) -> list[dict[str, str]]:
+    if run.table is None or any(cost is None for slot in slots for cost in (slot.incumbent_ms, slot.chosen_ms)):
+        return []
+    before, after = (sum(getattr(slot, name) for slot in slots) for name in ("incumbent_ms", "chosen_ms"))
+    fixed = run.table.fixed_ms
+    lines = [("all slots", before, after), ("with all else: predicted", before + fixed, after + fixed)]
+    if measured is not None and run.measured.baseline is not None:
+        lines.append(("measured", run.measured.baseline, measured))
+    return [{"name": name, "text": _arrow(old, new, decimals), "saved": _saved(old, new, decimals)} for name, old, new in lines]
+
+
+def _arrow(before: float | None, after: float | None, decimals: int) -> str:
+    return f"{words.fixed(before, decimals)} \N{RIGHTWARDS ARROW} {words.fixed(after, decimals)}{words.SPACE}ms"
+
+
+def _saved(before: float | None, after: float | None, decimals: int) -> str:
+    return "" if before is None or after is None else words.signed(after - before, decimals, "ms")
 
 
 def _bench_columns(run: Run) -> list[tuple[str, str, Any]]:

@@ -40,9 +40,20 @@ class Network:
         """Top-1 accuracy on a split."""
         return None if self.trained is None else self.trained.accuracy.get(split)
 
+    def images(self, split: str) -> int | None:
+        """How many images its accuracy is of, where that was kept."""
+        return None if self.trained is None else images(self.trained, split)
+
     def count(self, name: str) -> int | None:
         """Parameters (``params``), FLOPs (``flops``) or pool operations (``pool_ops``)."""
         return None if self.trained is None else getattr(self.trained, name)
+
+
+def images(trained: Child, split: str) -> int | None:
+    """How many images a split has by a child's record; None where the record does not say."""
+    splits = trained.record.get("splits")
+    size = splits.get(split, {}).get("size") if isinstance(splits, dict) and isinstance(splits.get(split), dict) else None
+    return size if type(size) is int and size > 0 else None
 
 
 class SlotCost(NamedTuple):
@@ -171,8 +182,12 @@ class Run:
 
     @cached_property
     def slots(self) -> tuple[SlotCost, ...]:
-        """Every slot; none where the table or the arch is unknown."""
-        table, arch = self.table, self.child.arch
+        """Every slot of the child; none where the table or the arch is unknown."""
+        return self.slots_of(self.child.arch)
+
+    def slots_of(self, arch: tuple[str, ...] | None) -> tuple[SlotCost, ...]:
+        """Every slot with its operator in ``arch``; none where the table or the arch is unknown."""
+        table = self.table
         if table is None or arch is None or len(arch) != len(table.slots):
             return ()
 

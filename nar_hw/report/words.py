@@ -1,11 +1,11 @@
 """Numbers as words with their units, and the headline rows that the page and the terminal share."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nar_hw.bench.rows import Comparison
-from nar_hw.report.run import Network, Run, role, setting
+from nar_hw.report.run import Network, Run, Standing, images, role, setting
 
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -73,8 +73,35 @@ def signed(value: float, decimals: int, unit: str) -> str:
 
 
 def change(before: float | None, after: float | None) -> str:
-    """``after`` as a multiple of ``before``."""
-    return "" if not before or after is None else f"{digits(after / before)}{SPACE}{TIMES}"
+    """How much more or less ``after`` is than ``before``, in percent."""
+    return "" if not before or after is None else signed(100 * (after / before - 1), 1, "%")
+
+
+def interval(after: float, before: float, images: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % interval of a difference of two shares of ``images`` each (Newcombe 1998, method 10).
+
+    It takes them for independent: of two networks scored on the same images the difference is known better.
+    """
+
+    def wilson(share: float) -> tuple[float, float]:
+        middle, half = share + z * z / (2 * images), z * math.sqrt(share * (1 - share) / images + z * z / (4 * images**2))
+        return (middle - half) / (1 + z * z / images), (middle + half) / (1 + z * z / images)
+
+    (low, high), (low_before, high_before) = wilson(after), wilson(before)
+    difference = after - before
+    return (
+        difference - math.hypot(after - low, high_before - before),
+        difference + math.hypot(high - after, before - low_before),
+    )
+
+
+def points(after: float, before: float, images: int | None) -> str:
+    """A difference of accuracies in points, with its interval where the number of images is known."""
+    text = signed(100 * (after - before), 2, "points")
+    if images is None or not (0 <= after <= 1 and 0 <= before <= 1):
+        return text
+    low, high = (signed(100 * end, 2, "").rstrip() for end in interval(after, before, images))
+    return f"{text} (95{SPACE}% interval {low} to {high})"
 
 
 def _less(before: float | None, after: float | None) -> bool | None:
@@ -94,14 +121,20 @@ def _accuracy(name: str, before: float | None, after: float | None) -> Row:
 
 
 def verdict(run: Run) -> tuple[str, bool] | None:
-    """How the measured latency of the child compares with the target, and whether it keeps it; None when either is unknown."""
-    measured, asked = run.child.measured_ms, run.search.target_ms
+    """How the measured latencies compare with the targets, and whether all keep them; None when either is unknown."""
+    children = [item for item in run.front if item.name != "baseline"]
+    asked = [(item.name, target, item.measured_ms) for item in children if (target := item.trained.target_ms) is not None]
+    if len(asked) > 1:
+        missed = [f"{name} by {digits(100 * (time / target - 1), 2)}{SPACE}%" for name, target, time in asked if time > target]
+        kept = f"{len(asked) - len(missed)} of {len(asked)} targets met, as measured"
+        return f"{kept}; missed: {', '.join(missed)}" if missed else kept, not missed
+    measured, target = run.child.measured_ms, run.search.target_ms
     if measured is None:
         return None
-    over = 100 * (measured / asked - 1)
+    over = 100 * (measured / target - 1)
     if over <= 0:
-        return f"Target met: {ms(measured)} measured, {ms(asked)} asked", True
-    return f"Target missed by {digits(over, 2)}{SPACE}%: {ms(measured)} measured, {ms(asked)} asked", False
+        return f"Target met: {ms(measured)} measured, {ms(target)} asked", True
+    return f"Target missed by {digits(over, 2)}{SPACE}%: {ms(measured)} measured, {ms(target)} asked", False
 
 
 def headline(run: Run) -> list[Row]:
@@ -155,16 +188,17 @@ def front(run: Run) -> list[dict[str, str]]:
     first = run.front[0]
     rows = []
     for item in run.front:
-        accuracy, before = item.trained.accuracy.get("test"), first.trained.accuracy.get("test")
-        points = None if accuracy is None or before is None or item is first else 100 * (accuracy - before)
+        lost = ("", "") if item is first else _lost(item, first)
         rows.append(
             {
-                "name": item.name,
+                "name": "your network" if item is first else f"target {item.name}" if item.trained.target_ms else item.name,
                 "asked": ms(item.trained.target_ms) if item is not first else "",
                 "measured": ms(item.measured_ms),
-                "ratio": change(first.measured_ms, item.measured_ms) if item is not first else "",
-                "accuracy": percent(accuracy),
-                "points": "" if points is None else signed(points, 2, "").rstrip(),
+                "change": change(first.measured_ms, item.measured_ms) if item is not first else "",
+                "met": _met(item.trained.target_ms, item.measured_ms) if item is not first else "",
+                "accuracy": percent(item.trained.accuracy.get("test")),
+                "points": lost[0],
+                "interval": lost[1],
                 "params": amount(item.trained.params),
                 "flops": amount(item.trained.flops),
             }
@@ -172,24 +206,60 @@ def front(run: Run) -> list[dict[str, str]]:
     return rows
 
 
+def _lost(item: Standing, first: Standing) -> tuple[str, str]:
+    """The difference of test accuracies in points, and its interval, as far as they are known."""
+    after, before = item.trained.accuracy.get("test"), first.trained.accuracy.get("test")
+    if after is None or before is None:
+        return "", ""
+    count = images(item.trained, "test")
+    points = signed(100 * (after - before), 2, "").rstrip()
+    if count is None or count != images(first.trained, "test") or not (0 <= after <= 1 and 0 <= before <= 1):
+        return points, ""
+    low, high = (signed(100 * end, 2, "").rstrip() for end in interval(after, before, count))
+    return points, f"{low} to {high}"
+
+
+def _met(asked: float | None, measured: float) -> str:
+    return "" if asked is None else "yes" if measured <= asked else f"{digits(100 * (measured / asked - 1), 2)}{SPACE}% over"
+
+
 def sentence(run: Run) -> str:
-    """The result of the run in one sentence."""
+    """The result of the run in one sentence: what was lost, then what was gained."""
+    children = [item for item in run.front if item.name != "baseline"]
+    if len(children) > 1 and run.front[0].name == "baseline" and all("test" in item.trained.accuracy for item in run.front):
+        return _range(run.front[0], children)
     baseline, child = run.baseline, run.child
     parts = []
+    before, after = baseline.accuracy("test"), child.accuracy("test")
+    if after is not None:
+        parts.append(f"Test accuracy {percent(after)}" + ("" if before is None else f" against {percent(before)}"))
+    if before is not None and after is not None:
+        count = child.images("test")
+        parts[-1] += f": {points(after, before, count if count == baseline.images('test') else None)}"
     for name, before, after in (
         ("measured", baseline.measured_ms, child.measured_ms),
         ("predicted", baseline.predicted_ms, child.predicted_ms),
     ):
         if before and after:
-            factor = digits(max(before / after, after / before))
-            how = f"{factor}{SPACE}{TIMES} {'faster' if after < before else 'slower'} than" if factor != "1.00" else "as fast as"
-            parts.append(f"{how} the baseline ({name}: {ms(after)} against {ms(before)})")
+            parts.append(f"{ms(after)} {name} against {ms(before)}: {change(before, after)}")
             break
-    before, after = baseline.accuracy("test"), child.accuracy("test")
-    if before is not None and after is not None:
-        points = 100 * (after - before)
-        parts.append(f"test accuracy {percent(after)} ({signed(points, 2, 'points')})")
-    return ", ".join(parts)
+    return "; ".join(parts)
+
+
+def _range(baseline: Standing, children: Sequence[Standing]) -> str:
+    before = baseline.trained.accuracy["test"]
+    lost = sorted(100 * (item.trained.accuracy["test"] - before) for item in children)
+    faster = sorted(100 * (item.measured_ms / baseline.measured_ms - 1) for item in children)
+    return (
+        f"{len(children)} networks: test accuracy {signed(lost[0], 2, '').rstrip()} to {signed(lost[-1], 2, 'points')} "
+        f"against {percent(before)}; measured latency {signed(faster[-1], 0, '').rstrip()} to {signed(faster[0], 0, '%')} "
+        f"against {ms(baseline.measured_ms)}"
+    )
+
+
+def unknown_loss(run: Run) -> bool:
+    """Whether nothing says what the child lost."""
+    return run.baseline.accuracy("test") is None or run.child.accuracy("test") is None
 
 
 def networks(run: Run) -> tuple[tuple[str, Network], ...]:
@@ -224,3 +294,27 @@ BENCH_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("SM clock", "sm_clock_mhz", lambda value: f"{value:,.0f}{SPACE}MHz"),
 )
 """Column title, field of a benchmark row, and how it is written."""
+
+LABELS = {
+    "mape": "mean error, %",
+    "floor_mape": "noise, %",
+    "residual_mape": "left over by least squares, %",
+    "overhead_ms": "cost of the profiler per node, ms",
+    "isa": "instruction sets",
+    "target_ms": "target, ms",
+    "fixed_ms": "outside the slots, ms",
+    "lr": "learning rate",
+    "lr_min": "least learning rate",
+    "t_0": "epochs of the first cosine",
+    "t_mult": "each cosine longer by",
+    "ema_decay": "decay of averaged weights",
+    "init": "begun from",
+    "cpu": "CPU",
+    "os": "system",
+}
+"""Field of a record -> what people call it."""
+
+
+def label(field: str) -> str:
+    """A field of a record in words."""
+    return LABELS.get(field, field.replace("_", " "))

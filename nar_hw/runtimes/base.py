@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from nar_hw.errors import ModelError, RuntimeUnavailableError
 from nar_hw.runtimes.config import THREADS_PER_CORE, RuntimeConfig, most_threads
-from nar_hw.runtimes.exporting import Deployed, Exported, Source, Triton
-from nar_hw.runtimes.inputs import Images, Shape, in_batches, preset_images
+from nar_hw.runtimes.exporting import Deployed, DeviceLayers, Exported, Source, Triton
+from nar_hw.runtimes.inputs import Images, Shape, Weights, in_batches, preset_images
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,6 +33,7 @@ class Runtime(ABC):
     simulated: ClassVar[bool] = False  # whether its times are made up, whatever else the machine does
     exports_anywhere: ClassVar[bool] = False  # whether `export` works on machines that cannot run the files
     triton: ClassVar[Triton | None] = None  # how a Triton Inference Server runs what it runs
+    kit: ClassVar[str] = ""  # module of nar_hw.device that runs its files where nar_hw is not installed
 
     def __init__(self, network: "nn.Module | Path", input_shape: Shape, config: RuntimeConfig, *, profile: bool = False) -> None:
         if reason := self.unavailable(config):
@@ -104,6 +105,23 @@ class Runtime(ABC):
     def usage(cls, bundle: Deployed) -> str:
         """The section of a bundle's README on how to run it here; empty where there is nothing to say."""
         return ""
+
+    @classmethod
+    def device_files(cls, onnx: Path, config: RuntimeConfig, folder: Path) -> "list[tuple[Path, list[Weights]]]":
+        """The files that a device loads for the network in ``onnx``, main one first, and the weights that each holds as they are.
+
+        Files that are made lie in ``folder``. Raises ModelError for a network that the runtime cannot have.
+        """
+        from nar_hw.runtimes.onnx_graph import weights  # pulls in onnx
+
+        return [(onnx, weights(onnx))]
+
+    @classmethod
+    def named_layers(cls, layers: DeviceLayers, onnx: Path) -> tuple[list[dict[str, float]], dict[str, list[str]]]:
+        """What a kit's profile says of the network in ``onnx``, as `layer_ms` and `producers` would."""
+        return [dict(zip(layers.names, run, strict=True)) for run in layers.ms], {
+            name: list(read) for name, read in layers.producers.items()
+        }
 
     @abstractmethod
     def _load(self, network: "nn.Module | Path") -> None:

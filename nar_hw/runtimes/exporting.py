@@ -1,10 +1,13 @@
-"""What a runtime is given to make files for a bundle, and what it says of them."""
+"""What a runtime is given to make files for a bundle or a device, and what it says of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
+from nar_hw.records import Record
 from nar_hw.runtimes.inputs import Shape
 
 if TYPE_CHECKING:
@@ -75,3 +78,16 @@ class Triton(NamedTuple):
     backend: str
     file: str
     """The name under which it looks for the network."""
+
+
+class DeviceLayers(Record, frozen=True, kw_only=True):
+    """The profile of one network on a device, as it came from there (nar_hw/device)."""
+
+    names: tuple[str, ...]
+    """Of the nodes."""
+    ms: tuple[tuple[float, ...], ...]
+    """(runs, nodes), for every inference since loading."""
+    nodes: tuple[dict[str, Any], ...] = ()
+    """The graph that ran: name, op_type, domain, input and output of each node, where names must be joined here."""
+    producers: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """Node -> the nodes that it reads from, where the runtime says so."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Images = npt.NDArray[np.float32]
+Weights = npt.NDArray[np.float32]
 Shape = tuple[int, int, int]
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from nar_hw.errors import ModelError
 from nar_hw.export.quantize import precision_of, to_bf16, to_fp16
+from nar_hw.runtimes.inputs import Weights
 
 if TYPE_CHECKING:
     import onnx
@@ -27,6 +28,14 @@ def loaded(path: Path) -> "onnx.ModelProto":
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
         raise ModelError(f"{path} must hold its weights itself, but names other files: save it without external data")
     return model
+
+
+def weights(path: Path) -> list[Weights]:
+    """The float32 initializers of an ONNX file, in its order."""
+    from onnx import TensorProto, numpy_helper
+
+    tensors = loaded(path).graph.initializer
+    return [numpy_helper.to_array(tensor) for tensor in tensors if tensor.data_type == TensorProto.FLOAT and tensor.raw_data]
 
 
 _CONVERSIONS = {"fp16": to_fp16, "bf16": to_bf16}
@@ -60,10 +69,14 @@ class OptimizedGraph:
     exported: they are called after the node whose output they change.
     """
 
-    def __init__(self, exported: Path, optimized: Path, profiled: Iterable[str]) -> None:
-        """``profiled``: the names of one inference's nodes in a profile, in the order in which they ran."""
+    def __init__(self, exported: Path, optimized: "Iterable[onnx.NodeProto]", profiled: Iterable[str]) -> None:
+        """Join them.
+
+        ``optimized``: the nodes that run, which get names where they have none; ``profiled``: the names of one inference's nodes
+        in a profile, in the order in which they ran.
+        """
         self._made_by = {output: node for node in loaded(exported).graph.node for output in node.output}
-        self._nodes = list(loaded(optimized).graph.node)
+        self._nodes = list(optimized)
         self._names = self._named(list(profiled))
 
     def _named(self, profiled: list[str]) -> dict[str, str]:

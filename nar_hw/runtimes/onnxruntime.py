@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nar_hw.device.onnxruntime import kernel_runs, session_options
 from nar_hw.errors import ModelError, RuntimeUnavailableError
 from nar_hw.files import Scratch
 from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
-from nar_hw.runtimes.exporting import Deployed, Triton
+from nar_hw.runtimes.exporting import Deployed, DeviceLayers, Triton
 from nar_hw.runtimes.inputs import onnx_file
-from nar_hw.runtimes.onnx_graph import OptimizedGraph, one_line, with_precision
+from nar_hw.runtimes.onnx_graph import OptimizedGraph, loaded, one_line, with_precision
 
 if TYPE_CHECKING:
     from torch import nn
 
-_KERNEL = "_kernel_time"
 _CUDA_HELP = "install what it links to with pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
 _USAGE = """## Run it in Python with ONNX Runtime
@@ -52,6 +52,7 @@ class OnnxRuntime(Runtime):
     devices = ("cpu", "cuda")
     layers = True
     triton = Triton("onnxruntime", "model.onnx")
+    kit = "onnxruntime"
 
     @classmethod
     def layers_on(cls, config: RuntimeConfig) -> bool:
@@ -92,6 +93,15 @@ class OnnxRuntime(Runtime):
         sizes = {"channels": channels, "height": height, "width": width}
         return _USAGE.format(mode=bundle.mode, repeat=bundle.repeat, answer=answer, **sizes)
 
+    @classmethod
+    def named_layers(cls, layers: DeviceLayers, onnx: Path) -> tuple[list[dict[str, float]], dict[str, list[str]]]:
+        """By the graph that ran on the device."""
+        from onnx import NodeProto
+
+        graph = OptimizedGraph(onnx, [NodeProto(**node) for node in layers.nodes], layers.names)
+        runs, _ = super().named_layers(layers, onnx)
+        return [graph.renamed(run) for run in runs], graph.producers()
+
     def _load(self, network: "nn.Module | Path") -> None:
         self._scratch = Scratch()
         folder = Path(self._scratch.name)
@@ -107,16 +117,8 @@ class OnnxRuntime(Runtime):
     def _opened(self, folder: Path) -> Any:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.config.threads
-        options.inter_op_num_threads = 1
-        # Spinning workers starve whatever else runs on a busy machine, this session's own main thread included
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3  # says at load time that the optimized graph suits this machine only, which is meant
-        if self.profile:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(folder / "profile")
-            options.optimized_model_filepath = str(self._optimized)
+        files = {"profile": str(folder / "profile"), "optimized": str(self._optimized)} if self.profile else {}
+        options = session_options(self.config.threads, **files)
         # TF32 would be 10-bit mantissas under the name of fp32
         cuda = ("CUDAExecutionProvider", {"device_id": self.config.device_index, "use_tf32": 0})
         if self.config.device_type == "cuda":
@@ -168,8 +170,8 @@ class OnnxRuntime(Runtime):
     def _profile(self) -> tuple[list[dict[str, float]], OptimizedGraph]:
         """The times of each inference, and the graph that ran. ONNX Runtime writes a profile when it ends, once."""
         file = Path(self._session.end_profiling())
-        runs = _runs(json.loads(file.read_text(encoding="utf-8")))
-        graph = OptimizedGraph(self._file, self._optimized, runs[0] if runs else ())
+        runs = kernel_runs(json.loads(file.read_text(encoding="utf-8")))
+        graph = OptimizedGraph(self._file, loaded(self._optimized).graph.node, runs[0] if runs else ())
         return [graph.renamed(times) for times in runs], graph
 
     def _layer_ms(self) -> list[dict[str, float]]:
@@ -185,18 +187,3 @@ class OnnxRuntime(Runtime):
             self.__dict__.pop(name, None)
         if "_scratch" in self.__dict__:
             self._scratch.cleanup()
-
-
-def _runs(events: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Milliseconds of each node, per inference, from the events of a profile: an inference's event follows its nodes'."""
-    runs: list[dict[str, float]] = []
-    times: dict[str, float] = {}
-    for event in events:
-        name = str(event["name"])
-        if name == "model_run":
-            runs.append(times)
-            times = {}
-        elif event.get("cat") == "Node" and name.endswith(_KERNEL):
-            node = name.removesuffix(_KERNEL)
-            times[node] = times.get(node, 0.0) + event["dur"] / 1e3
-    return runs

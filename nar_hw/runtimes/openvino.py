@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nar_hw.device.openvino import Means, hints, readers
 from nar_hw.errors import ModelError, RuntimeUnavailableError
 from nar_hw.export.openvino import INSTALL, save_ir
 from nar_hw.files import Scratch
@@ -43,6 +44,7 @@ class OpenVino(Runtime):
     layers = True
     files = (".xml",)
     exports = ("fp32", "bf16", "int8")
+    kit = "openvino"
 
     @classmethod
     def _missing(cls, config: RuntimeConfig) -> str | None:
@@ -85,9 +87,8 @@ class OpenVino(Runtime):
     def _load(self, network: "nn.Module | Path") -> None:
         with Scratch() as scratch:
             self._compiled = self._compile(self._file(network, Path(scratch)))
-        self._runs = 0
-        self._means: dict[int, dict[str, float]] = {}  # after so many inferences: node name -> ms
         self._request = self._compiled.create_infer_request()
+        self._means = Means(self._request)
         self._set_input(self.images)
 
     def _file(self, network: "nn.Module | Path", folder: Path) -> Path:
@@ -100,16 +101,12 @@ class OpenVino(Runtime):
         import openvino
 
         core = openvino.Core()
-        hints = {
-            "INFERENCE_PRECISION_HINT": "bf16" if self.config.precision == "bf16" else "f32",
-            "INFERENCE_NUM_THREADS": self.config.threads,
-            "NUM_STREAMS": 1,
-            "PERF_COUNT": self.profile,
-        }
+        precision = "bf16" if self.config.precision == "bf16" else "f32"
+        asked = hints(self.config.threads, precision=precision, profile=self.profile)
         try:
             model = core.read_model(file)
             model.reshape([self.config.batch, *self.input_shape])
-            return core.compile_model(model, "CPU", hints)
+            return core.compile_model(model, "CPU", asked)
         except RuntimeError as problem:
             shape = "x".join(map(str, (self.config.batch, *self.input_shape)))
             raise ModelError(f"OpenVINO cannot run {file} on images of {shape}: {one_line(problem)}") from problem
@@ -130,40 +127,17 @@ class OpenVino(Runtime):
     def run(self) -> None:
         """One inference; returns when it is done."""
         self._request.infer()
-        self._runs += 1
-        if self.profile and self._runs.bit_count() == 1:  # a power of two: seldom, as reading takes 0.1 ms
-            self._means[self._runs] = _executed(self._request.profiling_info)
+        if self.profile:
+            self._means.ran()
 
     def _layer_ms(self) -> list[dict[str, float]]:
-        if not self._runs:
-            return []
-        means = _executed(self._request.profiling_info)
-        early = max((runs for runs in self._means if runs <= self._runs // 2), default=0)
-        before = self._means.get(early, {})
-        late = self._runs - early
-        times = {name: max(0.0, (ms * self._runs - before.get(name, 0.0) * early) / late) for name, ms in means.items()}
-        return [times] * self._runs
+        return self._means.layers()
 
     def producers(self) -> dict[str, list[str]]:
         """The graph that OpenVINO runs, without constants."""
-        graph = self._compiled.get_runtime_model()
-        table: dict[str, list[str]] = {}
-        for node in graph.get_ordered_ops():
-            sources = (source.get_source_output().get_node() for source in node.inputs())
-            table[_plain(node.get_friendly_name())] = [_plain(source.get_friendly_name()) for source in sources]
-        return table
+        return readers(self._compiled)
 
     def close(self) -> None:
         """Release the request and the compiled network."""
-        for name in ("_request", "_compiled", "_bound"):
+        for name in ("_means", "_request", "_compiled", "_bound"):
             self.__dict__.pop(name, None)
-
-
-def _executed(counters: Any) -> dict[str, float]:
-    """Node name -> mean ms of the nodes that run (others were fused or are constant)."""
-    return {_plain(item.node_name): item.real_time.total_seconds() * 1e3 for item in counters if item.status.name == "EXECUTED"}
-
-
-def _plain(name: str) -> str:
-    """The ONNX node's name: a convolution with a bias is split into the addition and "<name>/WithoutBiases"."""
-    return name.removesuffix("/WithoutBiases")

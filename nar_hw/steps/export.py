@@ -7,7 +7,8 @@ from nar_hw.bundles.children import child_names, named_child
 from nar_hw.bundles.config import ExportConfig
 from nar_hw.bundles.judge import BundleImages
 from nar_hw.bundles.manifest import Arch, Latency
-from nar_hw.steps.task import AnyTask, calibration_images, load_task, validation_images
+from nar_hw.steps.task import calibration_images, load_task, validation_images
+from nar_hw.tasks import Task
 from nar_hw.training.child import Child
 
 
@@ -17,7 +18,7 @@ def export_child(
     config: ExportConfig = ExportConfig(),
     *,
     data_root: Path | None = None,
-    task: AnyTask | None = None,
+    task: Task | None = None,
 ) -> Path:
     """Export a trained child to a bundle, verified on its validation images.
 
@@ -43,7 +44,7 @@ def export_child(
         config=config,
         images=BundleImages(
             validation=images,
-            labels=labels if child.preprocessing.classes else None,
+            labels=labels if child.preprocessing.classes and labels.ndim == 1 else None,
             calibration=calibration_images(task) if "int8" in config.precisions else None,
         ),
         latency=Latency(predicted_ms=child.predicted_ms, fingerprint=child.fingerprint or {}, table_hash=child.table_hash),

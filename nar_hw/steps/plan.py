@@ -40,15 +40,16 @@ def estimate(refinement: Refinement) -> tuple[Stage, ...]:
     operators = len({code for slot in space.slots for code in slot.candidates})
     children = CHILDREN_PER_OPERATOR * operators + HELD_OUT
     visits = max(run, 0.02) * ROUNDS
-    held_out = (len(task.data.valid) + len(task.data.test)) / batch * forward
+    held_out_images = task.size("valid") + task.size("test")
+    held_out = held_out_images / batch * forward
     steps = math.ceil(task.train_size / batch)
     search, fit = config.search, config.search.fit
     archs = search.epochs * search.updates * search.samples
     score = (search.recalibration_batches * search.batch + search.valid_batch) / batch * forward
-    finals = len(config.targets) * search.rescored * len(task.data.valid) / batch * forward
+    finals = len(config.targets) * search.rescored * task.size("valid") / batch * forward
     fitting = 0.0 if fit is None else fit.epochs * math.ceil(task.train_size / fit.batch) * FIT_COST * step * fit.batch / batch
     times = {
-        "baseline": (f"score the weights on {len(task.data.valid) + len(task.data.test):,} images", held_out),
+        "baseline": (f"score the weights on {task.size('valid') + task.size('test'):,} images", held_out),
         "latency table": (f"{children} children in {config.conditions.runtime}", children * (load + visits)),
         "search": (
             f"fit {sum(len(slot.candidates) - 1 for slot in space.slots)} candidates, score {archs} archs",

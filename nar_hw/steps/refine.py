@@ -34,8 +34,9 @@ from nar_hw.space.space import SearchSpace
 from nar_hw.steps.bench import bench_bundles
 from nar_hw.steps.export import export_child
 from nar_hw.steps.search import search_run
-from nar_hw.steps.task import AnyTask, fitted_to, load_task
+from nar_hw.steps.task import fitted_to, load_task
 from nar_hw.steps.train import score_weights, train_child
+from nar_hw.tasks import Task
 from nar_hw.training.child import CHILD, Child
 from nar_hw.training.recipes import RECIPES, Recipe
 
@@ -108,10 +109,10 @@ class Refinement:
     progress: Progress | None
     command: tuple[str, ...] = ()
     """The words behind nar-hw that ask for this, for the report."""
-    loaded: AnyTask | None = None
+    loaded: Task | None = None
 
     @cached_property
-    def task(self) -> AnyTask:
+    def task(self) -> Task:
         """The data, read once."""
         return self.loaded or load_task(self.config.data, root=self.data_root, device=self.device)
 

@@ -13,17 +13,22 @@ from nar_hw.faces.task import FacesTask
 from nar_hw.models.info import ModelInfo
 from nar_hw.records import replace
 from nar_hw.tasks import ClassificationTask, Task
-
-AnyTask = ClassificationTask | FacesTask
+from nar_hw.tasks.own import load_own_task
+from nar_hw.userfile import is_file_name
 
 
 def load_task(
     data: str, *, root: Path | None = None, device: str = "cpu", workers: int | None = None, download: bool = False
-) -> AnyTask:
-    """A data set as a task; with ``download`` the first process fetches it. Raises UnknownNameError or DataError."""
+) -> Task:
+    """A data set, or what ``path/to/file.py:function`` returns for a device, as a task.
+
+    With ``download`` the first process fetches it. Raises UnknownNameError or DataError.
+    """
+    if download and (data.startswith(FACES) or is_file_name(data)):
+        raise DataError(f"--download fetches cifar10, cifar100 and fashion-mnist, but {data!r} is yours: leave it out")
+    if is_file_name(data):
+        return load_own_task(data, device)
     if data.startswith(FACES):
-        if download:
-            raise DataError(f"--download fetches cifar10, cifar100 and fashion-mnist, but {data!r} is a folder: leave it out")
         return FacesTask(load_faces(data), device)
     first = rank() == 0
     if download and not first:

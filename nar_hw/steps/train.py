@@ -11,7 +11,6 @@ from torch import nn
 from nar_hw._version import versions
 from nar_hw.bundles.children import child_names, named_child
 from nar_hw.data import SplitName
-from nar_hw.data.preprocessing import Preprocessing
 from nar_hw.distributed import rank
 from nar_hw.errors import ModelError, RunError, UserError
 from nar_hw.latency.table import LatencyTable
@@ -26,8 +25,8 @@ from nar_hw.space.flops import Counts, SpaceCounts
 from nar_hw.space.outputs import check_outputs
 from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import INCUMBENT, Arch, Manner
-from nar_hw.steps.task import AnyTask, fitted_to
-from nar_hw.tasks import ClassificationTask
+from nar_hw.steps.task import fitted_to
+from nar_hw.tasks import ClassificationTask, Task
 from nar_hw.training.child import Child
 from nar_hw.training.loop import train
 from nar_hw.training.memory import kept_memory
@@ -46,7 +45,7 @@ HELD_OUT: tuple[SplitName, ...] = ("valid", "test")
 def train_child(
     info: ModelInfo,
     arch: Sequence[str | int] | None,
-    task: AnyTask,
+    task: Task,
     *,
     out: Path,
     recipe: Recipe,
@@ -82,10 +81,8 @@ def train_child(
         TrainingError: the training diverged.
     """
     on_epoch = TensorBoard(out / "tensorboard") if tensorboard else None
-    if (ensemble or recipe.distill) and not isinstance(task, ClassificationTask):
-        raise UserError(
-            f"ensembles and distillation are of classifiers, but {task.data.name!r} is learned as embeddings: leave them out"
-        )
+    if ensemble and not isinstance(task, ClassificationTask):
+        raise UserError(f"an ensemble is of classifiers, but {task.name!r} is none: leave it out")
     info = fitted_to(info, task)
     set_seed(seed)
     space = info.space()
@@ -136,7 +133,7 @@ def describe_child(
     space: SearchSpace,
     codes: Arch,
     child: nn.Module,
-    task: AnyTask,
+    task: Task,
     *,
     table: LatencyTable | None = None,
     target_ms: float | None = None,
@@ -146,7 +143,7 @@ def describe_child(
     return Child(
         model=info,
         arch=space.names(codes),
-        data=task.data.name,
+        data=task.name,
         recipe=None,
         seed=0,
         init="given",
@@ -159,7 +156,7 @@ def describe_child(
         predicted_ms=None if table is None else table.predict(codes),
         table_hash=None if table is None else table.hash,
         fingerprint=None if table is None else table.fingerprint,
-        preprocessing=Preprocessing(mean=task.data.mean, std=task.data.std, classes=tuple(task.data.classes)),
+        preprocessing=task.preprocessing,
         versions=versions("torch"),
         record=task.record,
         top5={split: task.evaluate(child, split, k=5) for split in HELD_OUT}
@@ -170,14 +167,14 @@ def describe_child(
 
 @one_writer()
 @kept_memory()
-def score_weights(info: ModelInfo, weights: Path, task: AnyTask, *, out: Path | None = None) -> tuple[Child, Loaded]:
+def score_weights(info: ModelInfo, weights: Path, task: Task, *, out: Path | None = None) -> tuple[Child, Loaded]:
     """Score given weights as a trained network; with ``out`` they become a child folder, as if they had been trained here.
 
     Raises UserError when the images differ, ModelError when the weights are of another network, or of other classes.
     """
     info = fitted_to(info, task)
     network = info.build()
-    loaded = load_weights(network, weights, name=f"{info.name} with {info.num_classes} classes (those of {task.data.name})")
+    loaded = load_weights(network, weights, name=f"{info.name} with {info.num_classes} classes (those of {task.name})")
     space = info.space(network)
     check_outputs(network, info.input_shape, info.num_classes, trained=False)
     network.to(task.device)
@@ -238,7 +235,7 @@ def find_arch(
     text: str,
     *,
     model: str | None,
-    task: AnyTask,
+    task: Task,
     target_ms: float | None = None,
     manner: Manner = "conv",
     operators: tuple[str, ...] | None = None,

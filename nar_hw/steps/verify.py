@@ -14,7 +14,7 @@ def verify_again(bundle: Path, *, data: str | None = None, data_root: Path | Non
     if data is None:
         return verify_bundle(bundle)
     manifest, task = load_bundle(bundle).manifest, load_task(data, root=data_root)
-    if (manifest.input.shape, manifest.classes) != (task.input_shape, tuple(task.data.classes)):
+    if (manifest.input.shape, manifest.classes) != (task.input_shape, task.preprocessing.classes):
         raise UserError(
             f"--data must have the bundle's images {manifest.input.shape} and classes, but {data} has {task.input_shape}"
         )

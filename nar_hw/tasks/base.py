@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nar_hw.data import SplitName
 from nar_hw.data.loader import Batch
+from nar_hw.data.preprocessing import Preprocessing
 
 
 class Task(ABC):
@@ -18,8 +20,12 @@ class Task(ABC):
     Shape legend: B images of a batch, C channels, H height, W width.
     """
 
+    name: str
+    """What ``--data`` calls it."""
     device: torch.device
     """Where the batches lie; a model must be there too."""
+    metric: str = "accuracy"
+    """What the score is called."""
     head: nn.Module | None = None
     """What :meth:`new_head` made last."""
 
@@ -38,6 +44,15 @@ class Task(ABC):
     def record(self) -> dict[str, Any]:
         """What identifies the data and its augmentation, for JSON; a training is resumed with an equal record only."""
 
+    @property
+    @abstractmethod
+    def preprocessing(self) -> Preprocessing:
+        """What a deployed network needs to know of its images and outputs."""
+
+    @abstractmethod
+    def size(self, split: SplitName) -> int:
+        """How many images a split has."""
+
     def new_head(self) -> nn.Module | None:
         """What a training learns beside the network and does not keep, such as a centre for each identity; by default nothing.
 
@@ -52,16 +67,20 @@ class Task(ABC):
 
     @abstractmethod
     def correct(self, output: Tensor, target: Tensor) -> Tensor:
-        """How many of a batch are right: an int64 scalar on the device, so that counting need not wait for it."""
+        """How many of a batch are right, or the sum of its scores: a scalar on the device, so that it is not waited for."""
 
     def accuracy(self, output: Tensor, target: Tensor) -> Tensor:
         """The score in [0, 1] of a minibatch of validation images: a scalar on the device; by default the share that is right."""
         return self.correct(output, target).double() / len(target)
 
+    def imitation(self, output: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+        """The loss of a network's outputs that are to be its teacher's; by default the mean squared difference."""
+        return F.mse_loss(output, wanted)
+
     @property
-    @abstractmethod
     def train_size(self) -> int:
         """How many images an epoch of training has."""
+        return self.size("train")
 
     @abstractmethod
     def train_batches(

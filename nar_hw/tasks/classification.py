@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nar_hw.data import Augmentation, ImageData, Split, SplitName
 from nar_hw.data.loader import Batch, DeviceImages
+from nar_hw.data.preprocessing import Preprocessing
 from nar_hw.errors import DataError
 from nar_hw.tasks.base import Task, evaluating
 from nar_hw.userfile import user_code
@@ -41,7 +42,7 @@ class ClassificationTask(Task):
         """
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.workers = min(8, cores) if workers is None else workers
-        self.data = data
+        self.data, self.name = data, data.name
         self.device = torch.device(device)
         self.augmentation = data.augmentation if augmentation is None else augmentation
         self._loaded: dict[SplitName, DeviceImages | StreamedImages] = {}
@@ -70,9 +71,18 @@ class ClassificationTask(Task):
         return (output.argmax(1) == target).sum()
 
     @property
-    def train_size(self) -> int:
-        """How many training images there are."""
-        return len(self.data.train)
+    def preprocessing(self) -> Preprocessing:
+        """Mean and standard deviation of the pixels, and the names of the classes."""
+        return Preprocessing(mean=self.data.mean, std=self.data.std, classes=tuple(self.data.classes))
+
+    def size(self, split: SplitName) -> int:
+        """How many images a split has."""
+        return len(self.data.split(split))
+
+    def imitation(self, output: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+        """Mean divergence of the network's from the teacher's probabilities at one temperature (Hinton et al. 2015)."""
+        known, wanted = (F.log_softmax(logits / temperature, dim=1) for logits in (output, wanted))  # (B, classes)
+        return F.kl_div(known, wanted, reduction="batchmean", log_target=True) * temperature**2
 
     def train_batches(
         self, batch: int, generator: torch.Generator, *, augment: bool = True, drop_last: bool = True, shared: bool = False

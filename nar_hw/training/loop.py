@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
-import torch.nn.functional as F
 from rich.progress import Progress
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -158,7 +157,7 @@ class _Run:
         """One pass over the training images and a validation."""
         done, device, recipe = len(self.history), self.task.device, self.recipe
         losses = torch.zeros(self.steps, device=device)
-        right = torch.zeros((), dtype=torch.int64, device=device)
+        right = torch.zeros((), dtype=torch.float64, device=device)
         interval = _steps_between_checks(device)
         rate, checked = 0.0, 0
         self.model.train()
@@ -186,7 +185,7 @@ class _Run:
         log = EpochLog(
             epoch=len(self.earlier) + done + 1,
             loss=float(losses.mean()),
-            train_accuracy=int(all_reduce_sum(right)) / images_seen,
+            train_accuracy=float(all_reduce_sum(right)) / images_seen,
             valid_accuracy=valid_accuracy,
             lr=rate,
             images_per_s=images_seen / seconds,
@@ -225,7 +224,7 @@ class _Run:
                 output = self.forward(some)
             loss = self.task.loss(output.float(), their, label_smoothing=self.recipe.label_smoothing)
             if self.teacher is not None:
-                loss = (1 - self.recipe.distill) * loss + self.recipe.distill * self._divergence(some, output.float())
+                loss = (1 - self.recipe.distill) * loss + self.recipe.distill * self._imitation(some, output.float())
             if len(some) < len(images):
                 loss = loss * (len(some) / len(images))
             if not losses:
@@ -236,14 +235,11 @@ class _Run:
             counts.append(self.task.correct(output.detach(), their))
         return (losses[0], counts[0]) if len(losses) == 1 else (torch.stack(losses).sum(), torch.stack(counts).sum())
 
-    def _divergence(self, images: Tensor, output: Tensor) -> Tensor:
-        """Mean divergence of the network's from the teacher's probabilities at one temperature (Hinton et al. 2015)."""
+    def _imitation(self, images: Tensor, output: Tensor) -> Tensor:
         assert self.teacher is not None
         with torch.no_grad(), self._autocast():
             wanted = self.teacher(images)
-        temperature = self.recipe.temperature
-        known, wanted = (F.log_softmax(logits / temperature, dim=1) for logits in (output, wanted.float()))  # (B, classes)
-        return F.kl_div(known, wanted, reduction="batchmean", log_target=True) * temperature**2
+        return self.task.imitation(output, wanted.float(), self.recipe.temperature)
 
     def _update(self) -> None:
         average_gradients(self.trained)

@@ -1,0 +1,337 @@
+"""Figures of the docs, read from the result files: no measured number is typed by hand.
+
+In docs/ a figure is written as where it stands: ``{{ strategies.json#/strategies/random/0/regret/mean | .2f }}``. The file is one
+of benchmarks/results or a path from the root of the repository; what follows # is a JSON pointer (RFC 6901) in which ``*`` stands
+for every item of a list or object; the format is one of Python's (``%`` for shares), for several items behind mean, min or max.
+
+README.md is shown as it lies, so a figure there is followed by the same in a comment:
+``0.03<!-- strategies.json#/strategies/surrogate/2/regret/mean | .2f -->``; `unsupported` says which do not agree.
+"""
+
+import functools
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+
+PLACE = r"[\w./-]+\.json#/[^|{}<>]*?(?: *\| *[^|{}<>]*?)?"
+FIGURE = re.compile(r"\{\{ *(" + PLACE + r") *\}\}")
+TABLE = re.compile(r"\{\{ *table (\w+) *\}\}")
+NOTED = re.compile(r"(\S+(?:[ \u00a0]%)?)<!-- *(" + PLACE + r") *-->")
+COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+
+MEASURED = re.compile(
+    r"(?<![\w.@])(?:\d[\d,]*\.\d+|\d[\d,]*(?=[ \u00a0]?(?:%|ms\b|points?\b|seconds?\b|minutes?\b|times\b|s\b|MiB\b|images/s\b)))"
+)
+"""What looks like a measured number: a decimal fraction, or a number with a unit of measurement."""
+
+AGGREGATES: dict[str, Callable[[list[float]], float]] = {"mean": statistics.fmean, "min": min, "max": max}
+
+
+def figure(place: str) -> str:
+    """The figure at ``FILE#/POINTER | [AGGREGATE] FORMAT``. Raises ValueError where there is none."""
+    address, _, how = place.partition("|")
+    file, _, pointer = address.strip().partition("#")
+    words = how.split()
+    aggregate = AGGREGATES[words.pop(0)] if words and words[0] in AGGREGATES else None
+    found = list(_at(_result(file), pointer.split("/")[1:], address.strip()))
+    if aggregate is None and len(found) != 1:
+        raise ValueError(f"{address.strip()} names {len(found)} values: take their mean, min or max")
+    value = found[0] if aggregate is None else aggregate(found)
+    if isinstance(value, (dict, list)) or value is None:
+        raise ValueError(f"{address.strip()} must be a number or text, but is {type(value).__name__}")
+    return format(value, words[0] if words else "").replace("%", " %") if not isinstance(value, str) else value
+
+
+@functools.cache
+def _result(file: str) -> Any:
+    path = next((path for path in (RESULTS / file, ROOT / file) if path.is_file()), None)
+    if path is None:
+        raise ValueError(f"there is no result file {file}")
+    return json.loads(path.read_text())
+
+
+def _at(value: Any, steps: list[str], address: str) -> Iterator[Any]:
+    if not steps:
+        yield value
+        return
+    step = steps[0].replace("~1", "/").replace("~0", "~")
+    if step == "*":
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _at(item, steps[1:], address)
+        return
+    try:
+        found = value[int(step)] if isinstance(value, list) else value[step]
+    except (KeyError, IndexError, ValueError, TypeError):
+        raise ValueError(f"{address}: there is no {step!r}") from None
+    yield from _at(found, steps[1:], address)
+
+
+def filled(text: str) -> str:
+    """``text`` with its figures and tables."""
+    text = TABLE.sub(lambda match: TABLES[match[1]](), text)
+    return FIGURE.sub(lambda match: figure(match[1]), text)
+
+
+def prose(text: str) -> str:
+    """``text`` without code, comments, figures that are read from files, addresses and headings."""
+    for pattern in (r"(?ms)^( *)```.*?^\1```$", r"`[^`\n]*`", r"\]\([^)]*\)", r"(?m)^#.*$", r"(?s)\A---\n.*?\n---\n"):
+        text = re.sub(pattern, "", text)
+    return COMMENT.sub("", FIGURE.sub("", TABLE.sub("", text)))
+
+
+ALLOWED = frozenset({"95"})
+"""Numbers with a unit that are no measurement: the level of intervals. (Settings and formulas stand in backquotes.)"""
+
+
+def unsupported(text: str) -> list[str]:
+    """What is wrong with the figures of a page: noted ones that the files do not hold, and such as name no file."""
+    wrong = []
+    for match in NOTED.finditer(text):
+        said, holds = match[1].replace("\u00a0", " ").lstrip("(*|"), figure(match[2])
+        if said != holds:
+            wrong.append(f"{said}, but {match[2]} is {holds}")
+    for match in FIGURE.finditer(text):
+        figure(match[1])
+    bare = prose(NOTED.sub("", text))
+    return wrong + [f"{match[0]} names no result file" for match in MEASURED.finditer(bare) if match[0] not in ALLOWED]
+
+
+def _rows(titles: list[str], rows: list[list[str]]) -> str:
+    lines = [titles, ["---", *["---:"] * (len(titles) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _latency() -> str:
+    """Tables by in-context profile against the noise, one row for each network and runtime."""
+    rows = []
+    for case in _result("latency_table.json")["cases"]:
+        if "in-context" not in case["methods"]:
+            continue
+        found, noise = case["methods"]["in-context"], case["noise floor"]
+        rows.append(
+            [
+                case["case"].replace("_", " "),
+                f"{noise['mape']:.1f} %",
+                f"{found['mape']:.1f} %",
+                f"{100 * found['within_10']:.0f} %",
+                f"{found['spearman']:.3f}",
+                f"{found['seconds']:.0f} s",
+            ]
+        )
+    return _rows(["network, runtime", "noise", "error (MAPE)", "within 10 %", "rank correlation", "time to profile"], rows)
+
+
+def _methods() -> str:
+    """All methods on the cases that compare them."""
+    names = ["in-context", "regression", "isolated", "naive sum", "one-slot swap", "FLOPs"]
+    cases = [case for case in _result("latency_table.json")["cases"] if "naive sum" in case["methods"]]
+    rows = []
+    for name in names:
+        found = [case["methods"].get(name) for case in cases]
+        if any(item is not None for item in found):
+            rows.append([name, *("" if item is None else f"{item['mape']:.1f} % / {item['spearman']:.3f}" for item in found)])
+    return _rows(["method", *(case["case"].replace("_", " ") for case in cases)], rows)
+
+
+def _strategies() -> str:
+    found = _result("strategies.json")["strategies"]
+    rows = [
+        [
+            f"`{name}`",
+            *(f"{item['regret']['mean']:.2f}" for item in items),
+            f"{items[-1]['share']['mean']:.1%}".replace("%", " %"),
+            items[-1]["near"],
+        ]
+        for name, items in found.items()
+    ]
+    counts = [f"regret at {item['evaluations']:,}" for item in next(iter(found.values()))]
+    return _rows(["strategy", *counts, "of the optimum", "within 2 % of the target"], rows)
+
+
+def _share(value: float, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f} %"
+
+
+def _demo() -> str:
+    """The networks of the demo, means over its seeds with their range."""
+    runs = [run["networks"] for run in _result("demo.json")["results"]]
+
+    def over(values: list[float], digits: int, factor: float = 1.0) -> str:
+        low, high, mean = (factor * value for value in (min(values), max(values), statistics.fmean(values)))
+        return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+    rows = []
+    for networks in zip(*runs, strict=True):
+        child = networks[0]["target_ms"] is not None
+        lost = [before[0]["test_accuracy"] - network["test_accuracy"] for before, network in zip(runs, networks, strict=True)]
+        rows.append(
+            [
+                f"{networks[0]['name']} of the latency" if child else "network",
+                over([network["ratio"] for network in networks], 3) if child else "1",
+                over([network["test_accuracy"] for network in networks], 2, 100),
+                over(lost, 2, 100) if child else "",
+            ]
+        )
+    return _rows(["asked", "measured, of the network's latency", "test accuracy, %", "points lost"], rows)
+
+
+def _growth() -> str:
+    found = _result("latency_table.json")["growth"]
+    rows = [
+        [str(row["slots"]), str(row["children"]), f"{row['seconds']:.0f} s", str(row["children for least squares"])]
+        for row in found["rows"]
+        if (row["operators"], row["rounds"]) == (4, 8)
+    ]
+    titles = ["slots", "networks measured", "time", "networks that least squares needs"]
+    return f"{found['model']}, {found['runtime']}:\n\n{_rows(titles, rows)}"
+
+
+def _regret() -> str:
+    found = _result("nar_bench_digits.json")
+    names = ["surrogate", "evolution", "random", "gradient", "reinforce"]
+    searches = {
+        "shared weights, PreTrain, the strategy draws the paths": "{}, with PreTrain",
+        "the same with fair paths (default)": "{}, with PreTrain, fair paths",
+        "shared weights without PreTrain": "{}, without PreTrain",
+    }
+    rows = [["children trained alone, noisy scores", *(_mean(found["table"], name) for name in names)]]
+    rows += [[title, *(_mean(found["search"], key.format(name)) for name in names)] for title, key in searches.items()]
+    return _rows(["scores", *names], rows)
+
+
+def _mean(found: dict[str, Any], name: str) -> str:
+    if name not in found:
+        return ""
+    mean, error = found[name]["regret"]["300"]
+    return f"{mean:.2f} ± {error:.2f}"
+
+
+def _sharing() -> str:
+    found = _result("nar_bench_digits.json")["supernet"]
+    rows = [[name, f"{item['kendall'][0]:.2f} ± {item['kendall'][1]:.2f}"] for name, item in found.items() if name != "all"]
+    return _rows(["shared weights", "Kendall's tau"], rows)
+
+
+def _fitting() -> str:
+    seeds = list(_result("fitting.json")["ranks"].values())
+    ways = {
+        "fitted, images dealt out": "a",
+        "fitted, all images to all": "b",
+        "shared weights, as long as the first": "c, time of a",
+        "shared weights, as long as the second": "c, time of b",
+    }
+    rows = []
+    for title, key in ways.items():
+        each = [seed[key] for seed in seeds]
+        mean = {name: statistics.fmean(item[name] for item in each) for name in each[0]}
+        rows.append(
+            [
+                title,
+                f"{mean['seconds']:.1f} s",
+                f"{mean['tau, yardstick']:.2f}",
+                f"{mean['tau, fine-tuned alone']:.2f}",
+                _share(mean["assembled / teacher"]),
+            ]
+        )
+    return _rows(
+        ["scores", "time", "tau with the yardstick", "tau with fine-tuned children", "accuracy kept, before training"], rows
+    )
+
+
+def _inheritance() -> str:
+    found = [_result("training.json")[f"inheritance, {data}"]["test accuracy"] for data in ("digits", "cifar10")]
+    rows = [[name, *(_share(data[name]["mean"]) for data in found)] for name in found[0]]
+    return _rows(["", "digits", "CIFAR-10, few images"], rows)
+
+
+def _precisions() -> str:
+    found = next(
+        item for item in _result("export.json")["results"]["precisions"] if (item["model"], item["batch"]) == ("resnet18", 1)
+    )
+    rows = [
+        [name.replace("_", " "), f"{found['ms'][name]:.1f} ms", f"{item['ratio']:.2f}"]
+        for name, item in found["of onnxruntime fp32"].items()
+    ]
+    return _rows(["runtime, precision", "time", "relative"], rows)
+
+
+def _faces() -> str:
+    found = _result("faces.json")["lfw"]
+    child = found["child"]
+    latency, params = (child[name][0] / child[name][1] for name in ("predicted_ms", "params"))
+    rows = []
+    for name, item in found["verification"].items():
+        title = (
+            f"child found at {_share(latency)} of its predicted latency, {_share(params)} of its parameters"
+            if name == "found child"
+            else name
+        )
+        if isinstance(item, dict):
+            rows.append(
+                [title, f"{_share(item['accuracy'])} ± {_share(item['deviation over folds'])}", _share(item["TAR at FAR"]["0.1"])]
+            )
+        else:
+            rows.append([title, _share(item, 0), "10 %"])
+    return _rows(["", "verification (deviation over folds)", "TAR at FAR 10 %"], rows)
+
+
+def _refine() -> str:
+    """What a refinement costs against searches from scratch: means over the seeds."""
+    runs = _result("refine.json")["results"]
+    rows = []
+    for name in ("one target, fitted", "one target, scratch", "three targets, fitted"):
+        each = [run[name] for run in runs]
+        found = [item["test accuracy"] for item in each]
+        accuracies = [value for item in found for value in (item if isinstance(item, list) else [item])]
+        seconds = statistics.fmean(item["seconds"] for item in each)
+        rows.append([name, f"{seconds:.0f} s", f"{_share(min(accuracies))} to {_share(max(accuracies))}"])
+    return _rows(["", "CPU time", "test accuracy"], rows)
+
+
+def _tutorial() -> str:
+    steps = _result("tutorial.json")["steps"]
+    rows = [[f"`{step['command']}`", f"{step['seconds']:.0f} s"] for step in steps]
+    return _rows(["command", "time"], [*rows, ["all", f"{sum(step['seconds'] for step in steps) / 60:.0f} min"]])
+
+
+def _results() -> str:
+    rows = []
+    for path in sorted(RESULTS.glob("*.json")):
+        found = json.loads(path.read_text())
+        commands = dict.fromkeys(_commands(found))
+        rows.append([f"[{path.name}](results/{path.name})", "<br>".join(f"`{command}`" for command in commands)])
+    return _rows(["file", "made by"], rows)
+
+
+def _commands(found: Any) -> Iterator[str]:
+    if isinstance(found, dict):
+        if isinstance(found.get("command"), str):
+            yield found["command"]
+        else:
+            for item in found.values():
+                yield from _commands(item)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "latency": _latency,
+    "methods": _methods,
+    "growth": _growth,
+    "strategies": _strategies,
+    "regret": _regret,
+    "sharing": _sharing,
+    "fitting": _fitting,
+    "inheritance": _inheritance,
+    "precisions": _precisions,
+    "faces": _faces,
+    "demo": _demo,
+    "refine": _refine,
+    "tutorial": _tutorial,
+    "results": _results,
+}
+"""What ``{{ table NAME }}`` stands for."""

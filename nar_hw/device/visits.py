@@ -1,0 +1,218 @@
+"""Visits to loaded networks in turn, and what their times say: the one way to measure, here and on devices.
+
+A network that runs in the calling thread alone is timed by that thread's own clock, which stands still while other programs
+have the core: on an idle machine it agrees with the wall clock, on a busy one it is the time the network would have taken.
+
+Shape legend: rounds = visits that are kept, items = networks, repeats = runs of one visit.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+    Round = tuple[list[list[float]], list[list[float]]]
+
+FEWEST_ROUNDS = 6
+MARK_EVERY = 4
+"""Networks between two visits of the reference."""
+LOADING_S = 60.0
+"""Seconds of loading after which what is loaded is measured, if it is MARK_EVERY networks or more: what takes minutes to compile
+is to be kept."""
+MEMORY = 2**32
+"""Bytes that loaded networks may take together; a loaded network takes about 2.5 x its weights."""
+
+
+class Timed(Protocol):
+    """A loaded network."""
+
+    def run(self) -> None:
+        """One inference."""
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+
+    def time_ms(self, repeats: int) -> list[float]:
+        """The milliseconds of each of ``repeats`` inferences in a row."""
+
+
+class Clock:
+    """Times runs by the clock that suits a network: see the top of this file."""
+
+    def __init__(self, network: Timed, *, alone: bool) -> None:
+        """``network``: any that is loaded like those to be timed; ``alone``: it is asked to use one CPU thread."""
+        fine = time.get_clock_info("thread_time").resolution <= 1e-6
+        self.name = "thread" if fine and alone and in_calling_thread(network) else "wall"
+
+    def time_ms(self, network: Timed, repeats: int) -> list[float]:
+        """Milliseconds of each of ``repeats`` runs."""
+        if self.name == "wall":
+            return network.time_ms(repeats)
+        times = []
+        for _ in range(repeats):
+            start = time.thread_time()
+            network.run()
+            network.synchronize()
+            times.append((time.thread_time() - start) * 1e3)
+        return times
+
+    def repeats(self, reference: Timed) -> int:
+        """Runs of one visit: about 12 ms, at least 5."""
+        self.time_ms(reference, 3)
+        ms = float(np.median(self.time_ms(reference, 3)))
+        return max(5, min(20, math.ceil(12 / ms))) if ms > 0 else 5
+
+
+def in_calling_thread(network: Timed) -> bool:
+    """Whether the calling thread does all the work; asked several times, since idle workers may spin for a while."""
+    for _ in range(5):
+        process, thread = time.process_time(), time.thread_time()
+        for _ in range(10):
+            network.run()
+            network.synchronize()
+        if time.thread_time() - thread > 0.9 * (time.process_time() - process):
+            return True
+    return False
+
+
+def in_turn(
+    networks: Sequence[Timed],
+    reference: Timed | None,
+    clock: Clock,
+    *,
+    repeats: int,
+    rounds: int,
+    tolerance: float = 0.0,
+    deadline: float = math.inf,
+    kept: Sequence[Round] = (),
+    tick: Callable[[int], object] = lambda steps: None,
+) -> Iterator[Round]:
+    """Visit all networks ``rounds`` times, in another order each time; yields the times of each and of the reference.
+
+    Before them comes a round that is dropped: first visits may be 50 % off. The reference is visited in between, never twice
+    in a row: that would find its weights in the caches.
+
+    Args:
+        networks: loaded together.
+        reference: the network itself, loaded; None for none.
+        clock: reads the times.
+        repeats: runs of each visit.
+        rounds: visits of each; fewer, but at least two, when the deadline comes first.
+        tolerance: stop after FEWEST_ROUNDS or more when the times are known this well (see `settled`); 0 never.
+        deadline: time.monotonic() at which to stop.
+        kept: rounds that were made before and are not made again.
+        tick: called with the number of visits made or no longer needed; there are rounds + 1 of each network.
+    """
+    visits = [visit for visit, _ in kept]
+    tick(len(visits) * len(networks))
+    for turn in (0, *range(len(visits) + 1, rounds + 1)):
+        visit: list[list[float]] = [[] for _ in networks]
+        mark = []
+        for number, item in enumerate(random.Random(turn).sample(range(len(networks)), len(networks))):
+            if reference is not None and number % MARK_EVERY == 0:
+                mark.append(clock.time_ms(reference, repeats))
+            visit[item] = clock.time_ms(networks[item], repeats)
+            tick(1)
+        if turn:
+            visits.append(visit)
+            yield visit, mark
+        enough = tolerance and len(visits) >= FEWEST_ROUNDS and settled(normalised(np.array(visits))[0], tolerance)
+        if len(visits) >= 2 and (enough or time.monotonic() > deadline):
+            tick((rounds - len(visits)) * len(networks))
+            return
+
+
+def normalised(runs: Floats) -> tuple[Floats, Floats]:
+    """Runs (rounds, items, repeats) as (rounds, items) ms at the machine's usual speed, and the factors (rounds,) for that.
+
+    A round is as slow as the median of its items is beside their own medians over all rounds.
+    """
+    times = typical(runs)  # (rounds, items)
+    slowness = np.ones(len(times))
+    for _ in range(5):  # median polish
+        own = np.median(times / slowness[:, None], axis=0)
+        slowness = np.median(times / own, axis=1)
+    factors = np.median(slowness) / slowness
+    return times * factors[:, None], factors
+
+
+def settled(whole: Floats, tolerance: float) -> bool:
+    """Whether more rounds are not worth it: half of the items' medians have a relative standard error up to ``tolerance``.
+
+    whole (rounds, items); the standard error of a median is 1.25 sigma / sqrt(rounds), and sigma comes from the median
+    deviation, which single disturbed visits do not move.
+    """
+    middle = np.median(whole, axis=0)  # (items,)
+    sigma = 1.4826 * np.median(np.abs(whole - middle), axis=0) / middle
+    return bool(1.2533 * np.median(sigma) / math.sqrt(len(whole)) <= tolerance)
+
+
+def typical(runs: Floats) -> Floats:
+    """(..., repeats) -> (...) ms: the median of the runs that took at most 1.3 x as long as the fastest of their visit.
+
+    Where another program took the core, a run takes several times as long; how often that happens is not the network's.
+    """
+    kept = np.where(undisturbed(runs), runs, np.nan)
+    return np.asarray(np.nanmedian(kept, axis=-1), dtype=np.float64)
+
+
+def undisturbed(runs: Floats) -> npt.NDArray[np.bool_]:
+    """Which runs took at most 1.3 x as long as the fastest of their visit."""
+    return np.asarray(runs <= 1.3 * runs.min(axis=-1, keepdims=True))
+
+
+def at_once(weights: int) -> int:
+    """How many loaded networks of so many bytes of weights fit into MEMORY, and into a quarter of this machine's."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else MEMORY
+    return max(1, int(min(MEMORY, machine / 4) / (2.5 * weights + 1)))
+
+
+class Network:
+    """A network loaded from a file on a device, ready to be timed. Each runtime has its own."""
+
+    def __init__(self, files: Sequence[str], images: npt.NDArray[np.float32], threads: int, *, profile: bool = False) -> None:
+        """``images`` (B, C, H, W): what it is timed on. Where the runtime has per-layer times, ``profile`` keeps them."""
+        raise NotImplementedError
+
+    @staticmethod
+    def version() -> str:
+        """Of the runtime."""
+        raise NotImplementedError
+
+    def infer(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The outputs (B, ...) for other images (B, C, H, W)."""
+        raise NotImplementedError
+
+    def run(self) -> None:
+        """One inference on the images that it was loaded with."""
+        raise NotImplementedError
+
+    def synchronize(self) -> None:
+        """`run` waits already."""
+
+    def time_ms(self, repeats: int) -> list[float]:
+        """The milliseconds of each of ``repeats`` inferences in a row."""
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            self.run()
+            times.append((time.perf_counter() - start) * 1e3)
+        return times
+
+    def layers(self) -> dict[str, Any]:
+        """With ``profile``: names of the nodes, and ms (runs, nodes) of each inference so far. Ends the profile."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Release everything."""

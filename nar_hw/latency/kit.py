@@ -1,0 +1,405 @@
+"""Profiles of devices that have neither torch nor nar_hw: a folder goes there, one file comes back.
+
+The folder holds the children of the profile without their weights, plan.json, and measure.py, made of nar_hw/device: what visits
+the children there is what visits them here, and from then on nothing differs either.
+"""
+
+import ast
+import inspect
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nar_hw._version import __version__
+from nar_hw.device import hollow, machine, measure, visits
+from nar_hw.device.hollow import hollowed
+from nar_hw.device.measure import PLAN, checksum, same_version
+from nar_hw.errors import RunError, RuntimeUnavailableError, UserError, unknown_name
+from nar_hw.export.splice import ChildExporter
+from nar_hw.files import read_json, write_bytes, write_json, write_text
+from nar_hw.latency.children import Layers, Measured, batch_of, joined, weight_bytes
+from nar_hw.latency.designs import held_out, profiled
+from nar_hw.latency.journal import Batch
+from nar_hw.latency.profiler import METHODS, UNSEEN, space_hash, table_of
+from nar_hw.latency.record import Method
+from nar_hw.latency.table import LatencyTable
+from nar_hw.latency.validate import VALIDATION_ROUNDS, compare, with_validation
+from nar_hw.models.info import ModelInfo
+from nar_hw.records import Record, as_record, plain
+from nar_hw.runtimes import RUNTIMES, Runtime, RuntimeConfig, runtime_class
+from nar_hw.runtimes.exporting import DeviceLayers
+from nar_hw.space.space import SearchSpace
+from nar_hw.space.spec import Arch
+
+SCHEMA = 1
+_AGAIN = "bring it from the device again, or measure again"
+
+
+class Stage(Record, frozen=True, kw_only=True):
+    """Children that are measured together."""
+
+    name: str
+    members: tuple[int, ...]
+    """Numbers of the children."""
+    profile: bool
+    """With their layers."""
+    rounds: int
+    tolerance: float
+    by: float
+    """Share of the budget that may be spent by the end of it."""
+    reference: bool = True
+    """Whether the network itself is visited in between."""
+
+
+class Profile(Record, frozen=True, kw_only=True):
+    """What the table is made of again."""
+
+    network: ModelInfo
+    space: str
+    """Hash of the search space."""
+    method: str
+    seed: int
+    validate: int
+    archs: tuple[tuple[int, ...], ...]
+    """Of the children, by their numbers."""
+
+
+class Bench(Record, frozen=True, kw_only=True):
+    """What is compared."""
+
+    subjects: tuple[str, ...]
+    """Names of the children."""
+    predicted_ms: tuple[float | None, ...]
+    """What a table said of each."""
+
+
+class Plan(Record, frozen=True, kw_only=True):
+    """plan.json: what measure.py does. Paths are relative to it."""
+
+    schema: int = SCHEMA
+    nar_hw: str = __version__
+    config: RuntimeConfig
+    runtime_version: str
+    """Which the device must have, by its major and minor number."""
+    input_shape: tuple[int, int, int]
+    weight_bytes: int
+    """Of one child, about."""
+    budget_s: float | None
+    children: tuple[tuple[str, ...], ...]
+    """Files of each, the one to load first."""
+    reference: int | None
+    """Number of the network itself."""
+    stages: tuple[Stage, ...]
+    profile: Profile | None = None
+    bench: Bench | None = None
+
+
+class Visits(Record, frozen=True, kw_only=True):
+    """Children that were loaded together."""
+
+    stage: str
+    members: tuple[int, ...]
+    runs: tuple[tuple[tuple[float, ...], ...], ...]
+    """(rounds, members, repeats) ms."""
+    marks: tuple[tuple[tuple[float, ...], ...], ...]
+    """(rounds, visits, repeats) ms of the network itself."""
+    layers: tuple[DeviceLayers, ...] | None
+    seconds: float
+
+
+class Times(Record, frozen=True, kw_only=True):
+    """times.json: what a device measured."""
+
+    plan: Plan
+    fingerprint: dict[str, Any]
+    clock: str
+    repeats: int
+    """Runs of each visit."""
+    batches: tuple[Visits, ...]
+
+    @classmethod
+    def load(cls, path: Path) -> "Times":
+        """Read it. Raises RunError, in one line, for a file that is not whole, as it was written, and of one plan and version."""
+        value = read_json(path, what="times of a kit")
+        where = f"times of a kit {path}"
+        if value.pop("schema", None) != SCHEMA:
+            raise RunError(f"{where} must have schema {SCHEMA}: use the nar_hw that made the kit")
+        mark = value.pop("sha256", None)
+        if mark != checksum({"schema": SCHEMA, **value}):
+            raise RunError(f"{where} must be as measure.py wrote it, but its checksum differs: {_AGAIN}")
+        found = as_record(value, cls, where=where, fix=_AGAIN)
+        found.check(where)
+        return found
+
+    def check(self, where: str) -> None:
+        """Raises RunError where the parts do not fit together."""
+        wanted, version = self.plan.runtime_version, self.fingerprint.get("runtime_version")
+        if not isinstance(version, str) or not same_version(version, wanted):
+            raise RunError(
+                f"{where} were measured with {self.plan.config.runtime} {version}, but the kit is for {wanted}: "
+                f"make a kit with --runtime-version {version}"
+            )
+        for stage in self.plan.stages:
+            found = [member for batch in self.batches if batch.stage == stage.name for member in batch.members]
+            if sorted(found) != sorted(stage.members):
+                lacking = len(set(stage.members) - set(found))
+                raise RunError(
+                    f"{where} must hold each of the {len(stage.members)} children of stage {stage.name!r} once, but "
+                    f"{lacking} are missing: start measure.py again on the device, it goes on from what it has"
+                )
+        for batch in self.batches:
+            sizes = {(len(turn), len(item)) for turn in batch.runs for item in turn}
+            if wrong := sum(not ms > 0 for turn in (*batch.runs, *batch.marks) for visit in turn for ms in visit):
+                raise RunError(
+                    f"{where} must hold positive times, but {wrong} of stage {batch.stage!r} are negative or zero: "
+                    "the device's clock does not work"
+                )
+            profiled = any(stage.profile for stage in self.plan.stages if stage.name == batch.stage)
+            if sizes != {(len(batch.members), self.repeats)} or len(batch.runs) < 2 or len(batch.marks) != len(batch.runs):
+                raise RunError(f"{where} must hold {self.repeats} runs of each child in each round, but do not: {_AGAIN}")
+            if profiled != (batch.layers is not None and len(batch.layers) == len(batch.members)):
+                raise RunError(f"{where} must hold the layers of what is profiled, but do not: {_AGAIN}")
+
+    @property
+    def seconds(self) -> float:
+        """How long the device measured, without what came to nothing."""
+        return sum(batch.seconds for batch in self.batches)
+
+
+def write_kit(
+    space: SearchSpace,
+    folder: Path,
+    *,
+    config: RuntimeConfig,
+    model_name: str,
+    method: str = "in-context",
+    rounds: int = 20,
+    tolerance: float = 0.01,
+    seed: int = 0,
+    validate: int = 40,
+    budget_s: float | None = None,
+    runtime_version: str | None = None,
+) -> Plan:
+    """Write what a device needs to measure the profile of ``space``; the arguments are those of `profile`.
+
+    Args:
+        folder: appears when it is complete; it must not exist, or be empty.
+        runtime_version: what the device has; by default what is installed here.
+
+    Raises:
+        UserError: a folder that is not empty, or a method that kits do not have.
+        RuntimeUnavailableError: a runtime without kits, or not for this config, or one that is not installed here.
+        ModelError, ExportError: a network that the runtime cannot have.
+    """
+    runtime = _able(config, method)
+    version = runtime_version or next(iter(runtime.versions().values()))
+    share = 0.5 if validate else 1.0
+    asks, details = METHODS[method][0](space, seed, math.inf if budget_s is None else budget_s * share)
+    archs: dict[Arch, int] = {space.incumbent: 0}
+    stages = []
+    for ask in asks:
+        members = tuple(dict.fromkeys(archs.setdefault(arch, len(archs)) for arch in ask.archs))
+        stages.append(
+            Stage(name=ask.stage, members=members, profile=ask.layers, rounds=rounds, tolerance=tolerance, by=share * ask.by)
+        )
+    seen = profiled(space, _how(method, seed, details))
+    if validate and space.size >= len(stages[-1].members) + 3:
+        members = tuple(archs.setdefault(arch, len(archs)) for arch in held_out(space, validate, exclude=seen, seed=seed + 1))
+        stages.append(Stage(name="validation", members=members, profile=False, rounds=VALIDATION_ROUNDS, tolerance=0.0, by=1.0))
+    network = ModelInfo.of(space, model_name)
+    with new_kit(folder, runtime) as made:
+        plan = Plan(
+            config=config,
+            runtime_version=version,
+            input_shape=space.input_shape,
+            weight_bytes=weight_bytes(space),
+            budget_s=budget_s,
+            children=_children(space, list(archs), runtime, config, made),
+            reference=0,
+            stages=tuple(stages),
+            profile=Profile(
+                network=network, space=space_hash(space), method=method, seed=seed, validate=validate, archs=tuple(archs)
+            ),
+        )
+        write_json(made / PLAN, plain(plan))
+    return plan
+
+
+@contextmanager
+def new_kit(folder: Path, runtime: type[Runtime]) -> Iterator[Path]:
+    """A new folder with measure.py that becomes ``folder`` when the block succeeds. Raises UserError where there is something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"a kit is written to a new or empty folder, but {folder} is not: choose another, or delete it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        write_text(made / "measure.py", script(runtime))
+        yield made
+        made.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        made.rename(folder)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
+def table_from(times: Times) -> LatencyTable:
+    """The table of what a device measured, by the code and with the validation of a profile on this machine.
+
+    Raises RunError for times of a kit that this nar_hw cannot read, and MeasurementError for times that cannot be trusted.
+    """
+    plan = times.plan
+    asked = plan.profile
+    if asked is None:
+        raise RunError("a table is made of a profile's times, but these are of a benchmark: use nar-hw bench --from")
+    space = asked.network.space()
+    if space_hash(space) != asked.space:
+        raise RunError(
+            f"the search space of {asked.network.name} must be that of the kit, which nar_hw {plan.nar_hw} made, but differs: "
+            "make the kit again"
+        )
+    share = 0.5 if asked.validate else 1.0
+    budget = math.inf if plan.budget_s is None else plan.budget_s * share
+    asks, details = METHODS[asked.method][0](space, asked.seed, budget)
+    children = _Children(space, times)
+    mark = {"compute_capability": None, "driver": None, "cuda": None, "cudnn": None, "torch": None, **times.fingerprint}
+    table = table_of(
+        space,
+        [children.measured(ask.stage, ask.archs) for ask in asks],
+        method=asked.method,
+        details=details,
+        mark=mark,
+        model_name=asked.network.name,
+        seed=asked.seed,
+        seconds=times.seconds,
+        validate=asked.validate,
+    )
+    if not asked.validate or UNSEEN in table.notes:
+        return table
+    archs = held_out(space, asked.validate, exclude=profiled(space, table.method), seed=asked.seed + 1)
+    measured = children.measured("validation", archs)
+    seconds = sum(batch.seconds for batch in times.batches if batch.stage == "validation")
+    return with_validation(table, compare(table, space, measured, seed=asked.seed + 1, seconds=round(seconds, 1)))
+
+
+class _Children:
+    """What a device measured, by arch."""
+
+    def __init__(self, space: SearchSpace, times: Times) -> None:
+        self.times = times
+        self._runtime = runtime_class(times.plan.config.runtime)
+        assert times.plan.profile is not None
+        self._archs = times.plan.profile.archs
+        self._space = space
+
+    @cached_property
+    def _exporter(self) -> ChildExporter:
+        return ChildExporter(self._space, batch=self.times.plan.config.batch)
+
+    def measured(self, stage: str, archs: Sequence[Arch]) -> Measured[Arch]:
+        """As `nar_hw.latency.children.measure`. Raises RunError where it is not these children that were measured."""
+        mine = [batch for batch in self.times.batches if batch.stage == stage]
+        found = [self._archs[number] for batch in mine for number in batch.members]
+        if set(found) != set(archs):
+            raise RunError(
+                f"the children of stage {stage!r} must be those that nar_hw {__version__} measures, but the kit was made by "
+                f"{self.times.plan.nar_hw}: make the kit again"
+            )
+        whole = joined([self._batch(batch) for batch in mine], found, self.times.clock)
+        return Measured(
+            children={arch: whole.children[arch] for arch in dict.fromkeys(archs)},
+            reference=whole.reference,
+            clock=whole.clock,
+            rounds=whole.rounds,
+            doubts=whole.doubts,
+        )
+
+    def _batch(self, visits: Visits) -> Batch:
+        archs = [self._archs[number] for number in visits.members]
+        layers = self._layers(archs, visits.layers) if visits.layers is not None else None
+        return batch_of(self.times.plan.config.runtime, archs, np.array(visits.runs), np.array(visits.marks), layers)
+
+    def _layers(self, archs: Sequence[Arch], layers: Sequence[DeviceLayers]) -> list[Layers]:
+        with tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch:
+            file = Path(scratch) / "child.onnx"
+            named = []
+            for arch, item in zip(archs, layers, strict=True):
+                self._exporter.export(arch, file)
+                named.append(Layers(*self._runtime.named_layers(item, file)))
+            return named
+
+
+def _able(config: RuntimeConfig, method: str) -> type[Runtime]:
+    """The runtime of a profile's kit. Raises what `write_kit` raises."""
+    if method not in METHODS:
+        raise unknown_name("profiling method", method, METHODS)
+    runtime = kit_runtime(config)
+    if config.precision != "fp32":
+        raise RuntimeUnavailableError(f"kits profile in fp32, but got {config.precision}: install nar_hw on the device for more")
+    if method == "isolated":
+        raise UserError("kits measure whole children, but got method isolated: use in-context or regression")
+    if method == "in-context" and not runtime.layers_on(config):
+        raise RuntimeUnavailableError(f"{runtime.name} has no per-layer times on devices: use method regression")
+    return runtime
+
+
+def kit_runtime(config: RuntimeConfig) -> type[Runtime]:
+    """The runtime of a kit. Raises RuntimeUnavailableError where it has none for ``config``."""
+    runtime = runtime_class(config.runtime)
+    if not runtime.kit:
+        able = ", ".join(name for name in RUNTIMES if runtime_class(name).kit)
+        raise RuntimeUnavailableError(f"kits can be made for {able}, but got runtime {config.runtime}")
+    if config.device_type != "cpu":
+        raise RuntimeUnavailableError(f"kits measure on the device's CPU, but got {config.device}: install nar_hw there for more")
+    return runtime
+
+
+def _how(method: str, seed: int, details: dict[str, Any]) -> Method:
+    return Method(name=method, children=0, rounds=0, seconds=0.0, seed=seed, **details)
+
+
+def _children(
+    space: SearchSpace, archs: Sequence[Arch], runtime: type[Runtime], config: RuntimeConfig, folder: Path
+) -> tuple[tuple[str, ...], ...]:
+    """Write the children, hollow: the names of their files."""
+    exporter = ChildExporter(space, batch=config.batch)
+    names = []
+    for number, arch in enumerate(archs):
+        with tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch:
+            onnx = Path(scratch) / "child.onnx"
+            exporter.export(arch, onnx)
+            own = []
+            for file, weights in runtime.device_files(onnx, config, Path(scratch)):
+                name = f"children/{number}{file.suffix}.z"
+                write_bytes(folder / name, hollowed(file.read_bytes(), weights))
+                own.append(name)
+        names.append(tuple(own))
+    return tuple(names)
+
+
+def script(runtime: type[Runtime]) -> str:
+    """measure.py: nar_hw's own files for devices as one, which imports nothing but NumPy and the runtime."""
+    modules = [visits, hollow, machine, import_module(f"nar_hw.device.{runtime.kit}"), measure]
+    parts = [_without_imports(inspect.getsource(module)) for module in modules]
+    head = f'"""Measures this kit: `python measure.py`. Written by nar_hw {__version__}; needs numpy and {runtime.name}."""'
+    tail = 'if __name__ == "__main__":\n    sys.exit(main(NETWORK, Path(__file__).resolve().parent))'
+    return "\n\n\n".join([f"{head}\n\nfrom __future__ import annotations", *parts, tail]) + "\n"
+
+
+def _without_imports(source: str) -> str:
+    """A file without what it imports from its neighbours, and without what must come first in a file."""
+    lines = source.splitlines()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("nar_hw", "__future__"):
+            for number in range(node.lineno - 1, node.end_lineno or node.lineno):
+                lines[number] = ""
+    return "\n".join(lines).strip()
