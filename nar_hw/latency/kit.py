@@ -7,8 +7,6 @@ the children there is what visits them here, and from then on nothing differs ei
 import ast
 import inspect
 import math
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -24,7 +22,7 @@ from nar_hw.device.hollow import hollowed
 from nar_hw.device.measure import PLAN, checksum, same_version
 from nar_hw.errors import RunError, RuntimeUnavailableError, UserError, unknown_name
 from nar_hw.export.splice import ChildExporter
-from nar_hw.files import read_json, write_bytes, write_json, write_text
+from nar_hw.files import Scratch, atomic_folder, read_json, write_bytes, write_json, write_text
 from nar_hw.latency.children import Layers, Measured, batch_of, joined, weight_bytes
 from nar_hw.latency.designs import held_out, profiled
 from nar_hw.latency.journal import Batch
@@ -32,6 +30,7 @@ from nar_hw.latency.profiler import METHODS, UNSEEN, space_hash, table_of
 from nar_hw.latency.record import Method
 from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.validate import VALIDATION_ROUNDS, compare, with_validation
+from nar_hw.locks import writing
 from nar_hw.models.info import ModelInfo
 from nar_hw.records import Record, as_record, plain
 from nar_hw.runtimes import RUNTIMES, Runtime, RuntimeConfig, runtime_class
@@ -236,20 +235,12 @@ def write_kit(
 @contextmanager
 def new_kit(folder: Path, runtime: type[Runtime]) -> Iterator[Path]:
     """A new folder with measure.py that becomes ``folder`` when the block succeeds. Raises UserError where there is something."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"a kit is written to a new or empty folder, but {folder} is not: choose another, or delete it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        write_text(made / "measure.py", script(runtime))
-        yield made
-        made.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        made.rename(folder)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
+    with writing(folder, whole=True):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"a kit is written to a new or empty folder, but {folder} is not: choose another, or delete it")
+        with atomic_folder(folder) as made:
+            write_text(made / "measure.py", script(runtime))
+            yield made
 
 
 def table_from(times: Times) -> LatencyTable:
@@ -329,7 +320,7 @@ class _Children:
         return batch_of(self.times.plan.config.runtime, archs, np.array(visits.runs), np.array(visits.marks), layers)
 
     def _layers(self, archs: Sequence[Arch], layers: Sequence[DeviceLayers]) -> list[Layers]:
-        with tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch:
+        with Scratch() as scratch:
             file = Path(scratch) / "child.onnx"
             named = []
             for arch, item in zip(archs, layers, strict=True):
@@ -374,7 +365,7 @@ def _children(
     exporter = ChildExporter(space, batch=config.batch)
     names = []
     for number, arch in enumerate(archs):
-        with tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch:
+        with Scratch() as scratch:
             onnx = Path(scratch) / "child.onnx"
             exporter.export(arch, onnx)
             own = []

@@ -1,7 +1,6 @@
 """ncnn on the CPU (optional: pip install 'nar-hw[ncnn]')."""
 
 import importlib.util
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import numpy as np
 from nar_hw.device.ncnn import NcnnNetwork
 from nar_hw.errors import ExportError, ModelError, RuntimeUnavailableError
 from nar_hw.export.ncnn import INSTALL, save_ncnn
+from nar_hw.files import Scratch
 from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
 from nar_hw.runtimes.exporting import Deployed, Exported, Source
 from nar_hw.runtimes.inputs import Weights, onnx_file
@@ -83,7 +83,7 @@ class Ncnn(Runtime):
         return _USAGE if bundle.exported else ""
 
     def _load(self, network: "nn.Module | Path") -> None:
-        with tempfile.TemporaryDirectory(prefix="nar_hw_") as scratch:
+        with Scratch() as scratch:
             files = self._files(network, Path(scratch))
             try:
                 self._network = NcnnNetwork([str(file) for file in files], self.images, self.config.threads)
