@@ -144,7 +144,7 @@ def test_networks_are_profiled_and_searched(run: Run, name: str) -> None:
     table = ok(run(f"profile {net(name)} {NETWORK} --runtime fake --rounds 2 --validate 0 -o table.json"))
     result = run(
         f"search {net(name)} {DATA} --table table.json --target-ms {table['slowest_ms']} --epochs 1 "
-        "--warmup-epochs 1 --out run --json"
+        "--warmup-epochs 1 --set updates=1 --set samples=2 --set rescored=2 --set finalists=1 --out run --json"
     )
     assert len(ok(result)["arch"]) == table["slots"]
     assert ok(run(f"train --arch run {DATA} --recipe demo --epochs 1 --out child --json"))["params"] > 0
