@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +12,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 Shell = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def lease(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Of the test worker alone: tests do not wait for each other's measurements, whose times they ask little of."""
+    path = tmp_path_factory.mktemp("lease") / "lock"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nar_hw.locks.lease", lambda: path)
+        yield
 
 
 @pytest.fixture(scope="session")

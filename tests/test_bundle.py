@@ -210,7 +210,8 @@ def test_exporting_again_replaces_the_bundle_with_the_same_network(bundle: Path,
     shutil.copytree(bundle, out)
     (out / "left over").touch()
     images, labels = some_images(60)
-    export(network, out, images=images, labels=labels, latency=Latency(table_hash="abc"))
+    again: dict[str, Any] = {"precisions": ("fp32", "fp16", "int8"), "calibration_images": images, "max_accuracy_drop": 0.2}
+    export(network, out, images=images, labels=labels, latency=Latency(table_hash="abc"), **again)
     assert (out / "model.onnx").read_bytes() == (bundle / "model.onnx").read_bytes()
     assert not (out / "left over").exists()
     assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
@@ -241,7 +242,7 @@ def test_a_failed_export_leaves_what_was_there(
     out = tmp_path / "bundle"
     shutil.copytree(bundle, out)
     with pytest.raises(ExportError, match="fp32: an exported network must agree with torch within 0 "):
-        export(network, out)
+        export(network, out, precisions=("fp32", "fp16", "int8"), images=images, labels=labels, calibration_images=images)
     assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
     assert load_bundle(out).manifest.files == load_bundle(bundle).manifest.files
 

@@ -42,6 +42,7 @@ ROOT = Path(__file__).parent.parent
 SHEETS = data_root() / "cifar10"
 
 
+@pytest.mark.skipif("NAR_HW_SLOW_TESTS" not in os.environ, reason="takes half a minute: set NAR_HW_SLOW_TESTS=1")
 def test_every_stage_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One test, because one session makes what all the checks look at."""
     threads = torch.get_num_threads()

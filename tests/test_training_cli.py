@@ -78,7 +78,7 @@ def test_the_first_process_downloads_and_the_others_wait(
     monkeypatch.setattr(task, "barrier", lambda: events.append("wait"))
     task.load_task(DATA, download=True)
     assert events == expected
-    with pytest.raises(DataError, match="--download fetches cifar10, cifar100 and fashion-mnist, but 'faces:x' is a folder"):
+    with pytest.raises(DataError, match="--download fetches cifar10, cifar100 and fashion-mnist, but 'faces:x' is yours"):
         task.load_task("faces:x", download=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it queues events on models and machine for its maker
 _KERNEL = "_kernel_time"
 
 

@@ -5,6 +5,7 @@ Coordinates are pixels of the chart's viewBox, y downwards.
 
 import itertools
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -121,7 +122,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About ``count`` round numbers that cover [low, high]: steps of 1, 2 or 5 times a power of ten."""
     if not math.isfinite(high - low):
         raise ValueError(f"an axis needs finite limits, but got [{low}, {high}]")
-    if high - low < 1e-9 * max(abs(low), abs(high)) or high <= low:
+    if high - low <= max(1e-9 * max(abs(low), abs(high)), sys.float_info.min):
         margin = abs(low) * 0.05 or 1.0
         low, high = low - margin, high + margin
     raw = (high - low) / max(count - 1, 1)
