@@ -151,6 +151,8 @@ def as_record(
     """
     try:
         return msgspec.convert(value, kind, dec_hook=_array)
+    except UnicodeEncodeError as problem:  # half a character, which other readers of JSON let pass
+        raise error(f"{where} must hold texts that can be written, but holds {shown(problem.object)}: {fix}") from None
     except msgspec.ValidationError as problem:
         rule, _, path = str(problem).partition(" - at `$")
         steps = _steps(value, kind, path.rstrip("`"), str(problem))

@@ -151,6 +151,9 @@ def test_a_line_that_a_crash_cut_off_is_left_out_and_other_damage_is_refused(tmp
         path.write_text(damaged)
         with pytest.raises(RunError, match=r"x\.part is damaged: delete it"):
             Journal(path, {}, resume=True)
+    path.write_text(text.replace('"rounds"', '"\\ud800"', 1))
+    with pytest.raises(RunError, match=r"x\.part must hold texts that can be written, but holds '\\ud800': delete it"):
+        Journal(path, {}, resume=True)
 
 
 def test_quiet_machines_need_fewer_rounds_than_noisy_ones(space: SearchSpace) -> None:
