@@ -23,6 +23,7 @@ import platform
 import re
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -366,7 +367,7 @@ def check_hash(file: Path, wanted: object) -> None:
 # Runtimes
 
 
-class Network:
+class Network(ABC):
     """A file in its runtime, for one batch size. Images are fed, run (as often as one likes), and give outputs."""
 
     runtime: str
@@ -390,17 +391,17 @@ class Network:
         if about.shape is not None:
             self.shape = about.shape
 
+    @abstractmethod
     def feed(self, images: np.ndarray) -> None:
         """Put images (batch, C, H, W) where the runtime reads them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self) -> None:
         """Run once; it is over when this returns."""
-        raise NotImplementedError
 
+    @abstractmethod
     def outputs(self) -> np.ndarray:
         """What the last run gave: (batch, outputs)."""
-        raise NotImplementedError
 
     def times_ms(self, runs: int) -> list[float]:
         """The milliseconds of each run."""

@@ -25,6 +25,7 @@ from nar_hw.runtimes import PRECISIONS, RUNTIMES
 from nar_hw.runtimes.config import THREADS_PER_CORE
 
 if TYPE_CHECKING:
+    from nar_hw.latency.kit import Plan
     from nar_hw.models.info import ModelInfo
     from nar_hw.space.flops import Counts
 
@@ -293,6 +294,22 @@ Settings = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from what was kept.", rich_help_panel=LONG)]
 Out = Annotated[Path, typer.Option(metavar="FOLDER", help="Where everything is written.", rich_help_panel=WRITTEN)]
 AllowMismatch = Annotated[bool, typer.Option("--allow-mismatch", help="Use a table of another device.", rich_help_panel=FINE)]
+Baseline = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Of a trained network, instead of --weights.", rich_help_panel=WHAT)
+]
+Kit = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="Measure nothing here; write what a device without nar_hw needs.", rich_help_panel=WRITTEN
+    ),
+]
+RuntimeVersion = Annotated[
+    str | None,
+    typer.Option(metavar="VERSION", help="With --kit: the runtime's version on the device.", rich_help_panel=WHERE),
+]
+TimesFile = Annotated[
+    Path | None, typer.Option("--from", metavar="FILE", help="times.json that a kit's device wrote.", rich_help_panel=WHAT)
+]
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Write scalars to OUT/tensorboard.", rich_help_panel=WRITTEN)]
 
 
@@ -376,6 +393,16 @@ def emit(as_json: bool, value: dict[str, Any], show: Callable[[], None]) -> None
             sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
         else:
             show()
+
+
+def emit_kit(as_json: bool, kit: Path, plan: "Plan", what: str, command: str, **counts: int) -> None:
+    """Say that a kit with ``what`` is written, and what to do with it before ``command``; ``counts`` are for JSON."""
+    line = (
+        f"{kit}: {what}, for {plan.config.runtime} {plan.runtime_version}. Copy it to the device, run `python measure.py` there, "
+        f"and bring times.json back to nar-hw {command} --from"
+    )
+    value = {"kit": str(kit), "runtime_version": plan.runtime_version, **counts}
+    emit(as_json, value, lambda: console.print(line, soft_wrap=True))
 
 
 def grid(titles: Iterable[str], rows: Iterable[Sequence[str]]) -> Grid:

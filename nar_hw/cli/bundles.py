@@ -15,11 +15,15 @@ from nar_hw.cli.app import (
     DataRoot,
     Device,
     Json,
+    Kit,
+    RuntimeVersion,
     Threads,
+    TimesFile,
     app,
     bundle_app,
     console,
     emit,
+    emit_kit,
     grid,
     output_files,
     progress_bar,
@@ -153,20 +157,9 @@ def bench(
         Path | None,
         typer.Option("--plot", metavar="FILE", help="Write a picture of the latencies to this PNG.", rich_help_panel=WRITTEN),
     ] = None,
-    kit: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Measure nothing here; write what a device without nar_hw needs.", rich_help_panel=WRITTEN
-        ),
-    ] = None,
-    runtime_version: Annotated[
-        str | None,
-        typer.Option(metavar="VERSION", help="With --kit: the runtime's version on the device.", rich_help_panel=WHERE),
-    ] = None,
-    times: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="FILE", help="times.json that a kit's device wrote.", rich_help_panel=WHAT),
-    ] = None,
+    kit: Kit = None,
+    runtime_version: RuntimeVersion = None,
+    times: TimesFile = None,
     as_json: Json = False,
 ) -> None:
     """Time bundles side by side on this device. Example: nar-hw bench bundle --against baseline --batch 1,8"""
@@ -191,11 +184,7 @@ def bench(
         if len(configs) > 1:
             raise UserError(f"a kit is for one runtime, precision and batch size, but got {len(configs)}: make one kit for each")
         plan = write_bench_kit(subjects, kit, configs[0], rounds=rounds, runtime_version=runtime_version)
-        line = (
-            f"{kit}: {len(subjects)} bundles for {plan.config.runtime} {plan.runtime_version}. "
-            "Copy it to the device, run `python measure.py` there, and bring times.json back to nar-hw bench --from"
-        )
-        emit(as_json, {"kit": str(kit), "runtime_version": plan.runtime_version}, lambda: console.print(line, soft_wrap=True))
+        emit_kit(as_json, kit, plan, f"{len(subjects)} bundles", "bench")
         return
     with output_files(output, csv, plot):
         if times is not None:
@@ -207,10 +196,10 @@ def bench(
                 found = bench_bundles(subjects, configs, rounds=rounds, progress=progress)
         if output is not None:
             found.save(output)
-    if csv is not None:
-        write_text(csv, to_csv(found.rows))
-    if plot is not None:
-        bench_png(found.rows, plot)
+        if csv is not None:
+            write_text(csv, to_csv(found.rows))
+        if plot is not None:
+            bench_png(found.rows, plot)
 
     def show() -> None:
         _show_rows(found.rows)

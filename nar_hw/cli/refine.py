@@ -13,6 +13,7 @@ from nar_hw.cli.app import (
     WHERE,
     WRITTEN,
     AllowMismatch,
+    Baseline,
     Batch,
     Classes,
     Data,
@@ -72,10 +73,7 @@ def refine(
         ),
     ],
     weights: Weights = None,
-    baseline: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Of a trained network, instead of --weights.", rich_help_panel=WHAT),
-    ] = None,
+    baseline: Baseline = None,
     table: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A latency table of the device; default: profile this one.", rich_help_panel=WHERE),

@@ -11,6 +11,7 @@ from nar_hw.cli.app import (
     WHAT,
     WHERE,
     AllowMismatch,
+    Baseline,
     Data,
     DataRoot,
     Json,
@@ -85,10 +86,7 @@ def search(
             rich_help_panel=WHAT,
         ),
     ] = None,
-    baseline: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Of a trained network, instead of --weights.", rich_help_panel=WHAT),
-    ] = None,
+    baseline: Baseline = None,
     reward: Annotated[str, choice("--reward", "Of accuracy and latency.", "reward", REWARDS, panel=FINE)] = SEARCH.reward,
     combine: Annotated[
         str,

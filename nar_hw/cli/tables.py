@@ -15,18 +15,22 @@ from nar_hw.cli.app import (
     Classes,
     Device,
     Json,
+    Kit,
     LimitParams,
     Manner,
     Operators,
     Precision,
     Resume,
     RuntimeName,
+    RuntimeVersion,
     Seed,
     Slots,
     Threads,
+    TimesFile,
     app,
     console,
     emit,
+    emit_kit,
     grid,
     model_info,
     output_files,
@@ -94,20 +98,9 @@ def profile(
         bool,
         typer.Option("--fill", help="Measure only what the table at --output lacks, and add it.", rich_help_panel=LONG),
     ] = False,
-    kit: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Measure nothing here; write what a device without nar_hw needs.", rich_help_panel=WRITTEN
-        ),
-    ] = None,
-    runtime_version: Annotated[
-        str | None,
-        typer.Option(metavar="VERSION", help="With --kit: the runtime's version on the device.", rich_help_panel=WHERE),
-    ] = None,
-    times: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="FILE", help="times.json that a kit's device wrote.", rich_help_panel=WHAT),
-    ] = None,
+    kit: Kit = None,
+    runtime_version: RuntimeVersion = None,
+    times: TimesFile = None,
     as_json: Json = False,
 ) -> None:
     """Measure a latency table on this device. Example: nar-hw profile --model resnet18 --input 3x32x32 -o table.json"""
@@ -152,12 +145,8 @@ def profile(
             runtime_version=runtime_version,
         )
         size = sum(file.stat().st_size for file in kit.rglob("*") if file.is_file())
-        value = {"kit": str(kit), "children": len(plan.children), "bytes": size, "runtime_version": plan.runtime_version}
-        line = (
-            f"{kit}: {len(plan.children)} children, {size / 1e6:.1f} MB, for {runtime} {plan.runtime_version}. "
-            "Copy it to the device, run `python measure.py` there, and bring times.json back to nar-hw profile --from"
-        )
-        emit(as_json, value, lambda: console.print(line, soft_wrap=True))
+        what = f"{len(plan.children)} children, {size / 1e6:.1f} MB"
+        emit_kit(as_json, kit, plan, what, "profile", children=len(plan.children), bytes=size)
         return
     if output is None:
         raise UserError("a profile needs the file of the table: add -o table.json")

@@ -1,4 +1,4 @@
-"""ONNX files in OpenVINO on the CPU, in fp32."""
+"""ONNX files and OpenVINO's own in OpenVINO on the CPU."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def readers(compiled: Any) -> dict[str, list[str]]:
     return table
 
 
-def hints(threads: int, *, precision: str = "f32", profile: bool) -> dict[str, Any]:
+def hints(threads: int, *, precision: str, profile: bool) -> dict[str, Any]:
     """How everything is compiled: one stream; by itself OpenVINO computes in bf16 where the CPU has it."""
     return {
         "INFERENCE_PRECISION_HINT": precision,
@@ -72,16 +72,25 @@ def hints(threads: int, *, precision: str = "f32", profile: bool) -> dict[str, A
 class OpenVinoNetwork(Network):
     """One request."""
 
-    def __init__(self, files: Sequence[str], images: npt.NDArray[np.float32], threads: int, *, profile: bool = False) -> None:
+    def __init__(
+        self,
+        files: Sequence[str],
+        images: npt.NDArray[np.float32],
+        threads: int,
+        *,
+        profile: bool = False,
+        precision: str = "f32",
+    ) -> None:
+        """``precision`` as OpenVINO calls it; where that is "f32", quantised files compute in int8 all the same."""
         import openvino
 
         core = openvino.Core()
         model = core.read_model(files[0])
         model.reshape(list(images.shape))
         self._images = images
-        self._compiled = core.compile_model(model, "CPU", hints(threads, profile=profile))
-        self._request = self._compiled.create_infer_request()
-        self._means = Means(self._request) if profile else None
+        self.compiled = core.compile_model(model, "CPU", hints(threads, precision=precision, profile=profile))
+        self._request = self.compiled.create_infer_request()
+        self.means = Means(self._request) if profile else None
         self._bind(images)
 
     @staticmethod
@@ -108,23 +117,23 @@ class OpenVinoNetwork(Network):
     def run(self) -> None:
         """One inference."""
         self._request.infer()
-        if self._means is not None:
-            self._means.ran()
+        if self.means is not None:
+            self.means.ran()
 
     def layers(self) -> dict[str, Any]:
         """Under the names of the ONNX nodes, with what each reads from."""
-        assert self._means is not None
-        runs = self._means.layers()
+        assert self.means is not None
+        runs = self.means.layers()
         names = list(runs[0]) if runs else []
         return {
             "names": names,
             "ms": [[run[name] for name in names] for run in runs],
-            "producers": readers(self._compiled),
+            "producers": readers(self.compiled),
         }
 
     def close(self) -> None:
         """Release the request and the compiled network."""
-        for name in ("_means", "_request", "_compiled", "_bound"):
+        for name in ("means", "_request", "compiled", "_bound"):
             self.__dict__.pop(name, None)
 
 

@@ -12,6 +12,7 @@ import math
 import os
 import random
 import time
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -47,6 +48,17 @@ class Timed(Protocol):
         """The milliseconds of each of ``repeats`` inferences in a row."""
 
 
+def time_runs(network: Timed, repeats: int, clock: Callable[[], float]) -> list[float]:
+    """The milliseconds by ``clock``, in seconds, of each of ``repeats`` runs in a row."""
+    times = []
+    for _ in range(repeats):
+        start = clock()
+        network.run()
+        network.synchronize()
+        times.append((clock() - start) * 1e3)
+    return times
+
+
 class Clock:
     """Times runs by the clock that suits a network: see the top of this file."""
 
@@ -57,15 +69,7 @@ class Clock:
 
     def time_ms(self, network: Timed, repeats: int) -> list[float]:
         """Milliseconds of each of ``repeats`` runs."""
-        if self.name == "wall":
-            return network.time_ms(repeats)
-        times = []
-        for _ in range(repeats):
-            start = time.thread_time()
-            network.run()
-            network.synchronize()
-            times.append((time.thread_time() - start) * 1e3)
-        return times
+        return network.time_ms(repeats) if self.name == "wall" else time_runs(network, repeats, time.thread_time)
 
     def repeats(self, reference: Timed) -> int:
         """Runs of one visit: about 12 ms, at least 5."""
@@ -178,41 +182,41 @@ def at_once(weights: int) -> int:
     return max(1, int(min(MEMORY, machine / 4) / (2.5 * weights + 1)))
 
 
-class Network:
+class Network(ABC):
     """A network loaded from a file on a device, ready to be timed. Each runtime has its own."""
 
+    @abstractmethod
     def __init__(self, files: Sequence[str], images: npt.NDArray[np.float32], threads: int, *, profile: bool = False) -> None:
         """``images`` (B, C, H, W): what it is timed on. Where the runtime has per-layer times, ``profile`` keeps them."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def version() -> str:
         """Of the runtime."""
-        raise NotImplementedError
 
+    @abstractmethod
     def infer(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """The outputs (B, ...) for other images (B, C, H, W)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self) -> None:
         """One inference on the images that it was loaded with."""
-        raise NotImplementedError
 
     def synchronize(self) -> None:
         """`run` waits already."""
+        return
 
     def time_ms(self, repeats: int) -> list[float]:
         """The milliseconds of each of ``repeats`` inferences in a row."""
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            self.run()
-            times.append((time.perf_counter() - start) * 1e3)
-        return times
+        return time_runs(self, repeats, time.perf_counter)
 
     def layers(self) -> dict[str, Any]:
-        """With ``profile``: names of the nodes, and ms (runs, nodes) of each inference so far. Ends the profile."""
-        raise NotImplementedError
+        """With ``profile``: names of the nodes, and ms (runs, nodes) of each inference so far. Ends the profile.
 
+        Raises ValueError where the runtime has no per-layer times.
+        """
+        raise ValueError(f"{type(self).__name__} has no per-layer times")
+
+    @abstractmethod
     def close(self) -> None:
         """Release everything."""

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from nar_hw.device.visits import time_runs
 from nar_hw.errors import ModelError, RuntimeUnavailableError
 from nar_hw.runtimes.config import THREADS_PER_CORE, RuntimeConfig, most_threads
 from nar_hw.runtimes.exporting import Deployed, DeviceLayers, Exported, Source, Triton
@@ -149,13 +150,7 @@ class Runtime(ABC):
 
     def time_ms(self, repeats: int) -> list[float]:
         """The milliseconds of each of ``repeats`` inferences in a row."""
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            self.run()
-            self.synchronize()
-            times.append((time.perf_counter() - start) * 1e3)
-        return times
+        return time_runs(self, repeats, time.perf_counter)
 
     def layer_ms(self) -> list[dict[str, float]]:
         """The milliseconds of each node, for every inference since loading with ``profile=True``. It ends the profile.

@@ -1,11 +1,9 @@
 """OpenVINO on the CPU (optional: pip install 'nar-hw[openvino]')."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from nar_hw.device.openvino import Means, hints, readers
+from nar_hw.device.openvino import OpenVinoNetwork, readers
 from nar_hw.errors import ModelError, RuntimeUnavailableError
 from nar_hw.export.openvino import INSTALL, save_ir
 from nar_hw.files import Scratch
@@ -85,11 +83,16 @@ class OpenVino(Runtime):
         return _USAGE.format(repeat=bundle.repeat)
 
     def _load(self, network: "nn.Module | Path") -> None:
+        precision = "bf16" if self.config.precision == "bf16" else "f32"
         with Scratch() as scratch:
-            self._compiled = self._compile(self._file(network, Path(scratch)))
-        self._request = self._compiled.create_infer_request()
-        self._means = Means(self._request)
-        self._set_input(self.images)
+            file = self._file(network, Path(scratch))
+            try:
+                self._network = OpenVinoNetwork(
+                    [str(file)], self.images, self.config.threads, profile=self.profile, precision=precision
+                )
+            except RuntimeError as problem:
+                shape = "x".join(map(str, self.images.shape))
+                raise ModelError(f"OpenVINO cannot run {file} on images of {shape}: {one_line(problem)}") from problem
 
     def _file(self, network: "nn.Module | Path", folder: Path) -> Path:
         if isinstance(network, Path) and network.suffix in self.files:
@@ -97,47 +100,22 @@ class OpenVino(Runtime):
         file = onnx_file(network, self.input_shape, self.config.batch, folder)
         return with_precision(file, "int8" if self.config.precision == "int8" else "fp32", folder)
 
-    def _compile(self, file: Path) -> Any:
-        import openvino
-
-        core = openvino.Core()
-        precision = "bf16" if self.config.precision == "bf16" else "f32"
-        asked = hints(self.config.threads, precision=precision, profile=self.profile)
-        try:
-            model = core.read_model(file)
-            model.reshape([self.config.batch, *self.input_shape])
-            return core.compile_model(model, "CPU", asked)
-        except RuntimeError as problem:
-            shape = "x".join(map(str, (self.config.batch, *self.input_shape)))
-            raise ModelError(f"OpenVINO cannot run {file} on images of {shape}: {one_line(problem)}") from problem
-
-    def _set_input(self, images: Images) -> None:
-        import openvino
-
-        self._bound = images  # OpenVINO reads this very memory
-        self._request.set_input_tensor(openvino.Tensor(images, shared_memory=True))
-
     def _infer(self, images: Images) -> Images:
-        self._set_input(images)
-        self.run()
-        outputs = np.array(self._request.get_output_tensor(0).data, dtype=np.float32)
-        self._set_input(self.images)
-        return outputs
+        return self._network.infer(images)
 
     def run(self) -> None:
         """One inference; returns when it is done."""
-        self._request.infer()
-        if self.profile:
-            self._means.ran()
+        self._network.run()
 
     def _layer_ms(self) -> list[dict[str, float]]:
-        return self._means.layers()
+        assert self._network.means is not None
+        return self._network.means.layers()
 
     def producers(self) -> dict[str, list[str]]:
         """The graph that OpenVINO runs, without constants."""
-        return readers(self._compiled)
+        return readers(self._network.compiled)
 
     def close(self) -> None:
         """Release the request and the compiled network."""
-        for name in ("_means", "_request", "_compiled", "_bound"):
-            self.__dict__.pop(name, None)
+        if "_network" in self.__dict__:
+            self._network.close()
