@@ -12,16 +12,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from nar_hw.device.hollow import filled
 from nar_hw.device.machine import cores, cpu, state, system
 from nar_hw.device.visits import LOADING_S, MARK_EVERY, Clock, Network, at_once, in_turn
-
-if TYPE_CHECKING:
-    pass
 
 PLAN, PART, TIMES = "plan.json", "times.part", "times.json"
 

@@ -137,9 +137,11 @@ class Run:
 
     @cached_property
     def front(self) -> tuple[Standing, ...]:
-        """The networks that are trained and measured, the baseline first, the children by falling latency."""
+        """The networks that are trained and measured, the baseline first, the children by falling latency and target."""
         found = [Standing(name, child, self.times[name]) for name, child in self.trained.items() if name in self.times]
-        return tuple(sorted(found, key=lambda item: (item.name != "baseline", -item.measured_ms)))
+        return tuple(
+            sorted(found, key=lambda item: (item.name != "baseline", -item.measured_ms, -(item.trained.target_ms or 0.0)))
+        )
 
     @cached_property
     def times(self) -> dict[str, float]:
