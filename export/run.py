@@ -1,4 +1,4 @@
-"""Run a bundle's network on images, without the project that made it: ONNX (.onnx), AOTInductor (.pt2) or TensorRT (.engine).
+"""Run a bundle's network on images, without the project that made it: ONNX, LiteRT, ncnn, AOTInductor or TensorRT.
 
 Needs Python 3.10 or newer, numpy, Pillow and the file's runtime. A classifier gives the likeliest classes of each image and their
 probabilities, an embedding network its numbers. Where the folder of images has one subfolder per class, the share of right
@@ -36,6 +36,7 @@ EXAMPLES = """examples:
   python run.py bundle photos --batch 8 --top 3                 the three likeliest classes of each image
   python run.py bundle/model.int8.onnx photos --threads 4 --time
   python run.py bundle/model.onnx photos --gpu 0                on the first NVIDIA GPU
+  python run.py bundle/model.tflite photos --time               in LiteRT, as on a phone
   python run.py model.engine photos --time --json
 """
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
@@ -280,10 +281,11 @@ def from_manifest(file: Path, files_of: Callable[[dict], dict]) -> About:
     manifest = read_json(manifest_file, f"{file.parent} is not a bundle")
     with undamaged(manifest_file):
         entries = {entry["file"]: (precision, entry) for precision, entry in files_of(manifest).items()}
-        digest = dict(manifest["files"]).get(file.name)
-        if file.name not in entries or digest is None:
+        digests = dict(manifest["files"])
+        if file.name not in entries or file.name not in digests:
             raise InputError(f"{file} is not one of this bundle's: {', '.join(map(str, entries)) or 'it has none of this kind'}")
         precision, entry = entries[file.name]
+        needed_too = {str(name): digests[name] for name in entry.get("files", [file.name])}
         about = About(
             file=file,
             precision=precision,
@@ -293,7 +295,8 @@ def from_manifest(file: Path, files_of: Callable[[dict], dict]) -> About:
             requires={"device": entry.get("device", "cpu"), **entry.get("requires", {})},
             **per_channel(manifest["preprocessing"]),
         )
-    check_hash(file, digest)
+    for name, digest in needed_too.items():
+        check_hash(file.with_name(name), digest)
     return about
 
 
@@ -463,6 +466,96 @@ class OnnxRuntime(Network):
     def outputs(self) -> np.ndarray:
         """As they came."""
         return self._outputs
+
+
+class LiteRt(Network):
+    """A .tflite in LiteRT on the CPU, with XNNPACK's kernels."""
+
+    runtime = "LiteRT"
+    device = "cpu"
+
+    @staticmethod
+    def describe(file: Path) -> About:
+        """From the manifest."""
+        return from_manifest(file, lambda manifest: manifest["compiled"].get("litert", {}))
+
+    def __init__(self, about: About, batch: int, threads: int, gpu: int | None) -> None:
+        super().__init__(about, batch, threads, gpu)
+        refuse_gpu(about, gpu)
+        with needed(".tflite files are run with LiteRT", "ai-edge-litert"):
+            from ai_edge_litert.interpreter import Interpreter
+        try:
+            self.interpreter = Interpreter(model_path=str(about.file), num_threads=threads)
+            self.interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as problem:
+            raise InputError(f"LiteRT cannot load {about.file}: {first_line(problem)}") from None
+        self.places = [
+            found[0]["index"] for found in (self.interpreter.get_input_details(), self.interpreter.get_output_details())
+        ]
+
+    def feed(self, images: np.ndarray) -> None:
+        """As (batch, H, W, C)."""
+        try:
+            self.interpreter.set_tensor(self.places[0], np.ascontiguousarray(images.transpose(0, 2, 3, 1)))
+        except ValueError as problem:
+            raise InputError(f"{self.about.file} does not run: {first_line(problem)}") from None
+
+    def run(self) -> None:
+        """Without copies."""
+        self.interpreter.invoke()
+
+    def outputs(self) -> np.ndarray:
+        """A copy."""
+        return self.interpreter.get_tensor(self.places[1])
+
+
+class Ncnn(Network):
+    """A .param and its .bin in ncnn on the CPU, one image at a time, in fp32."""
+
+    runtime = "ncnn"
+    device = "cpu"
+
+    @staticmethod
+    def describe(file: Path) -> About:
+        """From the manifest."""
+        return from_manifest(file, lambda manifest: manifest["compiled"].get("ncnn", {}))
+
+    def __init__(self, about: About, batch: int, threads: int, gpu: int | None) -> None:
+        super().__init__(about, batch, threads, gpu)
+        refuse_gpu(about, gpu)
+        with needed(".param files are run with ncnn", "ncnn"):
+            import ncnn
+        self.ncnn, self.network = ncnn, ncnn.Net()
+        options = self.network.opt
+        options.num_threads = threads
+        # By itself it keeps weights in fp16 and, on ARM, computes in it
+        options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False
+        options.use_bf16_storage = False
+        if self.network.load_param(str(about.file)) or self.network.load_model(str(about.file.with_suffix(".bin"))):
+            raise InputError(f"ncnn cannot load {about.file}: copy it again")
+        self.names = self.network.input_names()[0], self.network.output_names()[0]
+
+    def feed(self, images: np.ndarray) -> None:
+        """The one image; ncnn reads this very memory."""
+        self._fed = np.ascontiguousarray(images[0])
+
+    def run(self) -> None:
+        """Without copies."""
+        with self.network.create_extractor() as extractor:
+            extractor.input(self.names[0], self.ncnn.Mat(self._fed))
+            code, self._output = extractor.extract(self.names[1])
+        if code:
+            raise InputError(f"{self.about.file} does not run: ncnn answers {code}")
+
+    def outputs(self) -> np.ndarray:
+        """A copy."""
+        return np.array(self._output, np.float32).reshape(1, -1)
+
+
+def refuse_gpu(about: About, gpu: int | None) -> None:
+    """Raises InputError where a GPU is asked for."""
+    if gpu is not None:
+        raise InputError(f"{about.file} runs on the CPU: leave out --gpu")
 
 
 class AotInductor(Network):
@@ -740,7 +833,13 @@ def engine_misfit(info: dict, version: str, gpu: str, capability: str) -> str | 
     return None
 
 
-NETWORKS: dict[str, type[Network]] = {".onnx": OnnxRuntime, ".pt2": AotInductor, ".engine": TensorRT}
+NETWORKS: dict[str, type[Network]] = {
+    ".onnx": OnnxRuntime,
+    ".tflite": LiteRt,
+    ".param": Ncnn,
+    ".pt2": AotInductor,
+    ".engine": TensorRT,
+}
 
 
 # Texts

@@ -70,6 +70,8 @@ def uses(module: str) -> set[str]:
 def test_optional_packages_are_imported_in_their_own_files_only() -> None:
     assert uses("tensorrt") <= {"export/tensorrt.py", "runtimes/tensorrt.py"}
     assert uses("openvino") <= {"device/openvino.py", "export/openvino.py", "runtimes/openvino.py"}
+    assert uses("ai_edge_litert") <= {"device/litert.py", "export/litert.py"}
+    assert uses("flatbuffers") <= {"export/litert.py"}
     assert uses("ncnn") <= {"device/ncnn.py"}
     assert uses("timm") <= {"models/by_name.py"}
 

@@ -41,6 +41,8 @@ TINY = f"{Path(__file__).parent / 'networks.py'}:TinyResNet"
 NET = ModelInfo(name=TINY, input_shape=(3, 16, 16), num_classes=5, operators=("dwsep3x3", "max3x3"))
 ORT = RuntimeConfig()
 DEVICE = Path(nar_hw.__file__).parent / "device"
+PACKAGES = {"litert": "ai_edge_litert"}
+"""Runtimes that are imported under another name."""
 
 
 def loaded(folder: Path) -> ModuleType:
@@ -160,7 +162,9 @@ def test_the_script_needs_numpy_and_the_runtime_only() -> None:
             if (words[:1] == ["from"] and words[2:3] == ["import"]) or words[:1] == ["import"]:
                 top = words[1].split(".")[0]
                 own = words[1].startswith("nar_hw.device")
-                assert own or top in sys.stdlib_module_names or top in ("numpy", "onnxruntime", "openvino", "ncnn"), line
+                assert (
+                    own or top in sys.stdlib_module_names or top in ("numpy", "onnxruntime", "openvino", "ncnn", "ai_edge_litert")
+                ), line
     for name in RUNTIMES:
         if runtime_class(name).kit:
             text = script(runtime_class(name))
@@ -373,7 +377,7 @@ def bare(folder: Path, packages: tuple[str, ...]) -> Path:
 
 def run_bare(folder: Path, scratch: Path, runtime: str) -> None:
     """A kit in an environment that has numpy and the runtime only."""
-    python = bare(scratch, ("numpy", runtime))
+    python = bare(scratch, ("numpy", PACKAGES.get(runtime, runtime)))
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     for name in ("torch", "nar_hw", "onnx"):
         failed = subprocess.run([python, "-c", f"import {name}"], capture_output=True, env=environment, cwd=scratch)
@@ -390,14 +394,23 @@ def test_a_kit_runs_where_neither_torch_nor_nar_hw_is(kit: Path, tmp_path: Path)
     assert Times.load(folder / "times.json").clock in ("thread", "wall")
 
 
-@pytest.mark.skipif("NAR_HW_SLOW_TESTS" not in os.environ, reason="converts or compiles many networks: set NAR_HW_SLOW_TESTS=1")
-@pytest.mark.parametrize(("runtime", "method"), [("ncnn", "regression"), ("openvino", "in-context")])
-def test_kits_of_other_runtimes_run_where_nothing_else_is(tmp_path: Path, runtime: str, method: str) -> None:
-    pytest.importorskip(runtime)
+slow = pytest.mark.skipif("NAR_HW_SLOW_TESTS" not in os.environ, reason="converts or compiles: set NAR_HW_SLOW_TESTS=1")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "method", "files"),
+    [
+        ("litert", "regression", {"0.tflite.z"}),
+        pytest.param("ncnn", "regression", {"0.param.z", "0.bin.z"}, marks=slow),
+        pytest.param("openvino", "in-context", {"0.onnx.z"}, marks=slow),
+    ],
+)
+def test_kits_of_other_runtimes_run_where_nothing_else_is(tmp_path: Path, runtime: str, method: str, files: set[str]) -> None:
+    pytest.importorskip(PACKAGES.get(runtime, runtime))
     folder = tmp_path / "kit"
     make(folder, config=RuntimeConfig(runtime=runtime), method=method, validate=0)
     sizes = {file.name: file.stat().st_size for file in (folder / "children").iterdir()}
-    assert ({"0.param.z", "0.bin.z"} if runtime == "ncnn" else {"0.onnx.z"}) <= set(sizes)
+    assert files <= set(sizes)
     run_bare(folder, tmp_path, runtime)
     times = Times.load(folder / "times.json")
     assert times.fingerprint["runtime"] == runtime

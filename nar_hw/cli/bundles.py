@@ -55,7 +55,7 @@ def export(
         str,
         typer.Option(
             metavar="TARGETS",
-            help="Of onnx, tensorrt, tensorrt-rtx, aoti, openvino and ncnn, separated by commas.",
+            help="Of onnx, tensorrt, tensorrt-rtx, aoti, openvino, litert and ncnn, separated by commas.",
             rich_help_panel=WHAT,
         ),
     ] = ",".join(USUAL.targets),

@@ -9,12 +9,10 @@ import numpy as np
 
 from nar_hw.device.ncnn import NcnnNetwork
 from nar_hw.errors import ExportError, RuntimeUnavailableError
-from nar_hw.export.onnx import open_session, run_session
+from nar_hw.export.onnx import check_runtime
 from nar_hw.files import Scratch
 
 INSTALL = "ncnn is not installed: pip install 'nar-hw[ncnn]'"
-TOLERANCE = 1e-4
-"""Largest error against ONNX Runtime, as a share of the largest output."""
 
 
 def save_ncnn(source: Path, target: Path, input_shape: tuple[int, int, int]) -> tuple[Path, Path]:
@@ -48,13 +46,7 @@ def save_ncnn(source: Path, target: Path, input_shape: tuple[int, int, int]) -> 
             outputs = network.infer(image)
         except ValueError as problem:
             raise ExportError(f"{source} cannot run in ncnn: {problem}") from problem
-        expected = run_session(open_session(source), image, batch=1)
-        apart = float(np.abs(outputs.reshape(-1) - expected.reshape(-1)).max() / np.abs(expected).max())
-        if not apart <= TOLERANCE:
-            raise ExportError(
-                f"ncnn computes something else than {source}: outputs may differ by {TOLERANCE:g} of the largest, but differ by "
-                f"{apart:.3g}: use another runtime"
-            )
+        check_runtime("ncnn", source, image, outputs)
         weights = target.with_suffix(".bin")
         for file, name in zip(made, (target, weights), strict=True):
             shutil.copyfile(file, name)

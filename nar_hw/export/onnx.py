@@ -291,3 +291,17 @@ def compare(outputs: Images, reference: Images, *, tolerance: float) -> dict[str
             f"{scale:.3g}), but differs by {error:.3g}"
         )
     return {"max_abs_error": error, "reference_scale": scale, "tolerance": tolerance * scale}
+
+
+def check_runtime(name: str, source: Path, images: Images, outputs: Images, *, tolerance: float = 1e-4) -> None:
+    """Compare what runtime ``name`` makes of the ONNX file ``source`` with ONNX Runtime. Raises ExportError where it differs.
+
+    tolerance: largest error allowed, as a share of the largest absolute output.
+    """
+    expected = run_session(open_session(source), images, batch=len(images))
+    apart = float(np.abs(outputs.reshape(-1) - expected.reshape(-1)).max() / np.abs(expected).max())
+    if not apart <= tolerance:
+        raise ExportError(
+            f"{name} computes something else than {source}: outputs may differ by {tolerance:g} of the largest, but differ by "
+            f"{apart:.3g}: use another runtime"
+        )

@@ -18,6 +18,7 @@ RUNTIMES: dict[str, str] = {
     "tensorrt": "nar_hw.runtimes.tensorrt:TensorRT",
     "tensorrt-rtx": "nar_hw.runtimes.tensorrt_rtx:TensorRTRtx",
     "openvino": "nar_hw.runtimes.openvino:OpenVino",
+    "litert": "nar_hw.runtimes.litert:LiteRt",
     "ncnn": "nar_hw.runtimes.ncnn:Ncnn",
     "torch_eager": "nar_hw.runtimes.torch_eager:TorchEager",
     "torch_compile": "nar_hw.runtimes.torch_compile:TorchCompile",

@@ -13,7 +13,7 @@ from nar_hw.files import Scratch
 from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
 from nar_hw.runtimes.exporting import Deployed, Exported, Source
 from nar_hw.runtimes.inputs import Weights, onnx_file
-from nar_hw.runtimes.onnx_graph import loaded, weights, with_precision
+from nar_hw.runtimes.onnx_graph import image_shape, weights, with_precision
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,7 +63,7 @@ class Ncnn(Runtime):
     @classmethod
     def device_files(cls, onnx: Path, config: RuntimeConfig, folder: Path) -> list[tuple[Path, list[Weights]]]:
         """The .param, and the .bin, in which the weights lie as in the ONNX file."""
-        param, binary = save_ncnn(onnx, folder / "child.ncnn.param", _shape(onnx))
+        param, binary = save_ncnn(onnx, folder / "child.ncnn.param", image_shape(onnx, 1, cls.name))
         return [(param, []), (binary, weights(onnx))]
 
     @classmethod
@@ -94,7 +94,7 @@ class Ncnn(Runtime):
         if isinstance(network, Path) and network.suffix in self.files:
             return network, network.with_suffix(".bin")
         file = with_precision(onnx_file(network, self.input_shape, 1, folder), "fp32", folder)
-        if (shape := _shape(file)) != self.input_shape:
+        if (shape := image_shape(file, 1, self.name)) != self.input_shape:
             raise ModelError(f"{file} takes images of shape {shape}, but got {self.input_shape}")
         try:
             return save_ncnn(file, folder / "network.ncnn.param", self.input_shape)
@@ -112,13 +112,3 @@ class Ncnn(Runtime):
         """Release the network."""
         if "_network" in self.__dict__:
             self._network.close()
-
-
-def _shape(onnx: Path) -> tuple[int, int, int]:
-    """(C, H, W) of the images that an ONNX file takes. Raises ModelError where it does not say so, or is not for one image."""
-    sizes = [item.dim_value for item in loaded(onnx).graph.input[0].type.tensor_type.shape.dim]
-    if len(sizes) != 4 or min(sizes[1:]) < 1:
-        raise ModelError(f"ncnn needs images of a fixed shape, but {onnx} takes {sizes}")
-    if sizes[0] not in (0, 1):
-        raise ModelError(f"ncnn takes one image at a time, but {onnx} is for batch {sizes[0]} only: export it for batch 1")
-    return sizes[1], sizes[2], sizes[3]

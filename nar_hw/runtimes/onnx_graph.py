@@ -30,6 +30,20 @@ def loaded(path: Path) -> "onnx.ModelProto":
     return model
 
 
+def image_shape(path: Path, batch: int, name: str) -> tuple[int, int, int]:
+    """(C, H, W) of the images that an ONNX file takes, for a runtime with files for one number of images.
+
+    Raises ModelError where the file does not say so, or is not for ``batch`` images.
+    """
+    sizes = [item.dim_value for item in loaded(path).graph.input[0].type.tensor_type.shape.dim]
+    if len(sizes) != 4 or min(sizes[1:]) < 1:
+        raise ModelError(f"{name} needs images of a fixed shape, but {path} takes {sizes}")
+    if sizes[0] not in (0, batch):
+        here = "one image at a time" if batch == 1 else f"{batch} images at a time"
+        raise ModelError(f"{name} takes {here}, but {path} is for batch {sizes[0]} only: export it for batch {batch}")
+    return sizes[1], sizes[2], sizes[3]
+
+
 def weights(path: Path) -> list[Weights]:
     """The float32 initializers of an ONNX file, in its order."""
     from onnx import TensorProto, numpy_helper
