@@ -480,7 +480,12 @@ def test_profiles_are_no_benchmarks(folder: Path, bundle: Path, tmp_path: Path) 
         ("profile --model resnet18 --input 3x32x32", "add -o table.json"),
         ("bench", "either a bundle or --from"),
         ("bench bundle --from times.json", "either a bundle or --from"),
-        ("bench --from times.json --against bundle", "but got --kit or --against"),
+        ("bench --from times.json --against bundle", "but got --kit, --ssh or --against"),
+        ("bench bundle --ssh pi@board --kit kit", "--kit measures nothing here, but got --ssh"),
+        ("bench bundle --batch 1,2 --ssh pi@board", "make one kit for each"),
+        ("profile --model resnet18 --input 3x32x32 --kit kit --ssh pi@board", "--kit measures nothing here"),
+        ("profile --model resnet18 --input 3x32x32 -o t.json --ssh pi@board --resume", "by itself, but got --fill or --resume"),
+        ("profile --from times.json -o t.json --ssh pi@board", "--from takes what it needs from the times"),
         ("bench bundle --batch 1,2 --kit kit", "make one kit for each"),
     ],
 )

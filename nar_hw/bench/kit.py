@@ -12,7 +12,7 @@ from nar_hw.bench.rows import BenchFile, compare
 from nar_hw.bundles.manifest import load_bundle
 from nar_hw.device.measure import PLAN
 from nar_hw.errors import RunError, RuntimeUnavailableError
-from nar_hw.files import write_json
+from nar_hw.files import sha256, write_json
 from nar_hw.latency.kit import Bench, Plan, Stage, Times, kit_runtime, new_kit
 from nar_hw.records import plain
 from nar_hw.runtimes import RuntimeConfig
@@ -88,6 +88,7 @@ def write_bench_kit(
             bench=Bench(
                 subjects=tuple(opened),
                 predicted_ms=tuple(bundle.manifest.latency.predicted_ms for bundle in opened.values()),
+                files=tuple(sha256(made / name) for names in children for name in names),
             ),
         )
         write_json(made / PLAN, plain(plan))

@@ -305,7 +305,14 @@ Kit = Annotated[
 ]
 RuntimeVersion = Annotated[
     str | None,
-    typer.Option(metavar="VERSION", help="With --kit: the runtime's version on the device.", rich_help_panel=WHERE),
+    typer.Option(metavar="VERSION", help="With --kit or --ssh: the runtime's version on the device.", rich_help_panel=WHERE),
+]
+SshHost = Annotated[
+    str | None,
+    typer.Option("--ssh", metavar="HOST", help="Measure on this machine by ssh, without nar_hw there.", rich_help_panel=WHERE),
+]
+SshPython = Annotated[
+    str, typer.Option("--ssh-python", metavar="PATH", help="With --ssh: Python on that machine.", rich_help_panel=WHERE)
 ]
 TimesFile = Annotated[
     Path | None, typer.Option("--from", metavar="FILE", help="times.json that a kit's device wrote.", rich_help_panel=WHAT)

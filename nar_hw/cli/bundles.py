@@ -1,5 +1,6 @@
 """Commands about what is deployed: export, bench and bundle."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,8 @@ from nar_hw.cli.app import (
     Json,
     Kit,
     RuntimeVersion,
+    SshHost,
+    SshPython,
     Threads,
     TimesFile,
     app,
@@ -159,6 +162,8 @@ def bench(
     ] = None,
     kit: Kit = None,
     runtime_version: RuntimeVersion = None,
+    ssh: SshHost = None,
+    ssh_python: SshPython = "python3",
     times: TimesFile = None,
     as_json: Json = False,
 ) -> None:
@@ -168,21 +173,24 @@ def bench(
     from nar_hw.errors import UserError
     from nar_hw.files import write_text
     from nar_hw.latency.kit import Times
+    from nar_hw.latency.ssh import measured_over_ssh
     from nar_hw.report.latencies import bench_png
     from nar_hw.steps.bench import bench_bundles
 
     if (bundle is None) != (times is not None):
         raise UserError("a benchmark takes either a bundle or --from times.json, but got both or none of them")
-    if times is not None and (kit, against) != (None, None):
-        raise UserError("--from takes what it needs from the times, but got --kit or --against: leave them out")
-    if runtime_version is not None and kit is None:
-        raise UserError(f"--runtime-version goes with --kit, but got {runtime_version} alone")
+    if times is not None and (kit, ssh, against) != (None, None, None):
+        raise UserError("--from takes what it needs from the times, but got --kit, --ssh or --against: leave them out")
+    if kit is not None and ssh is not None:
+        raise UserError("--kit measures nothing here, but got --ssh: leave one of them out")
+    if runtime_version is not None and kit is None and ssh is None:
+        raise UserError(f"--runtime-version goes with --kit or --ssh, but got {runtime_version} alone")
     configs = _configs(runtime, precision, batch, threads, device)
     subjects = {str(path): path for path in (bundle, against) if path is not None}
     predicted: dict[str, float] = {}
+    if (kit, ssh) != (None, None) and len(configs) > 1:
+        raise UserError(f"a kit is for one runtime, precision and batch size, but got {len(configs)}: make one kit for each")
     if kit is not None:
-        if len(configs) > 1:
-            raise UserError(f"a kit is for one runtime, precision and batch size, but got {len(configs)}: make one kit for each")
         plan = write_bench_kit(subjects, kit, configs[0], rounds=rounds, runtime_version=runtime_version)
         emit_kit(as_json, kit, plan, f"{len(subjects)} bundles", "bench")
         return
@@ -190,6 +198,13 @@ def bench(
         if times is not None:
             brought = Times.load(times)
             found = bench_from(brought)
+            predicted = predictions(brought)
+        elif ssh is not None:
+            with progress_bar() as progress:
+                say = partial(progress.console.print, highlight=False, markup=False)
+                make = partial(write_bench_kit, subjects, config=configs[0], rounds=rounds, runtime_version=runtime_version)
+                with measured_over_ssh(make, ssh, python=ssh_python, say=say) as brought:
+                    found = bench_from(brought)
             predicted = predictions(brought)
         else:
             with progress_bar() as progress:

@@ -1,5 +1,6 @@
 """Commands about latency tables: profile and table."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,8 @@ from nar_hw.cli.app import (
     RuntimeVersion,
     Seed,
     Slots,
+    SshHost,
+    SshPython,
     Threads,
     TimesFile,
     app,
@@ -41,6 +44,7 @@ from nar_hw.cli.values import MOST_CHILDREN, MOST_ROUNDS, choice, number, whole
 from nar_hw.runtimes import MEMORY_FORMATS, PRECISIONS, RUNTIMES
 
 if TYPE_CHECKING:
+    from nar_hw.latency.kit import Plan
     from nar_hw.latency.table import LatencyTable
 
 METHODS = ("in-context", "regression", "isolated")
@@ -100,6 +104,8 @@ def profile(
     ] = False,
     kit: Kit = None,
     runtime_version: RuntimeVersion = None,
+    ssh: SshHost = None,
+    ssh_python: SshPython = "python3",
     times: TimesFile = None,
     as_json: Json = False,
 ) -> None:
@@ -108,15 +114,18 @@ def profile(
     from nar_hw.latency.fill import fill as run_fill
     from nar_hw.latency.kit import Times, table_from, write_kit
     from nar_hw.latency.profiler import profile as run_profile
+    from nar_hw.latency.ssh import measured_over_ssh
     from nar_hw.latency.table import LatencyTable
     from nar_hw.runtimes import RuntimeConfig
 
-    if times is not None and (kit, model, input) != (None, None, None):
-        raise UserError("--from takes what it needs from the times, but got --kit, --model or --input: leave them out")
-    if kit is not None and (output is not None or fill or resume):
-        raise UserError("--kit measures nothing here, but got --output, --fill or --resume: leave them out")
-    if runtime_version is not None and kit is None:
-        raise UserError(f"--runtime-version goes with --kit, but got {runtime_version} alone")
+    if times is not None and (kit, ssh, model, input) != (None, None, None, None):
+        raise UserError("--from takes what it needs from the times, but got --kit, --ssh, --model or --input: leave them out")
+    if kit is not None and (output is not None or ssh is not None or fill or resume):
+        raise UserError("--kit measures nothing here, but got --output, --ssh, --fill or --resume: leave them out")
+    if ssh is not None and (fill or resume):
+        raise UserError("--ssh goes on from what the device has by itself, but got --fill or --resume: leave them out")
+    if runtime_version is not None and kit is None and ssh is None:
+        raise UserError(f"--runtime-version goes with --kit or --ssh, but got {runtime_version} alone")
     if times is not None:
         if output is None:
             raise UserError("--from needs the file of the table: add -o table.json")
@@ -131,10 +140,11 @@ def profile(
     config = RuntimeConfig(
         runtime=runtime, precision=precision, batch=batch, threads=threads, device=device, memory_format=memory_format
     )
-    if kit is not None:
-        plan = write_kit(
+
+    def kit_in(folder: Path) -> "Plan":
+        return write_kit(
             info.space(),
-            kit,
+            folder,
             config=config,
             model_name=model,
             method=method,
@@ -144,12 +154,23 @@ def profile(
             budget_s=budget,
             runtime_version=runtime_version,
         )
+
+    if kit is not None:
+        plan = kit_in(kit)
         size = sum(file.stat().st_size for file in kit.rglob("*") if file.is_file())
         what = f"{len(plan.children)} children, {size / 1e6:.1f} MB"
         emit_kit(as_json, kit, plan, what, "profile", children=len(plan.children), bytes=size)
         return
     if output is None:
         raise UserError("a profile needs the file of the table: add -o table.json")
+    if ssh is not None:
+        with output_files(output), progress_bar() as progress:
+            say = partial(progress.console.print, highlight=False, markup=False)
+            with measured_over_ssh(kit_in, ssh, python=ssh_python, say=say) as brought:
+                table = table_from(brought)
+                table.save(output)
+        emit(as_json, {"table": str(output), **outline(table)}, lambda: show_outline(table, output))
+        return
     with output_files(output), progress_bar() as progress:
         journal = output.with_name(f"{output.name}.part")
         if fill:

@@ -78,6 +78,8 @@ class Bench(Record, frozen=True, kw_only=True):
     """Names of the children."""
     predicted_ms: tuple[float | None, ...]
     """What a table said of each."""
+    files: tuple[str, ...] = ()
+    """SHA-256 of all files, child by child: kits of other bundles have other plans."""
 
 
 class Plan(Record, frozen=True, kw_only=True):
