@@ -29,7 +29,8 @@ from nar_hw.device.hollow import filled, hollowed
 from nar_hw.device.measure import checksum
 from nar_hw.device.onnxruntime import onnx_nodes
 from nar_hw.errors import NarError, RunError, RuntimeUnavailableError, UserError
-from nar_hw.latency.kit import Plan, Times, script, table_from, write_kit
+from nar_hw.latency.kit import Plan, Times, table_from, write_kit
+from nar_hw.latency.scripts import script
 from nar_hw.latency.table import LatencyTable
 from nar_hw.models.info import ModelInfo
 from nar_hw.runtimes import RUNTIMES, RuntimeConfig, runtime_class

@@ -315,7 +315,8 @@ SshPython = Annotated[
     str, typer.Option("--ssh-python", metavar="PATH", help="With --ssh: Python on that machine.", rich_help_panel=WHERE)
 ]
 TimesFile = Annotated[
-    Path | None, typer.Option("--from", metavar="FILE", help="times.json that a kit's device wrote.", rich_help_panel=WHAT)
+    Path | None,
+    typer.Option("--from", metavar="FILE", help="times.json (or times.txt) that a kit's device wrote.", rich_help_panel=WHAT),
 ]
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Write scalars to OUT/tensorboard.", rich_help_panel=WRITTEN)]
 
@@ -404,9 +405,10 @@ def emit(as_json: bool, value: dict[str, Any], show: Callable[[], None]) -> None
 
 def emit_kit(as_json: bool, kit: Path, plan: "Plan", what: str, command: str, **counts: int) -> None:
     """Say that a kit with ``what`` is written, and what to do with it before ``command``; ``counts`` are for JSON."""
+    start, back = ("sh measure.sh", "times.txt") if (kit / "measure.sh").exists() else ("python measure.py", "times.json")
     line = (
-        f"{kit}: {what}, for {plan.config.runtime} {plan.runtime_version}. Copy it to the device, run `python measure.py` there, "
-        f"and bring times.json back to nar-hw {command} --from"
+        f"{kit}: {what}, for {plan.config.runtime} {plan.runtime_version}. Copy it to the device, run `{start}` there, "
+        f"and bring {back} back to nar-hw {command} --from"
     )
     value = {"kit": str(kit), "runtime_version": plan.runtime_version, **counts}
     emit(as_json, value, lambda: console.print(line, soft_wrap=True))

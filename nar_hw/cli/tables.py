@@ -103,6 +103,14 @@ def profile(
         typer.Option("--fill", help="Measure only what the table at --output lacks, and add it.", rich_help_panel=LONG),
     ] = False,
     kit: Kit = None,
+    shell: Annotated[
+        bool,
+        typer.Option(
+            "--shell",
+            help="With --kit, for devices without Python: a script around benchmark_model (litert) or trtexec (tensorrt).",
+            rich_help_panel=WRITTEN,
+        ),
+    ] = False,
     runtime_version: RuntimeVersion = None,
     ssh: SshHost = None,
     ssh_python: SshPython = "python3",
@@ -112,8 +120,9 @@ def profile(
     """Measure a latency table on this device. Example: nar-hw profile --model resnet18 --input 3x32x32 -o table.json"""
     from nar_hw.errors import UserError
     from nar_hw.latency.fill import fill as run_fill
-    from nar_hw.latency.kit import Times, table_from, write_kit
+    from nar_hw.latency.kit import table_from, write_kit
     from nar_hw.latency.profiler import profile as run_profile
+    from nar_hw.latency.shell import times_in
     from nar_hw.latency.ssh import measured_over_ssh
     from nar_hw.latency.table import LatencyTable
     from nar_hw.runtimes import RuntimeConfig
@@ -124,13 +133,15 @@ def profile(
         raise UserError("--kit measures nothing here, but got --output, --ssh, --fill or --resume: leave them out")
     if ssh is not None and (fill or resume):
         raise UserError("--ssh goes on from what the device has by itself, but got --fill or --resume: leave them out")
+    if shell and kit is None:
+        raise UserError("--shell goes with --kit, but got it alone: add --kit and a folder")
     if runtime_version is not None and kit is None and ssh is None:
         raise UserError(f"--runtime-version goes with --kit or --ssh, but got {runtime_version} alone")
     if times is not None:
         if output is None:
             raise UserError("--from needs the file of the table: add -o table.json")
         with output_files(output):
-            table = table_from(Times.load(times))
+            table = table_from(times_in(times))
             table.save(output)
         emit(as_json, {"table": str(output), **outline(table)}, lambda: show_outline(table, output))
         return
@@ -153,6 +164,7 @@ def profile(
             validate=validate,
             budget_s=budget,
             runtime_version=runtime_version,
+            shell=shell,
         )
 
     if kit is not None:

@@ -41,15 +41,18 @@ def hollowed(data: bytes, weights: Iterable[npt.NDArray[np.float32]]) -> bytes:
     return zlib.compress(json.dumps(holes).encode() + b"\n" + b"".join(pieces) + data[end:], 9)
 
 
-def filled(packed: bytes) -> bytes:
-    """The whole file again, with random weights of the same mean and spread. Raises ValueError for anything else."""
+def filled(packed: bytes, period: int = _BLOCK) -> bytes:
+    """The whole file again, with random weights of the same mean and spread, which repeat after ``period``.
+
+    Raises ValueError for anything else.
+    """
     try:
         head, separator, data = zlib.decompress(packed).partition(b"\n")
     except zlib.error as problem:
         raise ValueError(str(problem)) from None
     if not separator:
         raise ValueError("it is no file of a kit")
-    noise = np.random.default_rng(0).standard_normal(_BLOCK, dtype=np.float32)
+    noise = np.random.default_rng(0).standard_normal(period, dtype=np.float32)
     pieces, written, read = [], 0, 0
     for at, count, mean, spread in json.loads(head):
         pieces.append(data[read : read + at - written])

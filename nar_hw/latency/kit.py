@@ -4,21 +4,18 @@ The folder holds the children of the profile without their weights, plan.json, a
 the children there is what visits them here, and from then on nothing differs either.
 """
 
-import ast
-import inspect
+import gzip
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nar_hw._version import __version__
-from nar_hw.device import hollow, machine, measure, visits
-from nar_hw.device.hollow import hollowed
+from nar_hw.device.hollow import filled, hollowed
 from nar_hw.device.measure import PLAN, checksum, same_version
 from nar_hw.errors import RunError, RuntimeUnavailableError, UserError, unknown_name
 from nar_hw.export.splice import ChildExporter
@@ -27,7 +24,9 @@ from nar_hw.latency.children import Layers, Measured, batch_of, joined, weight_b
 from nar_hw.latency.designs import held_out, profiled
 from nar_hw.latency.journal import Batch
 from nar_hw.latency.profiler import METHODS, UNSEEN, space_hash, table_of
+from nar_hw.latency.programs import PROGRAMS, schedule, shell_script
 from nar_hw.latency.record import Method
+from nar_hw.latency.scripts import script
 from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.validate import VALIDATION_ROUNDS, compare, with_validation
 from nar_hw.locks import writing
@@ -35,10 +34,13 @@ from nar_hw.models.info import ModelInfo
 from nar_hw.records import Record, as_record, plain
 from nar_hw.runtimes import RUNTIMES, Runtime, RuntimeConfig, runtime_class
 from nar_hw.runtimes.exporting import DeviceLayers
+from nar_hw.runtimes.onnx_graph import weights as onnx_weights, with_precision
 from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import Arch
 
 SCHEMA = 1
+_PERIOD = 4093
+"""Random weights of kits without Python repeat after so many, which gzip sees; a prime, so that no two filters are alike."""
 _AGAIN = "bring it from the device again, or measure again"
 
 
@@ -188,19 +190,25 @@ def write_kit(
     validate: int = 40,
     budget_s: float | None = None,
     runtime_version: str | None = None,
+    shell: bool = False,
 ) -> Plan:
     """Write what a device needs to measure the profile of ``space``; the arguments are those of `profile`.
 
     Args:
         folder: appears when it is complete; it must not exist, or be empty.
         runtime_version: what the device has; by default what is installed here.
+        shell: for a device without Python: a shell script around the runtime's own benchmark program.
 
     Raises:
         UserError: a folder that is not empty, or a method that kits do not have.
         RuntimeUnavailableError: a runtime without kits, or not for this config, or one that is not installed here.
         ModelError, ExportError: a network that the runtime cannot have.
     """
-    runtime = _able(config, method)
+    runtime = _able(config, method, shell)
+    if shell and runtime_version is None:
+        raise UserError(f"a kit for {PROGRAMS[runtime.name].name} needs the version of {runtime.name} there: --runtime-version")
+    if shell and budget_s is not None:
+        raise UserError(f"kits without Python stop after so many rounds, not seconds, but got budget {budget_s:g}: use --rounds")
     version = runtime_version or next(iter(runtime.versions().values()))
     share = 0.5 if validate else 1.0
     asks, details = METHODS[method][0](space, seed, math.inf if budget_s is None else budget_s * share)
@@ -216,14 +224,14 @@ def write_kit(
         members = tuple(archs.setdefault(arch, len(archs)) for arch in held_out(space, validate, exclude=seen, seed=seed + 1))
         stages.append(Stage(name="validation", members=members, profile=False, rounds=VALIDATION_ROUNDS, tolerance=0.0, by=1.0))
     network = ModelInfo.of(space, model_name)
-    with new_kit(folder, runtime) as made:
+    with new_kit(folder, runtime, config if shell else None) as made:
         plan = Plan(
             config=config,
             runtime_version=version,
             input_shape=space.input_shape,
             weight_bytes=weight_bytes(space),
             budget_s=budget_s,
-            children=_children(space, list(archs), runtime, config, made),
+            children=_children(space, list(archs), runtime, config, made, shell),
             reference=0,
             stages=tuple(stages),
             profile=Profile(
@@ -231,17 +239,27 @@ def write_kit(
             ),
         )
         write_json(made / PLAN, plain(plan))
+        if shell:
+            visits = [(child, plan.children[child][0]) for _, _, child, _ in schedule(plan.stages, 0)]
+            lines = [f"{number} {child} {name}\n" for number, (child, name) in enumerate(visits)]
+            write_text(made / "visits.txt", "".join(lines))
     return plan
 
 
 @contextmanager
-def new_kit(folder: Path, runtime: type[Runtime]) -> Iterator[Path]:
-    """A new folder with measure.py that becomes ``folder`` when the block succeeds. Raises UserError where there is something."""
+def new_kit(folder: Path, runtime: type[Runtime], shell: RuntimeConfig | None = None) -> Iterator[Path]:
+    """A new folder with measure.py that becomes ``folder`` when the block succeeds; with measure.sh for a config ``shell``.
+
+    Raises UserError where there is something.
+    """
     with writing(folder, whole=True):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"a kit is written to a new or empty folder, but {folder} is not: choose another, or delete it")
         with atomic_folder(folder) as made:
-            write_text(made / "measure.py", script(runtime))
+            if shell is None:
+                write_text(made / "measure.py", script(runtime))
+            else:
+                write_text(made / "measure.sh", shell_script(PROGRAMS[runtime.name], shell))
             yield made
 
 
@@ -331,10 +349,12 @@ class _Children:
             return named
 
 
-def _able(config: RuntimeConfig, method: str) -> type[Runtime]:
+def _able(config: RuntimeConfig, method: str, shell: bool) -> type[Runtime]:
     """The runtime of a profile's kit. Raises what `write_kit` raises."""
     if method not in METHODS:
         raise unknown_name("profiling method", method, METHODS)
+    if shell:
+        return _with_program(config, method)
     runtime = kit_runtime(config)
     if config.precision != "fp32":
         raise RuntimeUnavailableError(f"kits profile in fp32, but got {config.precision}: install nar_hw on the device for more")
@@ -342,6 +362,21 @@ def _able(config: RuntimeConfig, method: str) -> type[Runtime]:
         raise UserError("kits measure whole children, but got method isolated: use in-context or regression")
     if method == "in-context" and not runtime.layers_on(config):
         raise RuntimeUnavailableError(f"{runtime.name} has no per-layer times on devices: use method regression")
+    return runtime
+
+
+def _with_program(config: RuntimeConfig, method: str) -> type[Runtime]:
+    """The runtime of a kit around its benchmark program. Raises what `write_kit` raises."""
+    runtime = runtime_class(config.runtime)
+    if runtime.name not in PROGRAMS:
+        able = ", ".join(f"{name} ({program.name})" for name, program in PROGRAMS.items())
+        raise RuntimeUnavailableError(f"kits without Python can be made for {able}, but got runtime {config.runtime}")
+    asked = {"device": config.device_type, "precision": config.precision}
+    for field, known in (("device", runtime.devices), ("precision", tuple({*runtime.precisions} - {"int8"}))):
+        if asked[field] not in known:
+            raise RuntimeUnavailableError(f"{runtime.name} needs {field} {' or '.join(sorted(known))}, but got {asked[field]}")
+    if method != "regression":
+        raise UserError(f"kits without Python time whole children, but got method {method}: use regression")
     return runtime
 
 
@@ -361,9 +396,9 @@ def _how(method: str, seed: int, details: dict[str, Any]) -> Method:
 
 
 def _children(
-    space: SearchSpace, archs: Sequence[Arch], runtime: type[Runtime], config: RuntimeConfig, folder: Path
+    space: SearchSpace, archs: Sequence[Arch], runtime: type[Runtime], config: RuntimeConfig, folder: Path, shell: bool
 ) -> tuple[tuple[str, ...], ...]:
-    """Write the children, hollow: the names of their files."""
+    """Write the children, hollow, or for a ``shell`` as files that gzip unpacks: the names of their files."""
     exporter = ChildExporter(space, batch=config.batch)
     names = []
     for number, arch in enumerate(archs):
@@ -371,28 +406,13 @@ def _children(
             onnx = Path(scratch) / "child.onnx"
             exporter.export(arch, onnx)
             own = []
+            if shell:
+                onnx.write_bytes(filled(hollowed(onnx.read_bytes(), onnx_weights(onnx)), period=_PERIOD))
+                onnx = with_precision(onnx, config.precision, Path(scratch))
             for file, weights in runtime.device_files(onnx, config, Path(scratch)):
-                name = f"children/{number}{file.suffix}.z"
-                write_bytes(folder / name, hollowed(file.read_bytes(), weights))
+                name = f"children/{number}{file.suffix}.{'gz' if shell else 'z'}"
+                data = file.read_bytes()
+                write_bytes(folder / name, gzip.compress(data, mtime=0) if shell else hollowed(data, weights))
                 own.append(name)
         names.append(tuple(own))
     return tuple(names)
-
-
-def script(runtime: type[Runtime]) -> str:
-    """measure.py: nar_hw's own files for devices as one, which imports nothing but NumPy and the runtime."""
-    modules = [visits, hollow, machine, import_module(f"nar_hw.device.{runtime.kit}"), measure]
-    parts = [_without_imports(inspect.getsource(module)) for module in modules]
-    head = f'"""Measures this kit: `python measure.py`. Written by nar_hw {__version__}; needs numpy and {runtime.name}."""'
-    tail = 'if __name__ == "__main__":\n    sys.exit(main(NETWORK, Path(__file__).resolve().parent))'
-    return "\n\n\n".join([f"{head}\n\nfrom __future__ import annotations", *parts, tail]) + "\n"
-
-
-def _without_imports(source: str) -> str:
-    """A file without what it imports from its neighbours, and without what must come first in a file."""
-    lines = source.splitlines()
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("nar_hw", "__future__"):
-            for number in range(node.lineno - 1, node.end_lineno or node.lineno):
-                lines[number] = ""
-    return "\n".join(lines).strip()
