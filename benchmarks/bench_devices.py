@@ -1,15 +1,19 @@
-"""Profiles through kits, and what operators cost on each runtime.
+"""Profiles through kits, what operators cost on each runtime, and one child for two of them.
 
     python benchmarks/bench_devices.py kit       a kit on this machine against the profile in place
-    python benchmarks/bench_devices.py runtimes  cost of each operator relative to the network's own, by runtime
+    python benchmarks/bench_devices.py runtimes  what each operator takes on each runtime, relative to the network's own
+    python benchmarks/bench_devices.py both      searches for one runtime, for another, and for both
+    python benchmarks/bench_devices.py sizes     how large kits are
 
-What each found last is in benchmarks/results/devices_kit.json and devices_runtimes.json.
+`runtimes` can be called for one runtime after the other (--runtimes litert): it adds to its result file.
+What each found last is in benchmarks/results/devices_*.json.
 kit, 2026-11-28, resnet18 at 3x32x32, ONNX Runtime 1.31 on two shared cores (31 to 35 % of the runs disturbed, noise floor 3.7
 and 5.4 %): error on the same held-out children 13.3 % by the kit, 12.0 % in place (ratio 1.11);
 105 CPU seconds against 116; the kit takes 0.45 MB.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -23,10 +27,14 @@ from nar_hw.errors import MeasurementError
 from nar_hw.files import write_json
 from nar_hw.latency.device import fingerprint
 from nar_hw.latency.kit import Times, table_from, write_kit
+from nar_hw.latency.measure import measure_children
 from nar_hw.latency.profiler import profile
+from nar_hw.latency.programs import PROGRAMS
 from nar_hw.latency.table import LatencyTable
 from nar_hw.models.info import ModelInfo
 from nar_hw.runtimes import RuntimeConfig, runtime_class
+from nar_hw.search.config import SearchConfig
+from nar_hw.steps.search import search_run
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -115,48 +123,146 @@ def costs(table: LatencyTable) -> dict[str, float]:
     return {name: float(np.median(values)) for name, values in ratios.items()}
 
 
-def runtimes(info: ModelInfo, names: list[str], children: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def winners(table: LatencyTable) -> dict[str, int]:
+    """Operator -> the slots in which it costs least."""
+    best = [
+        table.operators[min((row[table.operators.index(name)], table.operators.index(name)) for name in slot.candidates)[1]]
+        for slot, row in zip(table.slots, table.matrix, strict=True)
+    ]
+    return {name: best.count(name) for name in table.operators if name in best}
+
+
+def everywhere(info: ModelInfo, config: RuntimeConfig) -> dict[str, dict[str, float | None]]:
+    """Operator -> the time of the network that has it wherever it may stand, over the network's own, and +- how much of that."""
+    space = info.space()
+    codes = sorted({code for slot in space.slots for code in slot.candidates if code != slot.incumbent})
+    archs = [tuple(code if code in slot.candidates else slot.incumbent for slot in space.slots) for code in codes]
+    names = [space.operators[code] for code in codes]
+    found = measure_children(space, archs, config)
+    return {
+        name: {"ratio": ms / found.incumbent_ms, "rel": rel} for name, ms, rel in zip(names, found.ms, found.rel, strict=True)
+    }
+
+
+def tabled(info: ModelInfo, config: RuntimeConfig, children: int, budget_s: float | None) -> LatencyTable:
+    method = "in-context" if runtime_class(config.runtime).layers_on(config) else "regression"
+    return profile(info.space(), config=config, model_name=info.name, method=method, validate=children, budget_s=budget_s)
+
+
+def runtimes(info: ModelInfo, names: list[str], children: int, budget_s: float | None, output: Path) -> dict[str, Any]:
+    before = json.loads(output.read_text()) if output.exists() else {}
+    same = (before.get("network"), before.get("input_shape")) == (info.name, list(info.input_shape))
+    found: dict[str, Any] = dict(before["runtimes"]) if same else {}
     for name in names:
         config = RuntimeConfig(runtime=name)
         if reason := runtime_class(name).unavailable(config):
             print(f"{name}: {reason}")
             continue
-        method = "in-context" if runtime_class(name).layers_on(config) else "regression"
+        whole = everywhere(info, config)
+        found[name] = {"everywhere": whole, "fingerprint": fingerprint(config), "command": " ".join(["python", *sys.argv])}
         try:
-            table = profile(info.space(), config=config, model_name=info.name, method=method, validate=children)
+            table = tabled(info, config, children, budget_s)
         except MeasurementError as problem:  # of one runtime: the others have taken minutes
             print(f"{name}: {problem}")
-            found[name] = {"method": method, "refused": str(problem)}
+            found[name]["refused"] = str(problem)
             continue
-        found[name] = {**bare(table), "method": method, "costs": costs(table), "fingerprint": table.fingerprint}
-        print(name, {key: round(value, 2) for key, value in found[name]["costs"].items()}, f"{table.incumbent_ms:.3g} ms")
+        found[name] |= {**bare(table), "method": table.method.name, "costs": costs(table), "winners": winners(table)}
+        print(name, {key: round(value["ratio"], 3) for key, value in whole.items()}, f"{table.incumbent_ms:.3g} ms")
+    return {"network": info.name, "input_shape": info.input_shape, "runtimes": found}
+
+
+def both(info: ModelInfo, data: str, names: list[str], children: int, share: float, epochs: int) -> dict[str, Any]:
+    """Searches under the tables of two runtimes, alone and together; the target is ``share`` of the network on each."""
+    space = info.space()
+    tables = {name: tabled(info, RuntimeConfig(runtime=name), children, None) for name in names}
+    targets = {name: share * table.incumbent_ms for name, table in tables.items()}
+    picks = {}
+    for asked in ([names[0]], [names[1]], names):
+        with tempfile.TemporaryDirectory() as scratch:
+            config = SearchConfig(epochs=epochs, warmup_epochs=2, batch=64)
+            limits = [targets[name] for name in asked]
+            result = search_run(
+                info.name, data, [tables[name] for name in asked], target_ms=limits, out=Path(scratch) / "run", config=config
+            )
+        on = {}
+        for name, table in tables.items():
+            there = measure_children(space, [result.arch], table.config)
+            on[name] = {
+                "predicted_ms": table.predict(result.arch),
+                "predicted_of_network": table.predict(result.arch) / table.incumbent_ms,
+                "measured_of_network": there.ms[0] / there.incumbent_ms,
+            }
+        picks[" and ".join(asked)] = {"arch": space.names(result.arch), "met": result.met, "on": on}
+        print(" and ".join(asked), {name: round(item["measured_of_network"], 3) for name, item in on.items()})
     return {
         "network": info.name,
         "input_shape": info.input_shape,
-        "runtimes": found,
+        "data": data,
+        "target_of_network": share,
+        "tables": {name: {**bare(table), "method": table.method.name, "costs": costs(table)} for name, table in tables.items()},
+        "picks": picks,
+        "fingerprint": fingerprint(RuntimeConfig(runtime=names[0])),
+        "command": " ".join(["python", *sys.argv]),
+    }
+
+
+def sizes(info: ModelInfo, names: list[str], children: int) -> dict[str, Any]:
+    """MB of kits, and of all children as they are."""
+    space, found = info.space(), {}
+    for name in names:
+        runtime = runtime_class(name)
+        for shell in (False, *([True] if name in PROGRAMS else [])):
+            config = RuntimeConfig(runtime=name)
+            asked: dict[str, Any] = {"method": "in-context"} if runtime.layers_on(config) else {"method": "regression"}
+            if shell:
+                asked = {"method": "regression", "shell": True, "runtime_version": "1.0"}
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = Path(scratch) / "kit"
+                plan = write_kit(space, folder, config=config, model_name=info.name, validate=children, **asked)
+                size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            found[f"{name} without Python" if shell else name] = {
+                "children": len(plan.children),
+                "megabytes": size / 1e6,
+                "of_one_childs_weights": size / plan.weight_bytes,
+            }
+            print(name, shell, f"{size / 1e6:.2f} MB for {len(plan.children)} children")
+    return {
+        "network": info.name,
+        "input_shape": info.input_shape,
+        "kits": found,
+        "fingerprint": fingerprint(RuntimeConfig(runtime=names[0])),
         "command": " ".join(["python", *sys.argv]),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("kit", "runtimes"))
+    parser.add_argument("part", choices=("kit", "runtimes", "both", "sizes"))
     parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--input", default="3x64x64")
+    parser.add_argument("--data", default="digits")
     parser.add_argument("--method", default="in-context")
-    parser.add_argument("--runtimes", default="onnxruntime,openvino,ncnn")
+    parser.add_argument("--runtimes", default="onnxruntime,openvino,litert,ncnn")
     parser.add_argument("--children", type=int, default=40)
+    parser.add_argument("--budget", type=float, help="seconds of each profile")
+    parser.add_argument("--share", type=float, default=0.6, help="target of the searches")
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--output", type=Path)
     asked = parser.parse_args()
-    info = ModelInfo(name=asked.model, input_shape=(3, asked.size, asked.size), num_classes=10)
+    channels, height, width = map(int, asked.input.split("x"))
+    info = ModelInfo(name=asked.model, input_shape=(channels, height, width), num_classes=10)
     names = asked.runtimes.split(",")
+    output = asked.output or RESULTS / f"devices_{asked.part}.json"
     if asked.part == "kit":
         result = kit(info, RuntimeConfig(runtime=names[0]), asked.method, asked.children)
         print(f"error {result['kit']['error_percent']:.2f} % by a kit, {result['in_place']['error_percent']:.2f} % in place")
+    elif asked.part == "runtimes":
+        result = runtimes(info, names, asked.children, asked.budget, output)
+    elif asked.part == "both":
+        result = both(info, asked.data, names[:2], asked.children, asked.share, asked.epochs)
     else:
-        result = runtimes(info, names, asked.children)
-    write_json(asked.output or RESULTS / f"devices_{asked.part}.json", result)
+        result = sizes(info, names, asked.children)
+    write_json(output, result)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Kits: profiles of devices without torch and nar_hw."""
 
+import ast
+import datetime
 import hashlib
 import importlib.util
 import json
@@ -171,6 +173,15 @@ def test_the_script_needs_numpy_and_the_runtime_only() -> None:
             text = script(runtime_class(name))
             assert "nar_hw." not in "".join(line for line in text.splitlines() if "import" in line)
             compile(text, "measure.py", "exec")
+
+
+def test_the_script_needs_no_later_python_than_it_says(kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """3.10, which JetPack 6 has: syntax, and the one name of a later one that was used."""
+    for path in (*DEVICE.glob("*.py"), kit / "measure.py"):
+        ast.parse(path.read_text(), feature_version=(3, 10))
+    monkeypatch.delattr("datetime.UTC")
+    mark = loaded(kit)._fingerprint(json.loads((kit / "plan.json").read_text())["config"], "1.0")
+    assert datetime.datetime.fromisoformat(mark["date"]).utcoffset() == datetime.timedelta(0)
 
 
 def test_a_stopped_measurement_goes_on(kit: Path, tmp_path: Path) -> None:

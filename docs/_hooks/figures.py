@@ -318,6 +318,20 @@ def _commands(found: Any) -> Iterator[str]:
                 yield from _commands(item)
 
 
+def _runtimes() -> str:
+    """The network with one operator wherever it may stand, relative to the network itself, by runtime."""
+    found = {name: item["everywhere"] for name, item in _result("devices_runtimes.json")["runtimes"].items()}
+    operators = list(dict.fromkeys(name for item in found.values() for name in item))
+    best = {runtime: min(item, key=lambda name: item[name]["ratio"]) for runtime, item in found.items()}
+
+    def cell(runtime: str, name: str) -> str:
+        text = f"{found[runtime][name]['ratio']:.2f}"
+        return f"**{text}**" if best[runtime] == name else text
+
+    rows = [[f"`{name}`", *(cell(runtime, name) for runtime in found)] for name in operators]
+    return _rows(["operator", *found], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "latency": _latency,
     "methods": _methods,
@@ -333,5 +347,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "refine": _refine,
     "tutorial": _tutorial,
     "results": _results,
+    "runtimes": _runtimes,
 }
 """What ``{{ table NAME }}`` stands for."""

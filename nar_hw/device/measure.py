@@ -299,7 +299,7 @@ def _fingerprint(config: dict[str, Any], version: str) -> dict[str, Any]:
         "os": system(),
         "python": platform.python_version(),
         "versions": {config["runtime"]: version, "numpy": np.__version__},
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "before": state(),
     }
 
