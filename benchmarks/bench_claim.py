@@ -5,7 +5,7 @@ the measured latency. The alternatives are made for 0.6 from the same weights: "
 same share in every layer, "pruned" those of largest Taylor importance over the whole network (both torch-pruning), "fastnas" is
 nvidia-modelopt's pruning by measured sensitivity, "random" is a child that the latency table allows, with fitted candidates. Of
 each pruning several sizes are measured, and the one with the most FLOPs that meets the target is trained; widths are any or
-multiples of 8, whichever is better. All are trained by the same recipe (RECIPE), seeds and teacher. Seconds are CPU seconds of
+multiples of 8, whichever is better (of fastnas multiples of 4). All are trained by the same recipe (RECIPE), seeds and teacher. Seconds are CPU seconds of
 one thread; they count searching and training, not the choice of sizes.
 
     NAR_HW_DATA=DATA OMP_NUM_THREADS=1 python benchmarks/bench_claim.py train --work DIR [--seeds 0 1]
@@ -62,7 +62,7 @@ RECIPE = replace(RECIPES["finetune"], epochs=8, compile=True, **FAST)
 SEARCH = replace(FITTED, fit=FitConfig(epochs=3, precision="bf16", channels_last=True), **FAST)
 RATIOS = tuple(round(0.05 * step, 2) for step in range(2, 12))
 MULTIPLES = (None, 8)
-PRUNED = ("narrowed", "pruned", "fastnas")
+PRUNED = ("fastnas", "narrowed", "pruned")
 ALTERNATIVES = (*PRUNED, "random")
 
 
@@ -114,26 +114,25 @@ def channels(network: nn.Module, task: ClassificationTask, method: str, ratio: f
 
 
 def fastnas(network: nn.Module, task: ClassificationTask, ratio: float, multiple: int | None, work: Path) -> nn.Module:
-    """The network at ``1 - ratio`` of its FLOPs by nvidia-modelopt; the sensitivities are measured once, on 1,000 images."""
+    """The network at ``1 - ratio`` of its FLOPs by nvidia-modelopt; the sensitivities are measured once, on 500 images."""
     import modelopt.torch.nas as mtn
     import modelopt.torch.prune as mtp
 
-    images, labels = next(iter(task.eval_batches("valid", 1000)))
+    images, labels = next(iter(task.eval_batches("valid", 500)))
 
     def score(candidate: nn.Module) -> float:
         with torch.no_grad():
             return float((candidate(images).argmax(1) == labels).float().mean())
 
-    divisor = multiple or 4
     pruned, _ = mtp.prune(
         network,
-        mode=[("fastnas", {"nn.Conv2d": {"*": {"channel_divisor": divisor}}, "nn.BatchNorm2d": {"*": {}}})],
+        mode=[("fastnas", {"nn.Conv2d": {"*": {"channel_divisor": multiple}}, "nn.BatchNorm2d": {"*": {}}})],
         constraints={"flops": f"{100 * (1 - ratio):g}%"},
         dummy_input=torch.zeros(1, *SHAPE),
         config={
             "data_loader": [(batch,) for batch in images.split(100)],
             "score_func": score,
-            "checkpoint": str(work / f"fastnas-{divisor}.pt"),
+            "checkpoint": str(work / "fastnas.pt"),
             "verbose": False,
         },
     )
@@ -155,20 +154,22 @@ def sizes(work: Path) -> None:
     task = load_task("cifar10")
     assert isinstance(task, ClassificationTask)
     export_onnx(trained(), work / "sizes" / "network.onnx", input_shape=SHAPE, batch=1)
-    found: dict[str, Any] = {}
+    file = work / "sizes" / "all.json"
+    found: dict[str, Any] = read_json(file, what="sizes") if file.exists() else {}
     for method in PRUNED:
-        for multiple in MULTIPLES:
+        for multiple in MULTIPLES if method != "fastnas" else (4,):
             for ratio in RATIOS:
+                if f"{method}-{ratio}-{multiple}" in found:
+                    continue
                 network = made(method, task, ratio, multiple, work)
                 flops = count_module(network, SHAPE).flops
                 if any((item["method"], item["flops"]) == (method, flops) for item in found.values()):
                     continue
                 name = f"{method}-{ratio}-{multiple}"
                 found[name] = {"method": method, "ratio": ratio, "multiple": multiple, "flops": flops}
-                if not (file := work / "sizes" / f"{name}.onnx").exists():
-                    export_onnx(network, file, input_shape=SHAPE, batch=1)
+                export_onnx(network, work / "sizes" / f"{name}.onnx", input_shape=SHAPE, batch=1)
+                write_json(file, found)
                 print(name, f"{flops:,}", flush=True)
-    write_json(work / "sizes" / "all.json", found)
 
 
 def choice(work: Path) -> None:
