@@ -507,14 +507,15 @@ class LiteRt(Network):
             self.interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as problem:
             raise InputError(f"LiteRT cannot load {about.file}: {first_line(problem)}") from None
-        self.places = [
-            found[0]["index"] for found in (self.interpreter.get_input_details(), self.interpreter.get_output_details())
-        ]
+        self.place = self.interpreter.get_input_details()[0]["index"]
+        places = {item["index"]: name for name, item in self.interpreter.get_signature_runner().get_output_details().items()}
+        self.results = [item["index"] for item in self.interpreter.get_output_details()]
+        self.names = tuple(places[place] for place in self.results)
 
     def feed(self, images: np.ndarray) -> None:
         """As (batch, H, W, C)."""
         try:
-            self.interpreter.set_tensor(self.places[0], np.ascontiguousarray(images.transpose(0, 2, 3, 1)))
+            self.interpreter.set_tensor(self.place, np.ascontiguousarray(images.transpose(0, 2, 3, 1)))
         except ValueError as problem:
             raise InputError(f"{self.about.file} does not run: {first_line(problem)}") from None
 
@@ -522,9 +523,9 @@ class LiteRt(Network):
         """Without copies."""
         self.interpreter.invoke()
 
-    def outputs(self) -> np.ndarray:
-        """A copy."""
-        return self.interpreter.get_tensor(self.places[1])
+    def outputs(self) -> list[np.ndarray]:
+        """Copies."""
+        return [self.interpreter.get_tensor(place) for place in self.results]
 
 
 class Ncnn(Network):
@@ -565,9 +566,9 @@ class Ncnn(Network):
         if code:
             raise InputError(f"{self.about.file} does not run: ncnn answers {code}")
 
-    def outputs(self) -> np.ndarray:
+    def outputs(self) -> list[np.ndarray]:
         """A copy."""
-        return np.array(self._output, np.float32).reshape(1, -1)
+        return [np.array(self._output, np.float32).reshape(1, -1)]
 
 
 def refuse_gpu(about: About, gpu: int | None) -> None:

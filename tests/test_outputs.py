@@ -1,5 +1,6 @@
 """Networks with several outputs: trained, searched and exported as they come, each output judged by its own scale."""
 
+import importlib.util
 import json
 import re
 from collections import OrderedDict
@@ -37,6 +38,7 @@ from nar_hw.training.recipes import RECIPES
 from tests.conftest import Shell
 
 SHAPE = (1, 6, 6)
+LITERT = ("litert",) if importlib.util.find_spec("ai_edge_litert") else ()
 
 
 class Heads(nn.Module):
@@ -87,7 +89,7 @@ def bundle(trained: Heads, tmp_path_factory: pytest.TempPathFactory) -> Path:
         tmp_path_factory.mktemp("heads") / "bundle",
         arch=Arch(name="heads", input_shape=SHAPE),
         preprocessing=Preprocessing(mean=(0.5,), std=(0.25,), classes=()),
-        config=ExportConfig(targets=("onnx", "openvino"), precisions=("fp32", "fp16", "int8"), batch=(1, 4)),
+        config=ExportConfig(targets=("onnx", "openvino", *LITERT), precisions=("fp32", "fp16", "int8"), batch=(1, 4)),
         images=BundleImages(validation=images, calibration=images),
     )
 
@@ -141,20 +143,21 @@ def test_a_bundle_has_every_output(bundle: Path, trained: Heads) -> None:
     for name, wanted in expected.items():
         np.testing.assert_allclose(found[name], wanted.numpy(), rtol=0, atol=1e-5 * float(wanted.abs().max()))
     checked = verify_bundle(bundle)
-    assert {"fp32", "fp16", "int8", "openvino fp32"} <= checked.keys()
+    assert {"fp32", "fp16", "int8", "openvino fp32", *(f"{name} fp32" for name in LITERT)} <= checked.keys()
     assert "`map` (1x6x6), `level` (one number)" in (bundle / "README.md").read_text()
 
 
 def test_the_kit_gives_every_output(bundle: Path, run_kit: Shell, tmp_path: Path) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (6, 6), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "grey.png")
-    code, out, _ = run_kit(bundle, tmp_path / "grey.png", "--json")
-    (item,) = json.loads(out)["images"]
     session = onnxruntime.InferenceSession(str(bundle / "model.onnx"))
     places, level = session.run(None, {"input": ((pixels.astype(np.float32) / 255 - 0.5) / 0.25)[None, None]})
-    assert code == 0
-    np.testing.assert_allclose(item["outputs"]["map"], places[0], rtol=1e-5)
-    np.testing.assert_allclose(item["outputs"]["level"], level[0], rtol=1e-5)
+    for file in (bundle, *(bundle / "model.tflite" for _ in LITERT)):
+        code, out, _ = run_kit(file, tmp_path / "grey.png", "--json")
+        (item,) = json.loads(out)["images"]
+        assert code == 0
+        np.testing.assert_allclose(item["outputs"]["map"], places[0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(item["outputs"]["level"], level[0], rtol=1e-5)
     code, out, _ = run_kit(bundle, tmp_path / "grey.png")
     assert code == 0
     assert f"map (1x6x6) from {places.min():.6g} to {places.max():.6g}" in out

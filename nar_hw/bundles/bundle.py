@@ -32,7 +32,7 @@ from nar_hw.bundles.manifest import (
     load_bundle,
 )
 from nar_hw.bundles.readme import readme
-from nar_hw.bundles.targets import FILES, config_for, plan
+from nar_hw.bundles.targets import FILES, config_for, plan, targets as export_targets
 from nar_hw.bundles.verify import parsed
 from nar_hw.data.preprocessing import Preprocessing
 from nar_hw.errors import ExportError, RunError, RuntimeUnavailableError
@@ -113,7 +113,8 @@ def export_bundle(
         for target in dict.fromkeys(target for target, _ in compiled):
             if not runtime_class(target).several:
                 names = ", ".join(output.name for output in judge.outputs)
-                raise ExportError(f"{target} takes networks of one output, but this one gives {names}: use onnx or openvino")
+                able = " or ".join(["onnx", *(name for name, kind in export_targets().items() if kind.several)])
+                raise ExportError(f"{target} takes networks of one output, but this one gives {names}: use {able}")
     with _replacing(out) as folder:
         files = {precision: folder / name for precision, name in FILES.items() if precision in ("fp32", *config.precisions)}
         export_onnx(network, files["fp32"], input_shape=shape, batch=config.batch, metadata=properties)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nar_hw.device.visits import Network
+from nar_hw.device.visits import Network, joined
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ class LiteRtNetwork(Network):
             self._interpreter = Interpreter(model_path=files[0], num_threads=threads)
             self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]
-        self._output = self._interpreter.get_output_details()[0]["index"]
+        self._outputs = [output["index"] for output in self._interpreter.get_output_details()]
         self._images = images
         self._feed(images)
 
@@ -50,7 +50,7 @@ class LiteRtNetwork(Network):
         """The outputs for other images."""
         self._feed(images)
         self.run()
-        outputs = np.asarray(self._interpreter.get_tensor(self._output), dtype=np.float32)
+        outputs = joined([self._interpreter.get_tensor(output) for output in self._outputs])
         self._feed(self._images)
         return outputs
 

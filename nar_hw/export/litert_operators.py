@@ -367,6 +367,18 @@ def _slice(to: "Conversion", node: "onnx.NodeProto") -> None:
     to.put(name, to.operate("STRIDED_SLICE", operands, to.shape(name, last=last), options, name), last=last)
 
 
+def _gather(to: "Conversion", node: "onnx.NodeProto") -> None:
+    """Constant places along an axis."""
+    source, name = node.input[0], node.output[0]
+    places, rank = to.constants.get(node.input[1]), len(to.shape(source))
+    if places is None or source in to.constants:
+        raise to.refused(node, "of places that are computed")
+    axis = given(node).get("axis", 0) % rank
+    indices = to.constant((places % to.shape(source)[axis]).astype(np.int32))
+    made = to.operate("GATHER", [to.get(source), indices], to.shape(name), to.schema.GatherOptionsT(axis), name)
+    to.put(name, made, last=False)
+
+
 def _reshape(to: "Conversion", node: "onnx.NodeProto") -> None:
     """Also Flatten, Squeeze and Unsqueeze: elements keep their order."""
     source, name = node.input[0], node.output[0]
@@ -425,6 +437,7 @@ OPERATORS: dict[str, Callable[["Conversion", "onnx.NodeProto"], None]] = {
     "Elu": _elu,
     "Exp": partial(_unary, kind="EXP"),
     "Flatten": _reshape,
+    "Gather": _gather,
     "Gemm": _gemm,
     "GlobalAveragePool": _mean,
     "HardSigmoid": _hard_sigmoid,

@@ -303,7 +303,12 @@ def check_runtime(name: str, source: Path, images: Images, outputs: Images, *, t
     tolerance: largest error allowed, as a share of the largest absolute output.
     """
     expected = run_session(open_session(source), images, batch=len(images))
-    apart = float(np.abs(outputs.reshape(-1) - expected.reshape(-1)).max() / np.abs(expected).max())
+    outputs = outputs.reshape(len(images), -1)
+    if outputs.shape != expected.shape:
+        raise ExportError(
+            f"{name} gives {outputs.shape[1]} numbers for an image, but {source} gives {expected.shape[1]}: use another runtime"
+        )
+    apart = float(np.abs(outputs - expected).max() / np.abs(expected).max())
     if not apart <= tolerance:
         raise ExportError(
             f"{name} computes something else than {source}: outputs may differ by {tolerance:g} of the largest, but differ by "

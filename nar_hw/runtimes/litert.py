@@ -44,6 +44,7 @@ class LiteRt(Runtime):
     files = (".tflite",)
     exports = ("fp32",)
     kit = "litert"
+    several = True
 
     @classmethod
     def _missing(cls, config: RuntimeConfig) -> str | None:
