@@ -159,7 +159,10 @@ def runtimes(info: ModelInfo, names: list[str], children: int, budget_s: float |
             print(f"{name}: {reason}")
             continue
         whole = everywhere(info, config)
+        print(name, {key: round(value["ratio"] or 0.0, 3) for key, value in whole.items()})
         found[name] = {"everywhere": whole, "fingerprint": fingerprint(config), "command": " ".join(["python", *sys.argv])}
+        if not children:
+            continue
         try:
             table = tabled(info, config, children, budget_s)
         except MeasurementError as problem:  # of one runtime: the others have taken minutes
@@ -167,7 +170,6 @@ def runtimes(info: ModelInfo, names: list[str], children: int, budget_s: float |
             found[name]["refused"] = str(problem)
             continue
         found[name] |= {**bare(table), "method": table.method.name, "costs": costs(table), "winners": winners(table)}
-        print(name, {key: round(value["ratio"], 3) for key, value in whole.items()}, f"{table.incumbent_ms:.3g} ms")
     return {"network": info.name, "input_shape": info.input_shape, "runtimes": found}
 
 
@@ -243,7 +245,7 @@ def main() -> None:
     parser.add_argument("--data", default="digits")
     parser.add_argument("--method", default="in-context")
     parser.add_argument("--runtimes", default="onnxruntime,openvino,litert,ncnn")
-    parser.add_argument("--children", type=int, default=40)
+    parser.add_argument("--children", type=int, default=40, help="held out; 0: no table of the runtimes")
     parser.add_argument("--budget", type=float, help="seconds of each profile")
     parser.add_argument("--share", type=float, default=0.6, help="target of the searches")
     parser.add_argument("--epochs", type=int, default=12)

@@ -112,6 +112,28 @@ def test_what_backbones_have_is_converted(tmp_path: Path) -> None:
     assert not {"RELU", "RELU6"} & set(made)  # done in passing
 
 
+class Block(nn.Module):
+    """As in ConvNeXt: channels last, a norm of layers, Gelu, scaled and added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.norm = nn.Conv2d(3, 3, 3, padding=1, groups=3), nn.LayerNorm(3)
+        self.up, self.down, self.scale = nn.Linear(3, 8), nn.Linear(8, 3), nn.Parameter(torch.rand(3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.down(F.gelu(self.up(self.norm(self.mix(x).permute(0, 2, 3, 1)))))
+        return x + self.scale * y.permute(0, 3, 1, 2)
+
+
+def test_a_block_of_convnext_is_converted(tmp_path: Path) -> None:
+    file, outputs, expected = converted(nn.Sequential(Block(), Block()), tmp_path, (3, 6, 6))
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
+    made = operators(file)
+    assert made.count("GELU") == 2
+    # Linear layers and norms read what convolutions give as it is
+    assert made.count("TRANSPOSE") <= 2
+
+
 def graph(folder: Path, *nodes: onnx.NodeProto, constants: dict[str, np.ndarray] | None = None) -> Path:
     """An ONNX file of such nodes from "input" (1, 4, 6, 6) to "output"."""
     value = helper.make_tensor_value_info

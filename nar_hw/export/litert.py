@@ -7,7 +7,7 @@ Shape legend: B images, H height, W width, C channels.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,7 @@ class Conversion:
         for node in graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 self.constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+        _find_gelus(graph, self.constants)
         self.shapes = _shapes(graph) | {name: array.shape for name, array in self.constants.items()}
         self.readers = Counter(name for node in graph.node for name in node.input)
         self.readers.update(value.name for value in graph.output)
@@ -260,6 +261,46 @@ def _static(source: Path, images: tuple[int, int, int, int]) -> onnx.GraphProto:
         optimizer.fold_constants(graph)
         model = to_proto(graph)
     return onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+
+
+def _find_gelus(graph: onnx.GraphProto, constants: Mapping[str, Array]) -> None:
+    """Put one node in the place of x / sqrt(2), Erf, + 1, * x, / 2, which is how older opsets write a Gelu."""
+    makers = {name: node for node in graph.node for name in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+
+    def scalar(name: str) -> float | None:
+        array = constants.get(name)
+        return None if array is None or array.size != 1 else float(array.item())
+
+    def next_of(node: onnx.NodeProto, kind: str) -> tuple[onnx.NodeProto | None, str]:
+        """The one reader, if it is of that kind, and its other operand."""
+        found = readers.get(node.output[0], [])
+        if len(found) != 1 or found[0].op_type != kind:
+            return None, ""
+        return found[0], next((name for name in found[0].input if name != node.output[0]), "")
+
+    for erf in [node for node in graph.node if node.op_type == "Erf"]:
+        part = makers.get(erf.input[0])
+        add, one = next_of(erf, "Add")
+        times, x = next_of(add, "Mul") if add is not None else (None, "")
+        half, two = next_of(times, "Mul") if times is not None else (None, "")
+        if part is None or add is None or times is None or half is None or part.op_type != "Div" or part.input[0] != x:
+            continue
+        root = scalar(part.input[1])
+        if (
+            root is None
+            or abs(root - 2**0.5) > 1e-6
+            or scalar(one) != 1
+            or scalar(two) != 0.5
+            or len(readers[part.output[0]]) > 1
+        ):
+            continue
+        half.op_type, half.input[:] = "Gelu", [x]
+        for node in (part, erf, add, times):
+            graph.node.remove(node)
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:

@@ -183,6 +183,30 @@ def _norm(to: "Conversion", node: "onnx.NodeProto") -> None:
     to.put(name, made, last=True)
 
 
+def _layer_norm(to: "Conversion", node: "onnx.NodeProto") -> None:
+    """Over the last axis, in the operations that LiteRT has."""
+    source, name, rank = node.input[0], node.output[0], len(to.shape(node.input[0]))
+    scale, shift = (to.constants.get(item) for item in [*node.input[1:], "", ""][:2])
+    if given(node).get("axis", -1) % rank != rank - 1 or scale is None or len(node.output) > 1:
+        raise to.refused(node, "over other axes than the last")
+    shape = to.shape(source)
+    single = [*shape[:-1], 1]
+    axis, options = to.constant(np.array([rank - 1], np.int32)), to.schema.ReducerOptionsT(True)
+    x = to.get(source)
+    mean = to.operate("MEAN", [x, axis], single, options, f"{node.name}/mean")
+    squares = to.operate("SQUARED_DIFFERENCE", [x, mean], shape, to.schema.SquaredDifferenceOptionsT(), f"{node.name}/squares")
+    variance = to.operate("MEAN", [squares, axis], single, options, f"{node.name}/variance")
+    epsilon = to.constant(np.array(given(node).get("epsilon", 1e-5), np.float32))
+    spread = to.operate("ADD", [variance, epsilon], single, to.schema.AddOptionsT(), f"{node.name}/spread")
+    factor = to.operate("RSQRT", [spread], single, None, f"{node.name}/factor")
+    centred = to.operate("SUB", [x, mean], shape, to.schema.SubOptionsT(), f"{node.name}/centred")
+    made = to.operate("MUL", [centred, factor], shape, to.schema.MulOptionsT(), f"{node.name}/normal")
+    made = to.operate("MUL", [made, to.constant(scale, node.input[1])], shape, to.schema.MulOptionsT(), name)
+    if shift is not None:
+        made = to.operate("ADD", [made, to.constant(shift, node.input[2])], shape, to.schema.AddOptionsT(), name)
+    to.put(name, made, last=False)
+
+
 def _gemm(to: "Conversion", node: "onnx.NodeProto") -> None:
     """A linear layer."""
     about = given(node)
@@ -293,6 +317,13 @@ def _hard_sigmoid(to: "Conversion", node: "onnx.NodeProto") -> None:
     options = to.schema.AddOptionsT(to.schema.ActivationFunctionType.RELU6)
     moved = to.operate("ADD", [to.get(node.input[0], last=last), three], shape, options, f"{name}/Add")
     to.put(name, to.operate("MUL", [moved, sixth], shape, to.schema.MulOptionsT(), name), last=last)
+
+
+def _gelu(to: "Conversion", node: "onnx.NodeProto") -> None:
+    """As ONNX has it from opset 20 on, and as the conversion finds it in older ones."""
+    if given(node).get("approximate", "none") != "none":
+        raise to.refused(node, "by tanh, which LiteRT computes otherwise")
+    _unary(to, node, "GELU", to.schema.GeluOptionsT(False))
 
 
 def _leaky(to: "Conversion", node: "onnx.NodeProto") -> None:
@@ -438,11 +469,13 @@ OPERATORS: dict[str, Callable[["Conversion", "onnx.NodeProto"], None]] = {
     "Exp": partial(_unary, kind="EXP"),
     "Flatten": _reshape,
     "Gather": _gather,
+    "Gelu": _gelu,
     "Gemm": _gemm,
     "GlobalAveragePool": _mean,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": partial(_unary, kind="HARD_SWISH"),
     "Identity": _identity,
+    "LayerNormalization": _layer_norm,
     "LeakyRelu": _leaky,
     "MatMul": _matmul,
     "Max": partial(_extreme, kind="MAXIMUM"),

@@ -39,7 +39,7 @@ from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import Arch
 
 SCHEMA = 1
-_PERIOD = 4093
+_PERIOD = 1021
 """Random weights of kits without Python repeat after so many, which gzip sees; a prime, so that no two filters are alike."""
 _AGAIN = "bring it from the device again, or measure again"
 
@@ -406,13 +406,13 @@ def _children(
             onnx = Path(scratch) / "child.onnx"
             exporter.export(arch, onnx)
             own = []
-            if shell:
+            if config.precision != "fp32":  # of which only a shell's kit has any
                 onnx.write_bytes(filled(hollowed(onnx.read_bytes(), onnx_weights(onnx)), period=_PERIOD))
                 onnx = with_precision(onnx, config.precision, Path(scratch))
             for file, weights in runtime.device_files(onnx, config, Path(scratch)):
                 name = f"children/{number}{file.suffix}.{'gz' if shell else 'z'}"
-                data = file.read_bytes()
-                write_bytes(folder / name, gzip.compress(data, mtime=0) if shell else hollowed(data, weights))
+                data = hollowed(file.read_bytes(), weights)
+                write_bytes(folder / name, gzip.compress(filled(data, period=_PERIOD), mtime=0) if shell else data)
                 own.append(name)
         names.append(tuple(own))
     return tuple(names)
