@@ -264,7 +264,7 @@ def _static(source: Path, images: tuple[int, int, int, int]) -> onnx.GraphProto:
 
 
 def _find_gelus(graph: onnx.GraphProto, constants: Mapping[str, Array]) -> None:
-    """Put one node in the place of x / sqrt(2), Erf, + 1, * x, / 2, which is how older opsets write a Gelu."""
+    """Put one node in the place of x / sqrt(2), Erf, + 1, / 2, * x, which is how older opsets write a Gelu."""
     makers = {name: node for node in graph.node for name in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
@@ -285,9 +285,9 @@ def _find_gelus(graph: onnx.GraphProto, constants: Mapping[str, Array]) -> None:
     for erf in [node for node in graph.node if node.op_type == "Erf"]:
         part = makers.get(erf.input[0])
         add, one = next_of(erf, "Add")
-        times, x = next_of(add, "Mul") if add is not None else (None, "")
-        half, two = next_of(times, "Mul") if times is not None else (None, "")
-        if part is None or add is None or times is None or half is None or part.op_type != "Div" or part.input[0] != x:
+        half, two = next_of(add, "Mul") if add is not None else (None, "")
+        times, x = next_of(half, "Mul") if half is not None else (None, "")
+        if part is None or add is None or half is None or times is None or part.op_type != "Div" or part.input[0] != x:
             continue
         root = scalar(part.input[1])
         if (
@@ -298,8 +298,8 @@ def _find_gelus(graph: onnx.GraphProto, constants: Mapping[str, Array]) -> None:
             or len(readers[part.output[0]]) > 1
         ):
             continue
-        half.op_type, half.input[:] = "Gelu", [x]
-        for node in (part, erf, add, times):
+        times.op_type, times.input[:] = "Gelu", [x]
+        for node in (part, erf, add, half):
             graph.node.remove(node)
 
 
