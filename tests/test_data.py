@@ -14,9 +14,10 @@ import torchvision
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
 
 from nar_hw.data import SPLITS, Augmentation, ImageData, base, data_root, load_data
-from nar_hw.data.base import Pool, assemble, channel_statistics, stratified
+from nar_hw.data.base import Pool, assemble, channel_covariance, channel_statistics, stratified
 from nar_hw.data.loader import DeviceImages
 from nar_hw.errors import DataError, UnknownNameError
 
@@ -453,6 +454,41 @@ class TestLoader:
             assert all((item in plain) != (item in mirrored) for item in items)
             flips += sum(item in mirrored for item in items)
         assert 90 < flips < 150  # 240 fair coins: 120 +- 30 is almost four deviations
+
+    def test_ten_views_are_the_corners_and_the_centre_and_the_same_mirrored(self) -> None:
+        split, size = self.data.train, 3
+        loader = DeviceImages(split, torch.device("cpu"), mean=self.data.mean, std=self.data.std, crop=size)
+        found = torch.cat([images for images, _ in loader.ten_views(5)])
+        assert found.shape == (12, 10, 2, 3, 3)
+        for row, (top, left) in enumerate([(0, 0), (0, 3), (2, 0), (2, 3), (1, 1)]):
+            window = self.normalised(split.images[:, :, top : top + size, left : left + size])
+            assert np.allclose(found[:, row], window, atol=1e-6)
+            assert np.allclose(found[:, 5 + row], window[..., ::-1], atol=1e-6)
+        with pytest.raises(DataError, match="ten views are of windows smaller than the images"):
+            next(self.loader(Augmentation()).ten_views(5))
+
+    def test_colours_are_shifted_along_the_principal_components(self) -> None:
+        """Against Krizhevsky's formula with the components of scikit-learn."""
+        pixels = self.data.train.images.transpose(0, 2, 3, 1).reshape(-1, 2) / 255.0
+        fitted = PCA().fit(pixels)
+        variances = fitted.explained_variance_ * (len(pixels) - 1) / len(pixels)
+        assert channel_covariance(self.data.train.images) == pytest.approx(np.cov(pixels.T, bias=True))
+        shifts = []
+        for seed in range(60):
+            generator = torch.Generator().manual_seed(seed)
+            (changed, order) = next(
+                self.loader(Augmentation(pca_colour=0.3)).shuffled(12, generator, augment=True, drop_last=False)
+            )
+            generator = torch.Generator().manual_seed(seed)
+            (before, same) = next(self.loader(Augmentation()).shuffled(12, generator, augment=True, drop_last=False))
+            assert order.tolist() == same.tolist()
+            shift = (changed - before).double().numpy()
+            assert np.ptp(shift, axis=(2, 3)).max() < 1e-5  # one for the whole image
+            shifts.append(shift[:, :, 0, 0] * np.array(self.data.std))
+        factors = np.concatenate(shifts) @ fitted.components_.T / (0.3 * variances)  # 720 x 2 of deviation 1
+        assert np.abs(factors.mean(0)).max() < 0.15
+        assert factors.std(0) == pytest.approx(1, abs=0.11)
+        assert abs(np.corrcoef(factors.T)[0, 1]) < 0.15
 
     @pytest.mark.parametrize("side", [1, 2, 3])
     def test_cutout_sets_one_square_around_a_pixel_to_the_mean(self, side: int) -> None:

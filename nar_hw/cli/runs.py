@@ -274,6 +274,15 @@ def train(
         int | None,
         whole("--workers", "Processes that read stream: images; default: one a core, to 8.", 0, MOST_THREADS, panel=WHERE),
     ] = None,
+    augment: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--augment",
+            metavar="NAME=VALUE",
+            help="Another augmentation than the data's own, such as pca_colour=0.1 or cutout=8; once for each.",
+            rich_help_panel=FINE,
+        ),
+    ] = None,
     data_root: DataRoot = None,
     download: Annotated[
         bool,
@@ -305,7 +314,7 @@ def train(
             f"but got --init {init}, --distill {chosen.distill:g} and --baseline {baseline}"
         )
     with launched(device) as device, progress_bar() as progress:
-        task = load_task(data, root=data_root, device=device, workers=workers, download=download)
+        task = load_task(data, root=data_root, device=device, workers=workers, download=download, augment=augment or ())
         wanted = find_arch(
             arch,
             model=model,

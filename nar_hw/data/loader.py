@@ -5,8 +5,10 @@ Shape legend: N images of the split, B of a batch, C channels, H height, W width
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nar_hw.data.base import Augmentation, Split
@@ -27,6 +29,21 @@ class Normalisation:
     def __call__(self, images: Tensor) -> Tensor:
         """The normalised images."""
         return torch.mul(images, self._scale).add_(self._shift)  # the product of uint8 and float32 is float32
+
+
+class ColourShifts:
+    """Shifts of whole images along the principal components of the training pixels (Krizhevsky et al. 2012, section 4.1)."""
+
+    def __init__(self, covariance: NDArray[np.float64], std: Sequence[float], deviation: float, device: torch.device) -> None:
+        variances, components = torch.linalg.eigh(torch.from_numpy(covariance))  # (C,), a component in each column of (C, C)
+        self._device = device
+        self._steps = deviation * (components * variances).T / torch.tensor(std, dtype=torch.float64)  # (components, C)
+
+    def drawn(self, count: int, generator: torch.Generator) -> Tensor:
+        """What is added to the normalised channels of ``count`` images: (count, C, 1, 1)."""
+        factors = torch.randn(count, len(self._steps), generator=generator, dtype=torch.float64)
+        shifts: Tensor = (factors @ self._steps).float().to(self._device)
+        return shifts[:, :, None, None]
 
 
 class DeviceImages:
@@ -57,6 +74,9 @@ class DeviceImages:
         self._windows = F.pad(images, [padding] * 4).unfold(2, self._height, 1).unfold(3, self._width, 1)
         self._places = torch.tensor(self._windows.shape[2:4])
         self._normalised = Normalisation(mean, std, device)
+        self._shifts = None
+        if self.augmentation.pca_colour:
+            self._shifts = ColourShifts(split.covariance(), std, self.augmentation.pca_colour, device)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,6 +87,20 @@ class DeviceImages:
         for start in range(0, len(self), batch):
             images = self._windows[start : start + batch, :, row, column]
             yield self._normalised(images), self.labels[start : start + batch]
+
+    def ten_views(self, batch: int) -> Iterator[Batch]:
+        """All images in their order, of each the four corners and the centre, then the same mirrored: (B, 10, C, H, W).
+
+        Raises DataError when the images are no larger than the windows.
+        """
+        last_row, last_column = (self._places - 1).tolist()
+        if not last_row or not last_column:
+            raise DataError("ten views are of windows smaller than the images, but these are as large: use folder:PATH@CROP/SIZE")
+        places = [(0, 0), (0, last_column), (last_row, 0), (last_row, last_column), (last_row // 2, last_column // 2)]
+        for start in range(0, len(self), batch):
+            some = self._windows[start : start + batch]
+            views = torch.stack([some[:, :, row, column] for row, column in places], 1)  # (B, 5, C, H, W)
+            yield self._normalised(torch.cat([views, views.flip(-1)], 1)), self.labels[start : start + batch]
 
     def shuffled(
         self, batch: int, generator: torch.Generator, *, augment: bool, drop_last: bool, shared: bool = False
@@ -83,6 +117,7 @@ class DeviceImages:
             crops = torch.stack([torch.randint(places, (count,), generator=generator) for places in self._places.tolist()])
         flips = torch.rand(count, generator=generator) < 0.5 if augment and how.flip else None
         holes = self._holes(count, generator) if augment and how.cutout else None
+        shifts = self._shifts.drawn(count, generator) if augment and self._shifts is not None else None
         order, crops = order.to(device), crops.to(device)
         flips = None if flips is None else flips.to(device)
         holes = None if holes is None else holes.to(device)
@@ -94,6 +129,8 @@ class DeviceImages:
             if flips is not None:
                 images = torch.where(flips[part, None, None, None], images.flip(-1), images)
             images = self._normalised(images)
+            if shifts is not None:
+                images.add_(shifts[part])
             if holes is not None:
                 images = images.masked_fill_(self._hole_mask(holes[:, part]), 0.0)
             yield images, self.labels[chosen]
