@@ -187,7 +187,7 @@ def _broken(rule: str, field: str, found: Any, kind: Any) -> str:
         return f"{field or 'it'} has an unknown field {shown(name[1])}{f' (is {near[0]!r} meant?)' if near else ''}"
     expected = re.search(r"Expected (.*?)(, got .*)?$", rule)
     return (
-        f"{field} must be {expected[1].replace('`', '')}, but is {shown(found)}"
+        f"{field} must be {expected[1].replace('`', '').replace('int | float', 'a number')}, but is {shown(found)}"
         if expected
         else f"{field} is {shown(found)}: {rule}"
     )

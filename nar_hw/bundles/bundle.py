@@ -35,7 +35,7 @@ from nar_hw.bundles.readme import readme
 from nar_hw.bundles.targets import FILES, config_for, plan
 from nar_hw.bundles.verify import parsed
 from nar_hw.data.preprocessing import Preprocessing
-from nar_hw.errors import ExportError, RunError, RuntimeUnavailableError
+from nar_hw.errors import DataError, ExportError, RunError, RuntimeUnavailableError
 from nar_hw.export.dense import DENSE_FILE, export_dense, run_dense
 from nar_hw.export.onnx import export_onnx, open_session, run_session
 from nar_hw.export.quantize import check_calibration, to_fp16, to_int8
@@ -87,10 +87,15 @@ def export_bundle(
     Raises:
         UnknownNameError: an unknown target, precision or calibration.
         RuntimeUnavailableError: a target that does not work here.
-        DataError: images, labels and classes do not go together.
+        DataError: images, labels and classes do not go together, or the normalisation is per pixel.
         ExportError: a file differs from torch by more than its tolerance, or ``out`` cannot be written.
     """
     out = Path(out)
+    if preprocessing.mean_image:
+        raise DataError(
+            "a bundle subtracts one mean of each channel, but the network was trained with the mean of each pixel: train with "
+            "another normalisation, such as --data NAME,mean"
+        )
     compiled, left_out = plan(config.targets, config.precisions, config.device)
     for target, precision in compiled:
         absent = runtime_class(target).left_out(precision, config.gpus)

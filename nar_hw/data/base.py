@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nar_hw.errors import DataError, unknown_name
-from nar_hw.records import Record, plain
+from nar_hw.records import Record, plain, replace
 
+MEAN, PIXEL_MEAN = "mean", "pixel-mean"
+"""What may be subtracted from images instead of normalising them: behind a comma in a data set's name."""
 SplitName = Literal["train", "valid", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 HOLD_OUT = (70, 10, 20)
@@ -129,6 +131,8 @@ class ImageData:
     """Per channel over the training split (of images in files, a sample of it), for pixels scaled to [0, 1]."""
     std: tuple[float, ...]
     augmentation: Augmentation
+    mean_image: NDArray[np.float32] | None = None
+    """Mean of the training images (C, H, W) scaled to [0, 1], which is subtracted instead of ``mean``."""
     crop: int | None = None
     """Side of the window of images in memory that a network sees: a random one in training, else the centre; None: all."""
 
@@ -296,6 +300,22 @@ def channel_covariance(images: NDArray[np.uint8]) -> NDArray[np.float64]:
     mean = first / count
     covariance: NDArray[np.float64] = (second / count - np.outer(mean, mean)) / 255**2
     return covariance
+
+
+def subtracting(data: ImageData, name: str, what: str) -> ImageData:
+    """``data`` as ``name``, of whose pixels in [0, 255] nothing but the mean of the channel or of the pixel is subtracted.
+
+    Raises DataError for the mean of pixels whose images are read when they are needed.
+    """
+    data = replace(data, name=name, std=(1 / 255,) * len(data.std))
+    if what == MEAN:
+        return data
+    if not isinstance(data.train, Split):
+        raise DataError(
+            f"the mean of each pixel is of images in memory, but {name!r} reads them when needed: use ,{MEAN}, or folder:PATH"
+        )
+    total = sum(data.train.images[start : start + 512].sum(0, dtype=np.int64) for start in range(0, len(data.train), 512))
+    return replace(data, mean_image=(total / (255 * len(data.train))).astype(np.float32))
 
 
 def require_memory(name: str, count: int, shape: tuple[int, int, int], fix: str) -> None:

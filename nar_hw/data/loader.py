@@ -58,10 +58,12 @@ class DeviceImages:
         std: Sequence[float],
         augmentation: Augmentation | None = None,
         crop: int | None = None,
+        mean_image: NDArray[np.float32] | None = None,
     ) -> None:
         """Moves the split to ``device``; with ``augmentation``, padded once for all later crops. Raises DataError.
 
-        With ``crop``, windows of that side are delivered: the centre, or a random one where images are augmented.
+        With ``crop``, windows of that side are delivered: the centre, or a random one where images are augmented. Of a window the
+        same window of ``mean_image`` is subtracted, before it is mirrored (as Caffe does).
         """
         self.augmentation = augmentation or Augmentation()
         if self.augmentation.least_area < 1:
@@ -72,6 +74,11 @@ class DeviceImages:
         padding = self.augmentation.crop_padding
         # A view of every crop: indexing it copies each image's window in one kernel.  # (N, C, rows, columns, H, W)
         self._windows = F.pad(images, [padding] * 4).unfold(2, self._height, 1).unfold(3, self._width, 1)
+        self._means = None  # what else is subtracted from normalised pixels, at each window: (C, rows, columns, H, W)
+        if mean_image is not None:
+            centre, deviation = (np.array(values)[:, None, None] for values in (mean, std))
+            above = torch.from_numpy((mean_image - centre) / deviation).float().to(device)
+            self._means = F.pad(above, [padding] * 4).unfold(1, self._height, 1).unfold(2, self._width, 1)
         self._places = torch.tensor(self._windows.shape[2:4])
         self._normalised = Normalisation(mean, std, device)
         self._shifts = None
@@ -85,8 +92,10 @@ class DeviceImages:
         """All images in their order, none changed; the last batch may be smaller."""
         row, column = ((self._places - 1) // 2).tolist()
         for start in range(0, len(self), batch):
-            images = self._windows[start : start + batch, :, row, column]
-            yield self._normalised(images), self.labels[start : start + batch]
+            images = self._normalised(self._windows[start : start + batch, :, row, column])
+            if self._means is not None:
+                images.sub_(self._means[:, row, column])
+            yield images, self.labels[start : start + batch]
 
     def ten_views(self, batch: int) -> Iterator[Batch]:
         """All images in their order, of each the four corners and the centre, then the same mirrored: (B, 10, C, H, W).
@@ -99,8 +108,10 @@ class DeviceImages:
         places = [(0, 0), (0, last_column), (last_row, 0), (last_row, last_column), (last_row // 2, last_column // 2)]
         for start in range(0, len(self), batch):
             some = self._windows[start : start + batch]
-            views = torch.stack([some[:, :, row, column] for row, column in places], 1)  # (B, 5, C, H, W)
-            yield self._normalised(torch.cat([views, views.flip(-1)], 1)), self.labels[start : start + batch]
+            views = self._normalised(torch.stack([some[:, :, row, column] for row, column in places], 1))  # (B, 5, C, H, W)
+            if self._means is not None:
+                views.sub_(torch.stack([self._means[:, row, column] for row, column in places]))
+            yield torch.cat([views, views.flip(-1)], 1), self.labels[start : start + batch]
 
     def shuffled(
         self, batch: int, generator: torch.Generator, *, augment: bool, drop_last: bool, shared: bool = False
@@ -129,6 +140,9 @@ class DeviceImages:
             if flips is not None:
                 images = torch.where(flips[part, None, None, None], images.flip(-1), images)
             images = self._normalised(images)
+            if self._means is not None:
+                means = self._means[:, crops[0, part], crops[1, part]].transpose(0, 1)  # (B, C, H, W)
+                images.sub_(means if flips is None else torch.where(flips[part, None, None, None], means.flip(-1), means))
             if shifts is not None:
                 images.add_(shifts[part])
             if holes is not None:

@@ -165,11 +165,11 @@ def study(
         if out is not None and (out / STATE).exists():
             run.restore(load_state(out / STATE), identity, out)
         bar = progress or Progress(disable=True)
-        row = bar.add_task("study", total=recipe.epochs * batches, completed=len(run.rows) * batches)
-        while len(run.rows) < recipe.epochs:
+        row = bar.add_task("study", total=recipe.passes * batches, completed=len(run.rows) * batches)
+        while len(run.rows) < recipe.passes:
             for _ in run.epoch():
                 bar.advance(row)
-            bar.update(row, description=f"study: epoch {len(run.rows)} of {recipe.epochs}, loss {run.loss:.3f}")
+            bar.update(row, description=f"study: epoch {len(run.rows)} of {recipe.passes}, loss {run.loss:.3f}")
             if out is not None:
                 save_state(out / STATE, {"identity": plain(identity), **run.state_dict()})
     result = Study(
@@ -280,7 +280,7 @@ def _lengths(sketches: Tensor) -> Tensor:
 
 
 def _phases(recipe: Recipe) -> tuple[range, ...]:
-    bounds = [0, *recipe.milestones, recipe.epochs]
+    bounds = [0, *map(int, recipe.milestones), recipe.passes]
     return tuple(range(start, end) for start, end in pairwise(bounds))
 
 

@@ -75,8 +75,14 @@ class ClassificationTask(Task):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Mean and standard deviation of the pixels, and the names of the classes."""
-        return Preprocessing(mean=self.data.mean, std=self.data.std, classes=tuple(self.data.classes))
+        """Mean and standard deviation of the pixels, the mean at each where that is subtracted, and the names of the classes."""
+        data, image = self.data, self.data.mean_image
+        if image is not None:
+            height, width = self.input_shape[1:]
+            top, left = ((whole - part) // 2 for whole, part in zip(image.shape[1:], (height, width), strict=True))
+            image = image[:, top : top + height, left : left + width]
+        mean_image = () if image is None else tuple(image.flatten().tolist())
+        return Preprocessing(mean=data.mean, std=data.std, classes=tuple(data.classes), mean_image=mean_image)
 
     def size(self, split: SplitName) -> int:
         """How many images a split has."""
@@ -129,7 +135,13 @@ class ClassificationTask(Task):
             augmentation = self.augmentation if name == "train" else None
             if isinstance(split, Split):
                 self._loaded[name] = DeviceImages(
-                    split, self.device, mean=data.mean, std=data.std, augmentation=augmentation, crop=data.crop
+                    split,
+                    self.device,
+                    mean=data.mean,
+                    std=data.std,
+                    augmentation=augmentation,
+                    crop=data.crop,
+                    mean_image=data.mean_image,
                 )
             else:
                 from nar_hw.data.stream import FileSplit, StreamedImages

@@ -40,10 +40,10 @@ def snapshot_epochs(recipe: Recipe, count: int) -> tuple[int, ...]:
     Raises:
         TrainingError: there are fewer epochs than that.
     """
-    if not 0 <= count <= recipe.epochs:
-        raise TrainingError(f"0 <= snapshots <= epochs must hold, but got (snapshots={count}, epochs={recipe.epochs})")
+    if not 0 <= count <= recipe.passes:
+        raise TrainingError(f"0 <= snapshots <= epochs must hold, but got (snapshots={count}, epochs={recipe.passes})")
     ends = recipe.cosine_ends()
-    epochs = ends if len(ends) >= count else range(1, recipe.epochs + 1)
+    epochs = ends if len(ends) >= count else range(1, recipe.passes + 1)
     return tuple(epochs[len(epochs) - count :])
 
 
