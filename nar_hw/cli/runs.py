@@ -361,14 +361,24 @@ def accuracies(top1: float, top5: float | None) -> str:
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="A run, or trainings of nar-hw train to be shown side by side.")
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The page; default: report.html in the run.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The page; default: report.html in the first folder."),
     ] = None,
+    data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """One self-contained HTML page of a run. Example: nar-hw report runs/x"""
-    from nar_hw.report import write_report
+    """One self-contained HTML page of a run, or of trainings. Example: nar-hw report runs/x"""
+    page = output or runs[0] / "report.html"
+    if len(runs) == 1 and not (runs[0] / "child.json").is_file():
+        from nar_hw.report import write_report
 
-    page = write_report(run, output)
+        write_report(runs[0], page)
+    else:
+        from nar_hw.steps.trainings import report_trainings
+
+        report_trainings(runs, page, root=data_root)
     emit(as_json, {"report": str(page)}, lambda: console.print(f"report {page}", highlight=False, soft_wrap=True))

@@ -20,6 +20,7 @@ from nar_hw.models.weights import save_weights
 from nar_hw.records import plain
 from nar_hw.tasks import Task
 from nar_hw.training.checkpoints import SCHEMA, check_resumable, load_state, save_state
+from nar_hw.training.filters import keep_filters
 from nar_hw.training.memory import kept_memory
 from nar_hw.training.precision import autocast
 from nar_hw.training.progress import Bar
@@ -50,6 +51,7 @@ def train(
     """Train the parameters of ``model`` that require a gradient; the model ends on the task's device, in eval mode.
 
     After every epoch ``out`` holds ``state.pt`` (to resume), ``last.safetensors``, ``best.safetensors`` and ``history.json``,
+    and in ``filters`` those of the first convolution before the training, after epochs 1, 2, 4, 8, ... and after the last,
     each written atomically: a training that was stopped anywhere goes on from its last whole epoch, on a CPU to the same bits,
     and Ctrl-C needs no care. The global generators of PyTorch are left as they were; all randomness comes from ``seed``.
 
@@ -88,6 +90,8 @@ def train(
             run.restore(load_state(out / STATE), out)
             if rank() == 0:
                 run.publish(out)
+        elif out is not None and not earlier and rank() == 0:
+            keep_filters(out, model, 0)
         bar = Bar(progress if rank() == 0 else None, steps=run.steps, epochs=recipe.passes, done=len(run.history))
         while len(run.history) < recipe.passes:
             run.epoch(bar)
@@ -304,6 +308,9 @@ class _Run:
 
     def save(self, out: Path) -> None:
         """Write the checkpoint of the last epoch."""
+        epoch = self.history[-1].epoch
+        if epoch & (epoch - 1) == 0 or len(self.history) == self.recipe.passes:  # a power of two, or the last
+            keep_filters(out, self.scored, epoch)
         # The state is what counts: the best weights are there before it, so that it never speaks of older ones.
         if self._best() is self.history[-1]:
             save_weights(out / BEST, self.scored)
