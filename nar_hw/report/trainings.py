@@ -169,7 +169,8 @@ def _upright(image: Image) -> NDArray[np.uint8]:
 
 
 def _bytes(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
-    return np.rint(255 * pixels.clip(0, 1)).astype(np.uint8)
+    whole: NDArray[np.uint8] = np.rint(255 * pixels.clip(0, 1)).astype(np.uint8)
+    return whole
 
 
 def _png(pixels: NDArray[np.uint8]) -> str:
