@@ -9,8 +9,8 @@ from nar_hw.models.resnet_cifar import initialize
 class OverFeat(nn.Module):
     """Five convolutions, of which three are pooled without overlap, and three linear layers, made for 3x231x231.
 
-    (B, C, H, W) -> (B, num_classes); 145,920,872 parameters for 1,000 classes. Raises ModelError for images of which nothing would
-    be left.
+    (B, C, H, W) -> (B, num_classes); 145,920,872 parameters for 1,000 classes. Raises ModelError for images of which nothing
+    would be left.
     """
 
     def __init__(self, *, input_shape: tuple[int, int, int], num_classes: int) -> None:
