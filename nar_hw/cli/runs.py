@@ -274,6 +274,14 @@ def train(
         int | None,
         whole("--workers", "Processes that read stream: images; default: one a core, to 8.", 0, MOST_THREADS, panel=WHERE),
     ] = None,
+    batches: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEEP:METRIC",
+            help="Batches by a metric, some left out: keep-all, -middle, -lowest or -highest; intensity, colour or edges.",
+            rich_help_panel=FINE,
+        ),
+    ] = None,
     augment: Annotated[
         list[str] | None,
         typer.Option(
@@ -315,6 +323,10 @@ def train(
         )
     with launched(device) as device, progress_bar() as progress:
         task = load_task(data, root=data_root, device=device, workers=workers, download=download, augment=augment or ())
+        if batches is not None:
+            from nar_hw.proxy.batches import chosen_batches
+
+            task = chosen_batches(task, batches, chosen.batch)
         wanted = find_arch(
             arch,
             model=model,

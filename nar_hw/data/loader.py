@@ -114,15 +114,23 @@ class DeviceImages:
             yield torch.cat([views, views.flip(-1)], 1), self.labels[start : start + batch]
 
     def shuffled(
-        self, batch: int, generator: torch.Generator, *, augment: bool, drop_last: bool, shared: bool = False
+        self,
+        batch: int,
+        generator: torch.Generator,
+        *,
+        augment: bool,
+        drop_last: bool,
+        shared: bool = False,
+        order: Tensor | None = None,
     ) -> Iterator[Batch]:
         """All images in random order, each changed at random if ``augment``; of each batch this process's share if ``shared``.
 
-        Every random number of the epoch is drawn at its start from ``generator`` (a CPU generator), so the same generator gives
-        the same batches on every device.
+        With ``order``, those at its positions and in its order. Every random number of the epoch is drawn at its start from
+        ``generator`` (a CPU generator), so the same generator gives the same batches on every device.
         """
-        device, how, count = self.labels.device, self.augmentation, len(self)
-        order = torch.randperm(count, generator=generator)
+        device, how = self.labels.device, self.augmentation
+        order = torch.randperm(len(self), generator=generator) if order is None else order
+        count = len(order)
         crops = ((self._places - 1) // 2)[:, None].expand(2, count)
         if augment and self._places.max() > 1:
             crops = torch.stack([torch.randint(places, (count,), generator=generator) for places in self._places.tolist()])
