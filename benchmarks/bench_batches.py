@@ -4,7 +4,8 @@
 
 On the digits, a small network (small_cnn.py), a constant learning rate and batches of 32; of every choice and seed, how many
 images were learned, in epochs of the whole training set, until the validation accuracy first reached each threshold
-(interpolated). Differences from plain training are paired by seed, with Student's 95 % intervals. Seeds decide weights and order, not the split.
+(interpolated). Differences from plain training are paired by seed, with Student's 95 % intervals. Seeds decide weights and order,
+not the split.
 Result: results/batches.json.
 """
 
