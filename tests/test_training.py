@@ -447,10 +447,10 @@ class TestResume:
 
     def test_an_existing_training_is_not_overwritten(self, tmp_path: Path) -> None:
         train(network(), task(), SHORT, out=tmp_path)
-        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
         with pytest.raises(RunError, match="holds a training already: resume it, or choose another folder"):
             train(network(), task(), SHORT, out=tmp_path)
-        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
     @pytest.mark.parametrize(
         ("recipe", "seed", "augmentation", "message"),
