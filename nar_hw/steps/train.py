@@ -254,7 +254,7 @@ def find_arch(
         if model not in (None, info.name):
             raise UserError(f"--model must be the searched network {info.name} or left out, but got {model}")
         outcome = found.outcome(target_ms)
-        table = LatencyTable.load(Path(text) / TABLE)
+        table = None if found.table_hash is None else LatencyTable.load(Path(text) / TABLE)
         return Wanted(info=info, arch=outcome.pick.arch, table=table, target_ms=outcome.target_ms)
     if text in child_names():
         named = named_child(text)
