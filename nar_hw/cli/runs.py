@@ -289,7 +289,7 @@ def train(
         str,
         typer.Option(
             metavar="RECIPE",
-            help="paper, fast, finetune, demo, or a .json file of a recipe's fields.",
+            help="paper, paper-faces, fast, finetune, demo, or a .json file of a recipe's fields.",
             rich_help_panel=LONG,
         ),
     ] = "paper",
