@@ -2,7 +2,7 @@
 
 Parameters and FLOPs are counted (`nar_hw.space.flops`), ratios are to the table's first row. Accuracies are of trained children:
 folders with a child.json (`nar-hw train`), told apart by network, operators and data; what nobody trained is "not run". Of a
-verification set that the training did not test on they are read from FOLDER/verify-NAME.json (`nar-hw data faces-verify --json`, NAME
+verification set that the training did not test on they are from FOLDER/verify-NAME.json (`nar-hw data faces-verify --json`, NAME
 lfw, cfp_fp or agedb_30). Latencies are measured here with --measure and kept in the result file: the networks of a table in turn,
 between visits of its first row (`measure_children`), one image, one thread.
 Result: results/paper_tables.json. MEASURED. No accuracy was trained: each needs a GPU; docs/concepts/papers.md has the commands.

@@ -117,6 +117,7 @@ def test_help_answers_without_torch() -> None:
         "doctor",
         "space",
         "count",
+        "classify",
         "profile",
         "search",
         "train",

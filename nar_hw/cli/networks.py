@@ -1,11 +1,14 @@
-"""Commands about this machine and about networks: doctor, space, count."""
+"""Commands about this machine and about networks: doctor, space, count, classify."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nar_hw.cli.app import (
+    FINE,
     WHAT,
+    WRITTEN,
     Classes,
     Input,
     Json,
@@ -13,6 +16,7 @@ from nar_hw.cli.app import (
     Manner,
     Model,
     Operators,
+    OptionalModel,
     Slots,
     app,
     console,
@@ -22,7 +26,7 @@ from nar_hw.cli.app import (
     model_info,
     sentence,
 )
-from nar_hw.cli.values import choice
+from nar_hw.cli.values import MOST_CLASSES, choice, whole
 from nar_hw.errors import UserError
 from nar_hw.records import replace
 
@@ -278,4 +282,83 @@ def _count_child(info: "ModelInfo", arch: str, as_json: bool) -> None:
         **counted(total),
         "slots": rows,
     }
+    emit(as_json, value, show)
+
+
+@app.command()
+def classify(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    model: OptionalModel = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The weights: safetensors or a torch file of tensors.", rich_help_panel=WHAT),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="FOLDER", help="Of a bundle or a trained network, instead of --model.", rich_help_panel=WHAT
+        ),
+    ] = None,
+    top: Annotated[int, whole("--top", "Classes to name of each image.", 1, MOST_CLASSES, panel=WRITTEN)] = 5,
+    input: Annotated[
+        str | None,
+        typer.Option("--input", metavar="CxHxW", help="Shape of one image; default: the network's usual.", rich_help_panel=WHAT),
+    ] = None,
+    classes: Classes = None,
+    names: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Names of the classes, one a line; default: ImageNet's for 1,000.", rich_help_panel=FINE
+        ),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBERS",
+            help="Of the pixels in [0, 1], with commas; default: of the weights' library.",
+            rich_help_panel=FINE,
+        ),
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="NUMBERS", help="Their standard deviation; the same.", rich_help_panel=FINE)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The likeliest classes of images by any network. Example: nar-hw classify cat.jpg --model vgg19 --weights vgg19.pth --top 12
+
+    By a bundle: nar-hw classify cat.jpg --from bundle
+    """
+    from nar_hw.data.preprocessing import Preprocessing
+    from nar_hw.models import usual_input
+    from nar_hw.steps.classify import Classifier, class_names, numbers, usual_normalisation
+
+    if (folder is None) == (model is None) or (model is None) != (weights is None):
+        raise UserError("classifying needs --model with --weights, or --from with a bundle or the folder of a trained network")
+    if folder is not None:
+        given = {"input": input, "classes": classes, "names": names, "mean": mean, "std": std}
+        if said := [name for name, value in given.items() if value is not None]:
+            raise UserError(f"{folder} says what its images and classes are, but got --{said[0]}: leave it out")
+        classifier = Classifier.of_folder(folder)
+    else:
+        assert model is not None
+        assert weights is not None
+        info = model_info(model, input or "x".join(map(str, usual_input(model))), "conv", None, classes)
+        named = class_names(names, info.num_classes)
+        if names is not None and classes is None:
+            info = replace(info, num_classes=len(named))
+        if (mean is None) != (std is None):
+            raise UserError("--mean and --std go together, but one of them is missing: give both, or neither")
+        if mean is None or std is None:
+            means, stds = usual_normalisation(model, info.input_shape[0])
+        else:
+            means, stds = numbers(mean, name="--mean"), numbers(std, name="--std")
+        classifier = Classifier.of_weights(info, weights, Preprocessing(mean=tuple(means), std=tuple(stds), classes=named))
+    found = {str(path): classifier.classify(path, top) for path in images}
+    value = {"images": [{"file": file, "classes": [guess._asdict() for guess in guesses]} for file, guesses in found.items()]}
+
+    def show() -> None:
+        for file, guesses in found.items():
+            console.print(file, highlight=False, soft_wrap=True)
+            console.print(grid(("class", "probability"), [(guess.name, f"{100 * guess.probability:.2f} %") for guess in guesses]))
+
     emit(as_json, value, show)

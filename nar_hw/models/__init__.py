@@ -55,6 +55,8 @@ OWN: dict[str, str] = {
     "lenet5": "classic:LeNet5",
     "nin": "classic:NiN",
     "dpn92": "dpn:dpn92",
+    "bn_inception": "bn_inception:BNInception",
+    "highway19": "highway:Highway",
 }
 
 

@@ -26,6 +26,16 @@ def torchvision_input(name: str) -> tuple[int, int, int]:
     return 3, size, size
 
 
+def usual_normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of the images that timm's and torchvision's weights are for; else ImageNet's."""
+    if name.startswith("timm:"):
+        config = _timm(name.removeprefix("timm:")).get_pretrained_cfg(name.removeprefix("timm:"))
+        return tuple(config.mean), tuple(config.std)
+    usual = name if name in torchvision_classifiers() else "resnet18"
+    found = torchvision.models.get_model_weights(usual).DEFAULT.transforms()
+    return tuple(found.mean), tuple(found.std)
+
+
 def torchvision_builder(name: str) -> Builder:
     """Builds torchvision's classifier ``name``, its first convolution replaced for other than 3 channels."""
     return partial(_torchvision, name)

@@ -47,6 +47,9 @@ class Recipe(Record, frozen=True, kw_only=True):
     """Weight of the divergence from a teacher's outputs in the loss, in [0, 1]; the labels' loss has the rest."""
     temperature: float = 4.0
     """By which both networks' logits are divided for that divergence."""
+    auxiliary: float = 0.0
+    """Weight of the loss of each auxiliary classifier of GoogLeNet (there 0.3) and Inception-v3; they are trained beside the
+    network and no part of it. 0: there are none."""
     clip_norm: float | None = None
     """Greatest L2 norm of all gradients together; None: not clipped."""
     ema_decay: float | None = None
@@ -77,6 +80,8 @@ class Recipe(Record, frozen=True, kw_only=True):
         _require(self, "0 <= label_smoothing < 1", 0 <= self.label_smoothing < 1, "label_smoothing")
         _require(self, "0 <= distill <= 1", 0 <= self.distill <= 1, "distill")
         _require(self, "temperature > 0", self.temperature > 0, "temperature")
+        _require(self, "auxiliary >= 0", self.auxiliary >= 0, "auxiliary")
+        _require(self, "compile=False with auxiliary", not (self.auxiliary and self.compile), "auxiliary", "compile")
         _require(self, "clip_norm > 0", self.clip_norm is None or self.clip_norm > 0, "clip_norm")
         _require(self, "0 < ema_decay < 1", self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay")
 
