@@ -676,7 +676,7 @@ def test_usual_sizes(name: str, shape: tuple[int, int, int], outputs: int) -> No
 
 
 def test_nobody_knows_the_usual_size_of_a_users_network() -> None:
-    with pytest.raises(ModelError, match="nothing says which images 'net.py:build' takes: give their shape"):
+    with pytest.raises(ModelError, match=r"nothing says which images 'net\.py:build' takes: give their shape"):
         usual_input("net.py:build")
     with pytest.raises(UnknownNameError, match="unknown model 'resnet19'"):
         usual_input("resnet19")

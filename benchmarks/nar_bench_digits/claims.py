@@ -3,13 +3,14 @@
 The paper's two searches (Table 1) replaced 5 operators of 24 without PreTrain and 8 with it. It concludes that sampling is biased
 without, that PreTrain makes operators more diverse, and that deeper operators are replaced more. Each search here is the preset
 "paper" on the five slots of this benchmark, as small as they are: 14 epochs in three cosines of 2, 4 and 8, of which PreTrain is
-the first (the paper: 150 and 10), 10 updates of 6 archs an epoch, and a learning rate of the controller of 1e-2 (ENAS: 1e-3), since it
-sees a small share of the paper's rewards.
+the first (the paper: 150 and 10), 10 updates of 6 archs an epoch, and a learning rate of the controller of 1e-2 (ENAS: 1e-3),
+since it sees a small share of the paper's rewards.
 
 "replaced": how many of the pick's five operators are not conv3x3; "kinds": how many kinds of operators it has; "entropy": of the
 policy in the last epoch, relative to that of uniform draws; "depth": the rank correlation of a slot's place with how often it is
-replaced over all seeds; "accuracy": what the pick has when trained alone, of 100. Intervals are 95 % of 10,000 bootstrap samples of
-the seeds. Result: ../results/paper_claims.json. RESULT
+replaced over all seeds; "accuracy": what the pick has when trained alone, of 100. Intervals are 95 % of 10,000 bootstrap samples
+of the seeds.
+Result: ../results/paper_claims.json. RESULT
 
     OMP_NUM_THREADS=1 python benchmarks/nar_bench_digits/claims.py [--seeds 20]
 

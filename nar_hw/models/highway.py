@@ -1,4 +1,4 @@
-"""A convolutional Highway network for CIFAR (Srivastava et al. 2015): gates say how much of its input passes a layer unchanged."""
+"""A convolutional Highway network for CIFAR (Srivastava et al. 2015): gates say how much of its input a layer passes on."""
 
 from torch import Tensor, nn
 
