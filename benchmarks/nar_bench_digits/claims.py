@@ -10,9 +10,9 @@ since it sees a small share of the paper's rewards.
 policy in the last epoch, relative to that of uniform draws; "depth": the rank correlation of a slot's place with how often it is
 replaced over all seeds; "accuracy": what the pick has when trained alone, of 100. Intervals are 95 % of 10,000 bootstrap samples
 of the seeds.
-Result of 7 seeds: ../results/paper_claims.json. PreTrain leaves the policy more entropy (0.49 of uniform, without it 0.45; difference
-0.01 to 0.07), as the paper says of diversity; it does not replace more operators (1.1 and 1.7 of 5, difference -1.6 to 0.6), and here
-shallow operators are replaced more, not deep ones (depth -0.63 and -0.67, both intervals below 0).
+Result of 7 seeds: ../results/paper_claims.json. PreTrain leaves the policy more entropy (0.49 of uniform, without it 0.45;
+difference 0.01 to 0.07), as the paper says of diversity; it does not replace more operators (1.1 and 1.7 of 5, difference -1.6 to
+0.6), and here shallow operators are replaced more, not deep ones (depth -0.63 and -0.67, both intervals below 0).
 
     OMP_NUM_THREADS=1 python benchmarks/nar_bench_digits/claims.py [--seeds 20]
 
