@@ -102,8 +102,10 @@ def _setting(name: str, value: Any) -> str:
     return f"{name}={','.join(map(str, value))}" if isinstance(value, tuple) else f"{name}={msgspec.json.encode(value).decode()}"
 
 
-def with_settings(record: RecordKind, settings: Iterable[str], *, error: type[UserError] = UserError) -> RecordKind:
-    """``record`` with what ``name=value`` and ``group.name=value`` texts say; lists have commas.
+def with_settings(
+    record: RecordKind, settings: Iterable[str], *, option: str = "--set", error: type[UserError] = UserError
+) -> RecordKind:
+    """``record`` with what ``name=value`` and ``group.name=value`` texts of ``option`` say; lists have commas.
 
     Raises ``error`` and what the record raises.
     """
@@ -120,16 +122,16 @@ def with_settings(record: RecordKind, settings: Iterable[str], *, error: type[Us
             continue
         if name not in names or not equals:
             problem = unknown_name("setting", name, [*names, *(f"{group}.NAME" for group in record.GROUPS)])
-            raise error(f"--set takes name=value, but got {item!r}: {problem}")
+            raise error(f"{option} takes name=value, but got {item!r}: {problem}")
         value: Any = [part for part in text.split(",") if part] if get_origin(types[name]) is tuple else text
         try:
             changed[name] = msgspec.convert(value, types[name], strict=False)
         except msgspec.DecodeError as problem:
-            raise error(f"--set {name}: {_broken(str(problem), name, text, types[name])}") from None
+            raise error(f"{option} {name}: {_broken(str(problem), name, text, types[name])}") from None
     for group, field in record.GROUPS.items():
         if field in groups:
             kind = _type_at(type(record), [field])
-            changed[field] = as_record(groups[field], kind, where=f"--set {group}.NAME", error=error, fix="see --help")
+            changed[field] = as_record(groups[field], kind, where=f"{option} {group}.NAME", error=error, fix="see --help")
     return replace(record, **changed)
 
 
@@ -223,7 +225,7 @@ def _broken(rule: str, field: str, found: Any, kind: Any) -> str:
         return f"{field or 'it'} has an unknown field {shown(name[1])}{f' (is {near[0]!r} meant?)' if near else ''}"
     expected = re.search(r"Expected (.*?)(, got .*)?$", rule)
     return (
-        f"{field} must be {expected[1].replace('`', '')}, but is {shown(found)}"
+        f"{field} must be {expected[1].replace('`', '').replace('int | float', 'a number')}, but is {shown(found)}"
         if expected
         else f"{field} is {shown(found)}: {rule}"
     )

@@ -70,7 +70,7 @@ _results: TextIO = sys.stdout
 
 GROUPS = {
     "Start here": ("demo", "refine", "report"),
-    "Look": ("doctor", "space", "count", "eval", "classify"),
+    "Look": ("doctor", "space", "count", "eval", "classify", "ensemble"),
     "Step by step": ("profile", "search", "train", "export", "bench"),
     "Tables, bundles, data": ("table", "bundle", "data", "proxy"),
 }
