@@ -33,6 +33,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     OPTIONS: ClassVar[Mapping[str, str]] = {}
     """Field -> option of the command line, where it is not the field's name; "" for a field that is given by --set."""
+    GROUPS: ClassVar[Mapping[str, str]] = {}
+    """Group -> field that holds settings of its own: ``--set group.name=value`` sets one of them."""
 
     def __post_init__(self) -> None:
         """Raises UserError for values that do not go together."""
@@ -48,7 +50,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             if name in but:
                 continue
             if not option:
-                words += ["--set", _setting(name, value)]
+                words += [word for item in _settings(self, name, value) for word in ("--set", item)]
             elif isinstance(value, bool):
                 words.append(f"--{option}" if value else f"--no-{option}")
             elif option == "input":
@@ -64,7 +66,13 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 def settings(record: Record, base: Record | None = None, *, but: Iterable[str] = ()) -> list[str]:
     """The --set options that make ``record`` of ``base`` (by default of the defaults), without the fields in ``but``."""
-    return [word for name, value in changes(record, base).items() if name not in but for word in ("--set", _setting(name, value))]
+    return [
+        word
+        for name, value in changes(record, base).items()
+        if name not in but
+        for item in _settings(record, name, value)
+        for word in ("--set", item)
+    ]
 
 
 def changes(record: Record, base: Record | None = None) -> dict[str, Any]:
@@ -78,6 +86,16 @@ def changes(record: Record, base: Record | None = None) -> dict[str, Any]:
     return {field.name: value for field in structs.fields(record) if (value := getattr(record, field.name)) != before(field)}
 
 
+def _settings(record: Record, name: str, value: Any) -> Iterator[str]:
+    """``name=value``, or one ``group.name=value`` for each setting in a group."""
+    group = next((group for group, field in record.GROUPS.items() if field == name), None)
+    if group is None or value is None:
+        yield _setting(name, value)
+        return
+    for inner, item in plain(value).items():
+        yield _setting(f"{group}.{inner}", item)
+
+
 def _setting(name: str, value: Any) -> str:
     if isinstance(value, str):
         return f"{name}={value}"
@@ -87,25 +105,45 @@ def _setting(name: str, value: Any) -> str:
 def with_settings(
     record: RecordKind, settings: Iterable[str], *, option: str = "--set", error: type[UserError] = UserError
 ) -> RecordKind:
-    """``record`` with what ``name=value`` texts of ``option`` say; lists have commas.
+    """``record`` with what ``name=value`` and ``group.name=value`` texts of ``option`` say; lists have commas.
 
     Raises ``error`` and what the record raises.
     """
-    changed = {}
+    types = {field.name: field.type for field in structs.fields(record)}
+    names = [name for name in types if name not in record.GROUPS.values()]
+    changed: dict[str, Any] = {}
+    groups: dict[str, dict[str, Any]] = {}
     for item in settings:
         name, equals, text = item.partition("=")
-        if name not in record.__struct_fields__ or not equals:
-            problem = unknown_name("setting", name, record.__struct_fields__)
+        group, _, inner = name.partition(".")
+        if equals and inner and group in record.GROUPS:
+            field = record.GROUPS[group]
+            groups.setdefault(field, dict(plain(getattr(record, field)) or {}))[inner] = _typed(text)
+            continue
+        if name not in names or not equals:
+            problem = unknown_name("setting", name, [*names, *(f"{group}.NAME" for group in record.GROUPS)])
             raise error(f"{option} takes name=value, but got {item!r}: {problem}")
-        kind = next(field.type for field in structs.fields(record) if field.name == name)
-        value: Any = [part for part in text.split(",") if part] if get_origin(kind) is tuple else text
+        value: Any = [part for part in text.split(",") if part] if get_origin(types[name]) is tuple else text
         try:
-            if text.startswith("{"):
-                value = msgspec.json.decode(text)
-            changed[name] = msgspec.convert(value, kind, strict=False)
+            changed[name] = msgspec.convert(value, types[name], strict=False)
         except msgspec.DecodeError as problem:
-            raise error(f"{option} {name}: {_broken(str(problem), name, text, kind)}") from None
+            raise error(f"{option} {name}: {_broken(str(problem), name, text, types[name])}") from None
+    for group, field in record.GROUPS.items():
+        if field in groups:
+            kind = _type_at(type(record), [field])
+            changed[field] = as_record(groups[field], kind, where=f"{option} {group}.NAME", error=error, fix="see --help")
     return replace(record, **changed)
+
+
+def _typed(text: str) -> Any:
+    """The number, truth value or list that a text is in JSON, or the text."""
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        try:
+            return float(text)  # .5 is no JSON
+        except ValueError:
+            return text
 
 
 def command(*words: str) -> str:

@@ -117,6 +117,7 @@ def test_help_answers_without_torch() -> None:
         "doctor",
         "space",
         "count",
+        "classify",
         "profile",
         "search",
         "train",
@@ -191,6 +192,36 @@ def test_count_agrees_with_the_sum_over_slots(run: Run) -> None:
         assert own[key] == whole[key]
         change = sum(slot[key] for slot in child["slots"]) - sum(slot[key] for slot in own["slots"])
         assert child[key] - own[key] == change
+
+
+def test_count_several_networks_in_one_table(run: Run) -> None:
+    """AlexNet and ResNeXt-50 as published; each with its own usual images."""
+    found = ok(run("count --model alexnet,resnext50_32x4d,lenet5 --json"))["networks"]
+    assert [(row["model"], row["params"]) for row in found] == [
+        ("alexnet", 61_100_840),
+        ("resnext50_32x4d", 25_028_904),
+        ("lenet5", 44_426),
+    ]
+    assert [row["input_shape"] for row in found] == [[3, 224, 224], [3, 224, 224], [1, 28, 28]]
+    code, out, _ = run("count --model lenet5,nin")
+    assert code == 0
+    assert "44,426" in out
+
+
+def test_count_a_child_of_the_paper_by_name(run: Run) -> None:
+    found = ok(run("count --arch resnet18-8 --json"))
+    assert (found["params"], found["model"], found["input_shape"]) == (11_625_128, "resnet18", [3, 224, 224])
+    assert found["arch"] == ["dwsep3x3", *["conv3x3"] * 7]
+    small = ok(run("count --arch resnet18-8 --input 3x32x32 --classes 10 --json"))
+    assert small["params"] == 11_625_128 - 64 * 3 * (49 - 9) - 513 * 990
+    assert "--model must be resnet18, of which resnet18-8 is a child" in refused(run("count --arch resnet18-8 --model resnet34"))
+    assert "says what its slots are, but got --manner" in refused(run("count --arch resnet18-8 --manner conv"))
+    assert "counting needs --model, or --arch with a child of the paper" in refused(run("count --arch 0,0"))
+    assert "--arch is of one network, but --model names 2" in refused(run("count --model lenet5,nin --arch 0,0"))
+
+
+def test_a_face_network_embeds_into_512_numbers(run: Run) -> None:
+    assert ok(run("count --model lresnet50e_ir --json"))["params"] == 43_590_848
 
 
 def test_tables(run: Run, home: Path) -> None:

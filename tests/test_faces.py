@@ -86,6 +86,13 @@ class TestData:
         assert pairs is not None
         assert pairs.same.tolist() == ((data.test.labels[pairs.first] == data.test.labels[pairs.second]).tolist())
 
+    def test_nothing_is_held_out_where_that_is_asked(self, folder: Path) -> None:
+        data = load_faces(f"faces:{folder},size=16,valid=0")
+        assert np.bincount(data.train.labels).tolist() == [6] * 10
+        assert np.bincount(data.valid.labels).tolist() == [1] * 10
+        assert set(data.valid.indices.tolist()) < set(data.train.indices.tolist())
+        assert not set(data.test.indices.tolist()) & set(data.train.indices.tolist())
+
     def test_pixels_are_normalised_as_the_field_does(self, folder: Path) -> None:
         task = FacesTask(load_faces(f"faces:{folder},size=16"))
         (images, labels), *_ = task.eval_batches("valid", 5)
@@ -170,7 +177,7 @@ class TestData:
             ("sampled=0", "0 < sampled <= 1 must hold"),
             ("embedding=1", "embedding >= 2 must hold"),
             ("size=4", "8 <= size <= 1024 must hold"),
-            ("valid=0", "valid >= 1 must hold"),
+            ("valid=-1", "valid >= 0 must hold"),
             ("valid=two", "faces option valid must be a whole number, but is 'two'"),
             ("scale=big", "faces option scale must be a number, but is 'big'"),
         ],

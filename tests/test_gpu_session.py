@@ -299,6 +299,7 @@ def test_the_papers_children() -> None:
     assert counts.count(plan.PAPER_CHILDREN["resnet18-8"]).params == pytest.approx(1.1625e7, rel=1e-4)
     ratio = counts.count(plan.PAPER_CHILDREN["resnet18-16"]).flops / counts.count((0,) * 16).flops
     assert ratio == pytest.approx(0.8, abs=0.03)
+    assert plan.PAPER_CHILDREN["resnet18-16"] == (1, 0, 0, 2, 0, 0, 0, 0, 1, *[0] * 6, 2)  # the print ends in 2
 
 
 def test_targets_of_a_table() -> None:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from nar_hw import models
 from nar_hw.errors import ModelError, UnknownNameError
-from nar_hw.models import build_model, known_models
+from nar_hw.models import build_model, known_models, usual_input, usual_outputs
 from nar_hw.models.dpn import DualPathBlock
+from nar_hw.models.efficientnet import Scaling, compound_scaling
+from nar_hw.models.highway import HighwayConv
 from nar_hw.models.lresnet_ir import IRBlock
 from nar_hw.models.resnet_cifar import CifarResNet
 from nar_hw.models.weights import load_weights
@@ -55,7 +57,10 @@ def test_own_networks_take_small_images(name: str) -> None:
     assert network(torch.empty(2, 1, 20, 33, device="meta")).shape == (2, 7)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet20_cifar", "lresnet34e_ir", "resnet20_tiny", "lenet5", "nin", "dpn92"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "resnet20_cifar", "lresnet34e_ir", "resnet20_tiny", "lenet5", "nin", "dpn92", "bn_inception", "highway19"],
+)
 def test_each_family_takes_large_images(name: str) -> None:
     assert on_meta(name, (4, 80, 66), 7)(torch.empty(2, 4, 80, 66, device="meta")).shape == (2, 7)
 
@@ -570,3 +575,108 @@ def test_weights_files_that_hold_something_else(tmp_path: Path) -> None:
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Malicious(), protocol=2))
     with pytest.raises(ModelError, match="must hold tensors only"):
         lenet(tmp_path / "plain.pt")
+
+
+# bn_inception.py, highway.py, efficientnet.py, usual sizes
+
+
+def test_bn_inception() -> None:
+    """Ioffe and Szegedy 2015, figure 5: the outputs of its modules, and their weights by the table's columns."""
+    network = on_meta("bn_inception", (3, 224, 224), 1000)
+    seen: list[tuple[int, ...]] = []
+    for module in network.get_submodule("inception").children():
+        module.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape[1:])))
+    network(torch.empty(1, 3, 224, 224, device="meta"))
+    sides = [28, 28, 14, 14, 14, 14, 14, 7, 7, 7]
+    assert seen == list(zip((256, 320, 576, 576, 576, 576, 576, 1024, 1024, 1024), sides, sides, strict=True))
+    # per module: input, #1x1, #3x3 reduce, #3x3, double #3x3 reduce, double #3x3, pool projection
+    table = (
+        (192, 64, 64, 64, 64, 96, 32),
+        (256, 64, 64, 96, 64, 96, 64),
+        (320, 0, 128, 160, 64, 96, 0),
+        (576, 224, 64, 96, 96, 128, 128),
+        (576, 192, 96, 128, 96, 128, 128),
+        (576, 160, 128, 160, 128, 160, 96),
+        (576, 96, 128, 192, 160, 192, 96),
+        (576, 0, 128, 192, 192, 256, 0),
+        (1024, 352, 192, 320, 160, 224, 128),
+        (1024, 352, 192, 320, 192, 224, 128),
+    )
+    weights = 49 * 3 * 64 + 2 * 64 + 64 * 64 + 2 * 64 + 9 * 64 * 192 + 2 * 192
+    for c_in, single, reduce, triple, twice, double, pool in table:
+        weights += c_in * (single + reduce + twice + pool) + 9 * (reduce * triple + twice * double + double * double)
+        weights += 2 * (single + reduce + triple + twice + 2 * double + pool)
+    assert size(network) == weights + 1025 * 1000
+
+
+def test_highway() -> None:
+    """FitNet-4's 17 convolutions and two linear layers; a gate beside each where the width stays."""
+    network = on_meta("highway19", (3, 32, 32), 10)
+    gated = {32: 2, 48: 1, 80: 5, 128: 5}
+    plain = ((3, 32), (32, 48), (48, 80), (80, 128))
+    expected = sum(2 * count * (9 * width**2 + width) for width, count in gated.items())
+    expected += sum(9 * c_in * c_out + c_out for c_in, c_out in plain)
+    assert size(network) == expected + 129 * 500 + 501 * 10
+    assert depth(network) - sum(gated.values()) == 19
+
+
+def test_a_highway_layer_mixes_what_it_makes_with_what_it_is_given() -> None:
+    torch.manual_seed(0)
+    layer = HighwayConv(3)
+    images = torch.randn(2, 3, 5, 5)
+    made, gate = layer.conv(images).relu(), torch.sigmoid(layer.gate(images))
+    torch.testing.assert_close(layer(images), gate * made + (1 - gate) * images)
+    torch.nn.init.constant_(layer.gate.bias, -100.0)
+    torch.testing.assert_close(layer(images), images)
+    network = build_model("highway19", input_shape=(1, 8, 8), num_classes=2)
+    gates = [module for module in network.modules() if isinstance(module, HighwayConv)]
+    assert all((module.gate.bias == -2.0).all() for module in gates)
+
+
+def test_compound_scaling_makes_the_published_networks() -> None:
+    """Tan and Le 2019: B1 to B3 are phi = 0.5, 1 and 2, depth and width rounded to tenths; FLOPs about double with phi."""
+    published = {0.5: (1.1, 1.0, 240), 1.0: (1.2, 1.1, 260), 2.0: (1.4, 1.2, 300)}
+    for phi, (depth_factor, width_factor, pixels) in published.items():
+        found = compound_scaling(phi)
+        assert round(found.depth, 1) == depth_factor
+        assert round(found.width, 1) == width_factor
+        assert found.pixels(224) == pytest.approx(pixels, rel=0.02)
+    assert compound_scaling(1).flops == pytest.approx(1.2 * 1.1**2 * 1.15**2)
+    assert compound_scaling(3).flops == pytest.approx(compound_scaling(1).flops ** 3)
+    assert compound_scaling(0) == (1, 1, 1)
+    with pytest.raises(ModelError, match="alpha, beta, gamma >= 1 must hold"):
+        compound_scaling(1, gamma=0.9)
+
+
+@pytest.mark.parametrize(("name", "phi"), [("efficientnet_b2", 1.0), ("efficientnet_b3", 2.0)])
+def test_scaled_layers_and_channels_are_torchvisions(name: str, phi: float) -> None:
+    """Of B0's first stage of two blocks with 24 channels."""
+    with torch.device("meta"):
+        stage = torchvision.models.get_model(name, weights=None).features[2]
+    scaling = Scaling(*(round(value, 1) for value in compound_scaling(phi)[:2]), 1.0)
+    assert scaling.layers(2) == len(stage)
+    assert scaling.channels(24) == stage[0].out_channels
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "outputs"),
+    [
+        ("lresnet50e_ir", (3, 112, 112), 512),
+        ("resnet18", (3, 224, 224), 1000),
+        ("resnet20_cifar", (3, 32, 32), 10),
+        ("resnet20_tiny_less", (3, 64, 64), 10),
+        ("lenet5", (1, 28, 28), 10),
+        ("inception_v3", (3, 299, 299), 1000),
+        ("alexnet", (3, 224, 224), 1000),
+    ],
+)
+def test_usual_sizes(name: str, shape: tuple[int, int, int], outputs: int) -> None:
+    assert usual_input(name) == shape
+    assert usual_outputs(name, shape) == outputs
+
+
+def test_nobody_knows_the_usual_size_of_a_users_network() -> None:
+    with pytest.raises(ModelError, match=r"nothing says which images 'net\.py:build' takes: give their shape"):
+        usual_input("net.py:build")
+    with pytest.raises(UnknownNameError, match="unknown model 'resnet19'"):
+        usual_input("resnet19")

@@ -1,12 +1,19 @@
 """The parameter and FLOP columns of the NAR paper (tables 1, 2 and 4)."""
 
 import functools
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks import paper_tables
+from nar_hw.bundles.children import named_child
+from nar_hw.files import read_json, write_json
 from nar_hw.models import build_model
+from nar_hw.records import replace, write_record
 from nar_hw.space.flops import Counts, SpaceCounts, count_module
 from nar_hw.space.space import SearchSpace
+from nar_hw.training.child import Child
 
 FACES = (3, 112, 112)
 IMAGES = (3, 224, 224)
@@ -83,3 +90,82 @@ def test_resnet18_16(arch: str) -> None:
     assert got.params == pytest.approx(0.92e7, rel=0.01)
     assert round(change(counts, arch), 2) == -0.20
     assert change(counts, arch) == pytest.approx(1.41 / 1.76 - 1, abs=0.005)
+
+
+class TestTables:
+    """benchmarks/paper_tables.py."""
+
+    def test_the_committed_counts(self) -> None:
+        result = read_json(paper_tables.RESULT)
+        params = {name: row["params"] for group in result["counts"].values() for name, row in group.items()}
+        assert params == {
+            "LResNet50E-IR": 43_590_848,
+            "Ours-1": 34_046_784,
+            "Ours-2": 33_851_328,
+            "ResNet-18": 11_689_512,
+            "ResNet-18-8": 11_625_128,
+            "ResNet-18-16": 9_266_408,
+        }
+        assert result["counts"]["images"] == paper_tables.counted(paper_tables.IMAGES)
+        for group in result["counts"].values():
+            for row in group.values():
+                assert row["flops, ratio"] == pytest.approx(row["printed flops, ratio"], abs=0.006)
+                assert row["params"] == pytest.approx(row["printed params"], rel=0.01)
+        for networks in result["latency"].values():
+            for found in networks.values():
+                times = list(found["networks"].values())
+                assert [row["ratio"] for row in times] == pytest.approx([row["ms"] / times[0]["ms"] for row in times], rel=1e-3)
+
+    def test_nothing_is_said_of_what_was_not_run(self) -> None:
+        tables = {**paper_tables.accuracies(paper_tables.FACES, []), **paper_tables.accuracies(paper_tables.IMAGES, [])}
+        assert set(tables) == {"table 2", "table 3", "table 5"}
+        cells = [cell for rows in tables.values() for row in rows.values() for cell in row.values()]
+        assert {cell["ours"] for cell in cells} == {"not run"}
+        assert tables["table 2"]["Ours-2"]["agedb_30"]["printed"] == 97.13
+        assert "| Ours-2 | not run (99.75) |" in paper_tables.markdown({**paper_tables.made([], {})})
+
+    def test_accuracies_come_from_trained_children(self, tmp_path: Path) -> None:
+        def child(name: str, data: str, **changes: Any) -> Path:
+            shipped = named_child(name)
+            folder = tmp_path / name / data.split(",")[0].replace(":", "-").replace("/", "-")
+            value = Child(
+                model=shipped.model,
+                arch=shipped.arch,
+                data=data,
+                recipe=None,
+                seed=0,
+                init="scratch",
+                accuracy={"valid": 0.5, "test": 0.93},
+                params=1,
+                flops=1,
+                pool_ops=1,
+                target_ms=None,
+                predicted_ms=None,
+                table_hash=None,
+                fingerprint=None,
+                preprocessing=shipped.preprocessing,
+            )
+            write_record(folder / "child.json", replace(value, **changes), schema=2)
+            return folder
+
+        per_conv = ("dwsep3x3", "dwsep3x3", *("conv3x3",) * 14)
+        model = replace(named_child("resnet18-16").model, input_shape=(3, 32, 32), num_classes=10)
+        folders = [
+            child("resnet18-8", "cifar10", arch=per_conv, model=model),  # the same network, one operator per convolution
+            child("resnet18-16", "folder:imagenet@224", top5={"test": 0.8881}),
+            child("lresnet50e-ir-based-pretrain", "faces:emore_v2,margin_warmup=0,pairs=bins/lfw.bin"),
+            child("lresnet50e-ir", "faces:ms1m-v1,pairs=agedb_30.bin"),
+        ]
+        write_json(folders[2] / "verify-cfp_fp.json", {"accuracy": 0.9761})
+        images = paper_tables.accuracies(paper_tables.IMAGES, folders)["table 5"]
+        assert images["ResNet-18-8"]["cifar10"] == {"printed": 93.72, "ours": 93.0}
+        assert images["ResNet-18-16"]["imagenet top-5"] == {"printed": 88.81, "ours": 88.81}
+        assert images["ResNet-18"]["cifar10"]["ours"] == images["ResNet-18-16"]["cifar10"]["ours"] == "not run"
+        faces = paper_tables.accuracies(paper_tables.FACES, folders)
+        assert faces["table 2"]["Ours-2"] == {
+            "lfw": {"printed": 99.75, "ours": 93.0},
+            "cfp_fp": {"printed": 97.61, "ours": 97.61},
+            "agedb_30": {"printed": 97.13, "ours": "not run"},
+        }
+        assert faces["table 3"]["LResNet50E-IR"]["agedb_30"]["ours"] == 93.0
+        assert faces["table 3"]["Ours-2"]["lfw"]["ours"] == "not run"

@@ -539,7 +539,7 @@ def test_without_run_json_there_is_no_report(tmp_path: Path) -> None:
         ("baseline/child.json", {"flops": True}, r"child.json: flops must be int \| null, but is True"),
         ("run.json", {"arch": [1, 2]}, r"run.json: arch\[0\] must be str, but is 1"),
         ("run.json", {"scored": [3]}, r"run.json: scored\[0\] must be object, but is 3"),
-        ("run.json", {"target_ms": "1"}, r"run.json: target_ms must be float, but is '1'"),
+        ("run.json", {"target_ms": "1"}, r"run.json: target_ms must be float \| null, but is '1'"),
         ("run.json", {"history": {}}, r"run.json: history must be array, but is \{\}"),
         ("bench.json", {"rows": [{"runtime": 5}]}, r"bench.json: rows\[0\]\.runtime must be str, but is 5"),
         ("bundle/manifest.json", {"variants": {"fp32": 1}}, r"manifest.json: variants\.fp32 must be object, but is 1"),

@@ -245,7 +245,7 @@ def test_a_measurement_takes_the_place_of_the_first_tables_prediction() -> None:
     result = run(replace(CONFIG, reward_options={"slope": -10.0}), target_ms=targets, measure=measure)
     assert result.met
     assert result.pick.measured_ms == pytest.approx(1.4 * FAST.predict(result.arch))
-    assert result.pick.load == pytest.approx(max(result.pick.ms / targets[0], SLOW.predict(result.arch) / targets[1]))
+    assert result.pick.load == pytest.approx(max(result.pick.cost / targets[0], SLOW.predict(result.arch) / targets[1]))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.runner import NotReadyError
+from nar_hw.bundles.children import named_child
 from nar_hw.files import read_json
 from nar_hw.models.info import ModelInfo
 from nar_hw.records import replace
@@ -22,10 +23,12 @@ NETWORKS = (
     ModelInfo(name="resnet50", input_shape=(3, 224, 224), num_classes=1000, operators=FOUR),
     ModelInfo(name="lresnet50e_ir", input_shape=(3, 112, 112), num_classes=512, operators=FOUR, manner="block"),
 )
+SLOTS = 16
 PAPER_CHILDREN = {
-    # one choice per block, here for both convolutions of it
-    "resnet18-8": (1, 1, *[0] * 14),
-    "resnet18-16": (1, 0, 0, 2, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 2, 0),
+    # one choice per block stands for both convolutions of it
+    name: tuple(FOUR.index(operator) for operator in child.arch for _ in range(SLOTS // len(child.arch)))
+    for name in ("resnet18-8", "resnet18-16")
+    for child in (named_child(name),)
 }
 COMPILED = ("torch_compile", "aoti")
 """Runtimes that take many seconds to load a network."""

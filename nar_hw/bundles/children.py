@@ -4,7 +4,7 @@ from importlib.resources import as_file, files
 from typing import Any
 
 from nar_hw.data.preprocessing import Preprocessing
-from nar_hw.errors import unknown_name
+from nar_hw.errors import UserError, unknown_name
 from nar_hw.models.info import ModelInfo
 from nar_hw.records import Record, read_record
 
@@ -27,12 +27,15 @@ def child_names() -> list[str]:
     return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
 
 
-def named_child(name: str) -> NamedChild:
-    """The child called ``name``. Raises UnknownNameError."""
+def named_child(name: str, *, model: str | None = None) -> NamedChild:
+    """The child called ``name``. Raises UnknownNameError, and UserError where it is not of the network ``model``."""
     if name not in child_names():
         raise unknown_name("child", name, child_names())
     with as_file(files("nar_hw.children_data") / f"{name}.json") as path:
-        return read_record(path, NamedChild, what="named child", schema=1, upgrade=_named)
+        child = read_record(path, NamedChild, what="named child", schema=1, upgrade=_named)
+    if model not in (None, child.model.name):
+        raise UserError(f"--model must be {child.model.name}, of which {name} is a child, or left out, but got {model}")
+    return child
 
 
 def _named(content: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from nar_hw._version import __version__
 from nar_hw.cli.grid import Grid
 from nar_hw.cli.values import MOST_BATCH, MOST_CLASSES, MOST_SEED, MOST_THREADS, choice, whole
 from nar_hw.errors import NarError, UserError, printable
+from nar_hw.models import EMBEDDING
 from nar_hw.runtimes import PRECISIONS, RUNTIMES
 from nar_hw.runtimes.config import THREADS_PER_CORE
 
@@ -69,7 +70,7 @@ _results: TextIO = sys.stdout
 
 GROUPS = {
     "Start here": ("demo", "refine", "report"),
-    "Look": ("doctor", "space", "count", "eval", "ensemble"),
+    "Look": ("doctor", "space", "count", "eval", "classify", "ensemble"),
     "Step by step": ("profile", "search", "train", "export", "bench"),
     "Tables, bundles, data": ("table", "bundle", "data", "proxy"),
 }
@@ -242,7 +243,13 @@ LimitParams = Annotated[
 ]
 Classes = Annotated[
     int | None,
-    whole("--classes", "Outputs of the network; default: 10 up to 64 pixels, else 1000.", 1, MOST_CLASSES, panel=WHAT),
+    whole(
+        "--classes",
+        f"Outputs of the network; default: {EMBEDDING} of lresnet*_ir (an embedding), else 10 up to 64 pixels, 1000 above.",
+        1,
+        MOST_CLASSES,
+        panel=WHAT,
+    ),
 ]
 DATA_HELP = (
     "digits, cifar10, cifar100, fashion-mnist, {folder,stream,faces}:PATH, fake:CxHxWxclasses, or your own task: "
@@ -363,13 +370,14 @@ def model_info(
     limit_params: bool = True,
 ) -> "ModelInfo":
     """What the options --model, --input, --manner, --operators, --classes, --slots and --limit-params describe."""
+    from nar_hw.models import usual_outputs
     from nar_hw.models.info import ModelInfo, parse_shape
 
     shape = parse_shape(input)
     return ModelInfo(
         name=model,
         input_shape=shape,
-        num_classes=classes or (10 if max(shape[1:]) <= 64 else 1000),
+        num_classes=classes or usual_outputs(model, shape),
         manner=manner,
         operators=names(operators),
         slots=slots,

@@ -1,11 +1,14 @@
-"""Commands about this machine and about networks: doctor, space, count."""
+"""Commands about this machine and about networks: doctor, space, count, classify."""
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nar_hw.cli.app import (
+    FINE,
     WHAT,
+    WRITTEN,
     Classes,
     Input,
     Json,
@@ -13,6 +16,7 @@ from nar_hw.cli.app import (
     Manner,
     Model,
     Operators,
+    OptionalModel,
     Slots,
     app,
     console,
@@ -22,7 +26,14 @@ from nar_hw.cli.app import (
     model_info,
     sentence,
 )
-from nar_hw.cli.values import choice
+from nar_hw.cli.values import MOST_CLASSES, choice, whole
+from nar_hw.errors import UserError
+from nar_hw.records import replace
+
+if TYPE_CHECKING:
+    from nar_hw.models.info import ModelInfo
+
+COUNTED = ("params", "flops", "pool_ops")
 
 
 @app.command()
@@ -159,12 +170,26 @@ def space(
 
 @app.command()
 def count(
-    model: Model,
-    input: Input,
+    ctx: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NETWORKS",
+            help="As in other commands; several with commas for one table; not needed with a child of the paper.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    input: Annotated[
+        str | None,
+        typer.Option("--input", metavar="CxHxW", help="Shape of one image; default: the network's usual.", rich_help_panel=WHAT),
+    ] = None,
     arch: Annotated[
         str | None,
         typer.Option(
-            metavar="ARCH", help="Codes or names, separated by commas; default: the network itself.", rich_help_panel=WHAT
+            metavar="ARCH",
+            help="A child of the paper by name, codes or names with commas; default: the network itself.",
+            rich_help_panel=WHAT,
         ),
     ] = None,
     manner: Manner = "conv",
@@ -174,16 +199,68 @@ def count(
     classes: Classes = None,
     as_json: Json = False,
 ) -> None:
-    """Parameters, FLOPs and pool operations. Example: nar-hw count --model lresnet50e_ir --input 3x112x112 --manner block"""
-    from nar_hw.space.flops import SpaceCounts, count_with_gaps
+    """Parameters, FLOPs and pool operations. Example: nar-hw count --model alexnet,vgg19,googlenet
 
-    info = model_info(model, input, manner, operators, classes, slots, limit_params)
-    if arch is None:
-        total, gaps = count_with_gaps(info.build(), info.input_shape)
-        value = {"model": model, "input_shape": list(info.input_shape), **counted(total), "not_counted": gaps}
-        left_out = f"; not counted: {', '.join(f'{name} ({calls} times)' for name, calls in gaps.items())}" if gaps else ""
-        emit(as_json, value, lambda: console.print(f"{sentence(value)}{left_out}", highlight=False, soft_wrap=True))
+    Of a child: nar-hw count --arch resnet18-8
+    """
+    from nar_hw.bundles.children import child_names, named_child
+    from nar_hw.models import usual_input
+    from nar_hw.models.info import parse_shape
+
+    if arch in child_names():
+        for name in ("manner", "operators", "slots"):
+            found = ctx.get_parameter_source(name)
+            if found is not None and found.name == "COMMANDLINE":
+                raise UserError(f"the child {arch} says what its slots are, but got --{name}: leave it out")
+        child = named_child(str(arch), model=model)
+        shape = child.model.input_shape if input is None else parse_shape(input)
+        info = replace(child.model, input_shape=shape, num_classes=classes or child.model.num_classes)
+        _count_child(info, ",".join(child.arch), as_json)
         return
+    if model is None:
+        raise UserError(f"counting needs --model, or --arch with a child of the paper: {', '.join(child_names())}")
+    infos = [
+        model_info(name, input or "x".join(map(str, usual_input(name))), manner, operators, classes, slots, limit_params)
+        for name in (item.strip() for item in model.split(","))
+    ]
+    if arch is None:
+        _count_networks(infos, as_json)
+    elif len(infos) > 1:
+        raise UserError(f"--arch is of one network, but --model names {len(infos)}: leave one out")
+    else:
+        _count_child(infos[0], arch, as_json)
+
+
+def _count_networks(infos: "list[ModelInfo]", as_json: bool) -> None:
+    """One network in a line, several in a table."""
+    from nar_hw.space.flops import count_with_gaps
+
+    rows: list[dict[str, Any]] = []
+    for info in infos:
+        total, gaps = count_with_gaps(info.build(), info.input_shape)
+        rows.append({"model": info.name, "input_shape": list(info.input_shape), **counted(total), "not_counted": gaps})
+
+    def uncounted(row: dict[str, Any]) -> str:
+        return ", ".join(f"{name} ({calls} times)" for name, calls in row["not_counted"].items())
+
+    def show() -> None:
+        if len(rows) == 1:
+            left_out = f"; not counted: {uncounted(rows[0])}" if rows[0]["not_counted"] else ""
+            console.print(f"{sentence(rows[0])}{left_out}", highlight=False, soft_wrap=True)
+            return
+        lines = [
+            (row["model"], "x".join(map(str, row["input_shape"])), *(f"{row[key]:,}" for key in COUNTED), uncounted(row))
+            for row in rows
+        ]
+        console.print(grid(("network", "input", "params", "multiply-adds", "pool operations", "not counted"), lines))
+
+    emit(as_json, rows[0] if len(rows) == 1 else {"networks": rows}, show)
+
+
+def _count_child(info: "ModelInfo", arch: str, as_json: bool) -> None:
+    """A child with the costs of its slots."""
+    from nar_hw.space.flops import SpaceCounts
+
     found = info.space()
     counts = SpaceCounts(found)
     codes = found.parse(arch)
@@ -194,15 +271,94 @@ def count(
     ]
 
     def show() -> None:
-        lines = [(row["slot"], row["operator"], *(f"{row[key]:,}" for key in ("params", "flops", "pool_ops"))) for row in rows]
+        lines = [(row["slot"], row["operator"], *(f"{row[key]:,}" for key in COUNTED)) for row in rows]
         console.print(grid(("slot", "operator", "params", "multiply-adds", "pool operations"), lines))
         console.print(sentence(counted(total)), highlight=False)
 
     value = {
-        "model": model,
+        "model": info.name,
         "input_shape": list(info.input_shape),
         "arch": list(found.names(codes)),
         **counted(total),
         "slots": rows,
     }
+    emit(as_json, value, show)
+
+
+@app.command()
+def classify(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    model: OptionalModel = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The weights: safetensors or a torch file of tensors.", rich_help_panel=WHAT),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="FOLDER", help="Of a bundle or a trained network, instead of --model.", rich_help_panel=WHAT
+        ),
+    ] = None,
+    top: Annotated[int, whole("--top", "Classes to name of each image.", 1, MOST_CLASSES, panel=WRITTEN)] = 5,
+    input: Annotated[
+        str | None,
+        typer.Option("--input", metavar="CxHxW", help="Shape of one image; default: the network's usual.", rich_help_panel=WHAT),
+    ] = None,
+    classes: Classes = None,
+    names: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Names of the classes, one a line; default: ImageNet's for 1,000.", rich_help_panel=FINE
+        ),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBERS",
+            help="Of the pixels in [0, 1], with commas; default: of the weights' library.",
+            rich_help_panel=FINE,
+        ),
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="NUMBERS", help="Their standard deviation; the same.", rich_help_panel=FINE)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The likeliest classes of images by any network. Example: nar-hw classify cat.jpg --model vgg19 --weights vgg19.pth --top 12
+
+    By a bundle: nar-hw classify cat.jpg --from bundle
+    """
+    from nar_hw.data.preprocessing import Preprocessing
+    from nar_hw.models import usual_input
+    from nar_hw.steps.classify import Classifier, class_names, numbers, usual_normalisation
+
+    if (folder is None) == (model is None) or (model is None) != (weights is None):
+        raise UserError("classifying needs --model with --weights, or --from with a bundle or the folder of a trained network")
+    if folder is not None:
+        given = {"input": input, "classes": classes, "names": names, "mean": mean, "std": std}
+        if said := [name for name, value in given.items() if value is not None]:
+            raise UserError(f"{folder} says what its images and classes are, but got --{said[0]}: leave it out")
+        classifier = Classifier.of_folder(folder)
+    else:
+        assert model is not None
+        assert weights is not None
+        info = model_info(model, input or "x".join(map(str, usual_input(model))), "conv", None, classes)
+        named = class_names(names, info.num_classes)
+        if names is not None and classes is None:
+            info = replace(info, num_classes=len(named))
+        if (mean is None) != (std is None):
+            raise UserError("--mean and --std go together, but one of them is missing: give both, or neither")
+        if mean is None or std is None:
+            means, stds = usual_normalisation(model, info.input_shape[0])
+        else:
+            means, stds = numbers(mean, name="--mean"), numbers(std, name="--std")
+        classifier = Classifier.of_weights(info, weights, Preprocessing(mean=tuple(means), std=tuple(stds), classes=named))
+    found = {str(path): classifier.classify(path, top) for path in images}
+    value = {"images": [{"file": file, "classes": [guess._asdict() for guess in guesses]} for file, guesses in found.items()]}
+
+    def show() -> None:
+        for file, guesses in found.items():
+            console.print(file, highlight=False, soft_wrap=True)
+            console.print(grid(("class", "probability"), [(guess.name, f"{100 * guess.probability:.2f} %") for guess in guesses]))
+
     emit(as_json, value, show)

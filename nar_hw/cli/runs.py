@@ -38,6 +38,7 @@ from nar_hw.cli.values import MOST_BATCH, MOST_EPOCHS, MOST_THREADS, choice, num
 from nar_hw.errors import UserError
 from nar_hw.records import plain, replace, with_settings
 from nar_hw.search.config import COMBINE, FITTED, PATHS, SearchConfig
+from nar_hw.search.presets import PRESETS, preset_named
 from nar_hw.search.reward import REWARDS
 from nar_hw.search.strategies import STRATEGIES
 from nar_hw.training.recipes import PRECISIONS
@@ -48,16 +49,26 @@ SEARCH = SearchConfig()
 @app.command()
 def search(
     ctx: typer.Context,
+    out: Out,
     target_ms: Annotated[
-        list[float],
+        list[float] | None,
         number(
             "--target-ms",
             "The latency not to be exceeded; once for each of several targets. Of several tables: one for all, or once for each.",
             above=0,
             panel=WHAT,
         ),
-    ],
-    out: Out,
+    ] = None,
+    preset: Annotated[
+        str | None,
+        choice(
+            "--preset",
+            "A paper's own search, with no latency in it: LSTM controller, accuracy as reward. Other options change it.",
+            "preset",
+            PRESETS,
+            panel=WHAT,
+        ),
+    ] = None,
     model: OptionalModel = None,
     data: OptionalData = None,
     table: Annotated[
@@ -65,7 +76,7 @@ def search(
         typer.Option(
             "--table",
             metavar="FILE",
-            help="The latency table of the device to deploy on; once for each of several.",
+            help="The latency table of the device to deploy on, which says what is searched; once for each of several.",
             rich_help_panel=WHERE,
         ),
     ] = None,
@@ -105,6 +116,10 @@ def search(
         int | None, whole("--max-flops", "Most FLOPs (multiply-adds of one image).", 1, 10**18, panel=WHAT)
     ] = None,
     max_params: Annotated[int | None, whole("--max-params", "Most parameters.", 1, 10**18, panel=WHAT)] = None,
+    manner: Manner = "conv",
+    operators: Operators = None,
+    slots: Slots = None,
+    limit_params: LimitParams = True,
     strategy: Annotated[
         str, choice("--strategy", "How archs are proposed.", "strategy", STRATEGIES, panel=FINE)
     ] = SEARCH.strategy,
@@ -152,25 +167,34 @@ def search(
 ) -> None:
     """Search operators for a latency target. On several GPUs: torchrun --nproc-per-node 4 -m nar_hw search ...
 
+    A setting of the controller is --set controller.lr=0.001, of the reward --set reward.slope=-0.2.
     Example: nar-hw search --model resnet_digits --data digits --table t.json --target-ms 0.2 --out runs/x
     """
     from nar_hw.distributed import launched
     from nar_hw.latency.table import LatencyTable
-    from nar_hw.search.folder import TABLE
+    from nar_hw.search.record import load_run
     from nar_hw.steps.search import search_again, search_run
 
-    if source is None and (model is None or data is None or not table):
-        raise UserError("a search needs --model, --data and --table, or --from a finished search")
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
     asked = {name: ctx.params[name] for name, found in sources.items() if found is not None and found.name == "COMMANDLINE"}
+    _check_search(asked)
     if "weight" in asked:
         asked["weights"] = tuple(asked.pop("weight"))
     given = weights or baseline
     chosen = {name: asked[name] for name in SearchConfig.__struct_fields__ if name in asked and (name != "weights" or weight)}
-    config = with_settings(replace(SEARCH if given is None else FITTED, **chosen), settings or ())
+    searched: dict[str, Any] = {"manner": manner, "operators": names(operators)}
+    base = SEARCH if given is None else FITTED
+    if preset is not None:
+        named = preset_named(preset)
+        base, searched = named.search, {"manner": named.manner, "operators": named.operators}
+        searched |= {name: value for name, value in (("manner", manner), ("operators", names(operators))) if name in asked}
+    for name in ("strategy", "reward"):  # options are of one strategy, and of one reward
+        if chosen.get(name, getattr(base, name)) != getattr(base, name):
+            chosen[f"{name}_options"] = {}
+    config = with_settings(replace(base, **chosen), settings or ())
     with launched(device) as device, progress_bar() as progress:
         common: dict[str, Any] = {
-            "target_ms": target_ms,
+            "target_ms": target_ms or (),
             "out": out,
             "data_root": data_root,
             "device": device,
@@ -185,16 +209,19 @@ def search(
                 str(data),
                 [LatencyTable.load(path) for path in table or ()],
                 config=config,
+                **searched,
+                slots=slots,
+                limit_params=limit_params,
                 proxy=proxy,
                 trained=given,
                 allow_mismatch=allow_mismatch,
                 tensorboard=tensorboard,
                 **common,
             )
-    operators = LatencyTable.load(out / TABLE).operators
+    outcomes = load_run(out).outcomes
     value: dict[str, Any] = {
         "out": str(out),
-        "arch": [operators[code] for code in result.arch],
+        "arch": list(outcomes[0].pick.arch),
         "accuracy": result.pick.accuracy,
         "target_ms": result.target_ms,
         "predicted_ms": result.pick.predicted_ms,
@@ -203,13 +230,13 @@ def search(
         "targets": [
             {
                 "target_ms": item.target_ms,
-                "arch": [operators[code] for code in item.pick.arch],
+                "arch": list(item.pick.arch),
                 "accuracy": item.pick.accuracy,
                 "predicted_ms": item.pick.predicted_ms,
                 "measured_ms": item.pick.measured_ms,
                 "met": item.met,
             }
-            for item in result.outcomes
+            for item in outcomes
         ],
         "met": result.met,
         "allowed_mismatch": list(result.allowed_mismatch),
@@ -221,6 +248,28 @@ def search(
         console.print(result.note, highlight=False, soft_wrap=True)
 
     emit(as_json, value, show)
+
+
+def _check_search(asked: dict[str, Any]) -> None:
+    """Raises UserError for options of `nar-hw search` that do not go together; ``asked`` are those on the line."""
+    if "source" in asked:
+        if "target_ms" not in asked:
+            raise UserError("--from chooses for other targets: give --target-ms")
+        return
+    if not {"model", "data"} <= asked.keys() or not {"table", "preset", "max_flops", "max_params"} & asked.keys():
+        raise UserError(
+            "a search needs --model, --data and what to search for (--table with --target-ms, --max-flops, --max-params or "
+            "--preset), or --from a finished search"
+        )
+    if ("table" in asked) != ("target_ms" in asked):
+        raise UserError("--table and --target-ms go together, but one of them is missing: give both, or neither")
+    for name in ("manner", "operators", "slots", "limit_params"):
+        if "table" in asked and name in asked:
+            raise UserError(
+                f"the latency table says what is searched, but got --{name.replace('_', '-')} beside it: leave one out"
+            )
+    if "preset" in asked and {"weights", "baseline"} & asked.keys():
+        raise UserError("a --preset searches from scratch, but got trained weights: leave one out")
 
 
 @app.command()
@@ -240,7 +289,7 @@ def train(
         str,
         typer.Option(
             metavar="RECIPE",
-            help="paper, fast, finetune, demo, or a .json file of a recipe's fields.",
+            help="paper, paper-faces, fast, finetune, demo, or a .json file of a recipe's fields.",
             rich_help_panel=LONG,
         ),
     ] = "paper",

@@ -61,7 +61,8 @@ class FaceConfig:
     size: int | None = None
     """Bring every image to this many pixels a side; None: all must be 112x112."""
     valid: int = 1
-    """Images of each identity held out for validation, where there is no folder of them."""
+    """Images of each identity held out for validation, where there is no folder of them. 0: none; validation is of one image
+    of each that is trained on, too: it says whether the training fits, and nothing of other images."""
     min: int | None = None
     """Leave out identities with fewer images; None: too few are an error."""
     pairs: str | None = None
@@ -82,7 +83,7 @@ class FaceConfig:
         _require(self, "sampled = 1 with softmax", "sampled", self.head != "softmax" or self.sampled == 1)
         _require(self, "embedding >= 2", "embedding", self.embedding >= 2)
         _require(self, "8 <= size <= 1024", "size", self.size is None or 8 <= self.size <= 1024)
-        _require(self, "valid >= 1", "valid", self.valid >= 1)
+        _require(self, "valid >= 0", "valid", self.valid >= 0)
 
     @property
     def margin_used(self) -> float:
@@ -273,7 +274,7 @@ def _drawn(
     *,
     whole: bool,
 ) -> tuple[FaceSplit, FaceSplit, FaceSplit | None]:
-    """``valid`` images of each identity held out and, unless ``whole``, identities."""
+    """``valid`` images of each identity held out (0: one of each, which is trained on, too) and, unless ``whole``, identities."""
     least, counts = config.valid + 1, np.bincount(labels)
     small = np.flatnonzero(counts < max(least, config.min or 0))
     if len(small) and (config.min is None or config.min < least):
@@ -293,9 +294,10 @@ def _drawn(
     learned = np.sort(kept[tested:])
     members = by_identity(labels)
     mixed = [rng.permutation(members[identity]) for identity in learned]
+    shown = max(1, config.valid)
     parts = [
-        np.concatenate([np.sort(part) for part in (m[: -config.valid] for m in mixed)]),
-        np.concatenate([np.sort(m[-config.valid :]) for m in mixed]),
+        np.concatenate([np.sort(m[: len(m) - config.valid]) for m in mixed]),
+        np.concatenate([np.sort(m[-shown:]) for m in mixed]),
     ]
     number = np.full(len(counts), -1)
     number[learned] = np.arange(len(learned))

@@ -11,7 +11,21 @@ from nar_hw.userfile import is_file_name
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["build_model", "known_models"]
+__all__ = ["build_model", "known_models", "usual_input", "usual_outputs"]
+
+EMBEDDING = 512
+"""Outputs of the face networks in their papers."""
+SMALL_INPUTS = {
+    "_tiny": (3, 64, 64),
+    "_tiny_less": (3, 64, 64),
+    "_cifar": (3, 32, 32),
+    "_ir": (3, 112, 112),
+    "_digits": (1, 8, 8),
+    "lenet5": (1, 28, 28),
+    "nin": (3, 32, 32),
+    "highway19": (3, 32, 32),
+}
+"""End of the name of a network of ours -> the images of its paper; of all others 3x224x224."""
 
 # name -> "module:builder"; a builder takes the keyword arguments input_shape and num_classes
 OWN: dict[str, str] = {
@@ -42,6 +56,8 @@ OWN: dict[str, str] = {
     "nin": "classic:NiN",
     "overfeat": "overfeat:OverFeat",
     "dpn92": "dpn:dpn92",
+    "bn_inception": "bn_inception:BNInception",
+    "highway19": "highway:Highway",
 }
 
 
@@ -74,6 +90,31 @@ def build_model(
 
         load_weights(network, Path(pretrained_weights), name=name)
     return network
+
+
+def usual_input(name: str) -> tuple[int, int, int]:
+    """(C, H, W) of the images that a network is known for; torchvision's and timm's as their weights say.
+
+    Raises UnknownNameError, and ModelError for a user's own network, of which nobody knows it.
+    """
+    from nar_hw.models import by_name
+
+    if name in OWN:
+        return next((shape for end, shape in SMALL_INPUTS.items() if name.endswith(end)), (3, 224, 224))
+    if name.startswith("timm:"):
+        return by_name.timm_input(name.removeprefix("timm:"))
+    if is_file_name(name):
+        raise ModelError(f"nothing says which images {name!r} takes: give their shape, like --input 3x224x224")
+    if name in by_name.torchvision_classifiers():
+        return by_name.torchvision_input(name)
+    raise unknown_name("model", name, known_models())
+
+
+def usual_outputs(name: str, input_shape: tuple[int, int, int]) -> int:
+    """Outputs where none are asked for: the face networks' embedding, else 10 classes up to 64 pixels a side, 1000 above."""
+    if name in OWN and OWN[name].startswith("lresnet_ir:"):
+        return EMBEDDING
+    return 10 if max(input_shape[1:]) <= 64 else 1000
 
 
 def known_models() -> list[str]:

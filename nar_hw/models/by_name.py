@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torchvision
 from torch import nn
@@ -17,6 +18,22 @@ def torchvision_classifiers() -> list[str]:
     """The names of torchvision's image classifiers."""
     names: list[str] = torchvision.models.list_models(module=torchvision.models)
     return names
+
+
+def torchvision_input(name: str) -> tuple[int, int, int]:
+    """(C, H, W) of the images that torchvision's weights of ``name`` are for."""
+    (size,) = torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size
+    return 3, size, size
+
+
+def usual_normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of the images that timm's and torchvision's weights are for; else ImageNet's."""
+    if name.startswith("timm:"):
+        config = _timm(name.removeprefix("timm:")).get_pretrained_cfg(name.removeprefix("timm:"))
+        return tuple(config.mean), tuple(config.std)
+    usual = name if name in torchvision_classifiers() else "resnet18"
+    found = torchvision.models.get_model_weights(usual).DEFAULT.transforms()
+    return tuple(found.mean), tuple(found.std)
 
 
 def torchvision_builder(name: str) -> Builder:
@@ -47,14 +64,25 @@ def _replace_first_convolution(network: nn.Module, channels: int) -> None:
     network.set_submodule(path, fresh)
 
 
-def timm_builder(name: str) -> Builder:
-    """Builds timm's network ``name``. Raises ModelError where timm is not installed, UnknownNameError for a name it lacks."""
+def _timm(name: str) -> Any:
     try:
         import timm
     except ImportError:
         raise ModelError(f"model 'timm:{name}' needs timm, which is not installed: pip install 'nar-hw[timm]'") from None
     if not timm.is_model(name):
         raise unknown_name("model", f"timm:{name}", [f"timm:{known}" for known in timm.list_models()])
+    return timm
+
+
+def timm_input(name: str) -> tuple[int, int, int]:
+    """(C, H, W) of the images that timm's ``name`` is for. Raises as `timm_builder` does."""
+    shape = _timm(name).get_pretrained_cfg(name).input_size
+    return shape[0], shape[1], shape[2]
+
+
+def timm_builder(name: str) -> Builder:
+    """Builds timm's network ``name``. Raises ModelError where timm is not installed, UnknownNameError for a name it lacks."""
+    timm = _timm(name)
 
     def build(*, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
         network: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=input_shape[0])

@@ -32,10 +32,13 @@ class Commands:
         """Finds the arch."""
         identity = self.search.identity
         words = ["--model", self.search.network.name, *self._data]
-        for name in self.search.tables or ("table.json",):
-            words += ["--table", self._in(name)]
-        for target in (identity.target_ms, *identity.more_targets_ms):
-            words += ["--target-ms", f"{target:g}"]
+        if identity.target_ms is None:  # no table says what is searched
+            words += self.search.network.options(but=("name", "input_shape", "num_classes"))
+        else:
+            for name in self.search.tables or ("table.json",):
+                words += ["--table", self._in(name)]
+            for target in (identity.target_ms, *identity.more_targets_ms):
+                words += ["--target-ms", f"{target:g}"]
         words += ["--allow-mismatch"] if self.search.allowed_mismatch else []
         return command("search", *words, *identity.config.options(), "--out", str(self.folder))
 
@@ -81,7 +84,8 @@ class Commands:
             return (command(*self.refinement, "--out", str(self.folder)),)
         exports = (self._export("baseline", "baseline_bundle"), self.export)
         report = command("report", str(self.folder))
-        return (self.profile, self.find, self.baseline, self.train, *exports, self.bench, report)
+        profile = () if self.search.table_hash is None else (self.profile,)
+        return (*profile, self.find, self.baseline, self.train, *exports, self.bench, report)
 
     def _in(self, name: str) -> str:
         return str(self.folder / name)

@@ -42,12 +42,14 @@ def front(run: Run) -> list[Chart]:
 
 def pareto(run: Run) -> list[Chart]:
     """Accuracy against predicted latency of everything that the search scored, with its front and the child."""
+    pick, at = run.search.pick, run.search.target_ms
+    if pick.predicted_ms is None or at is None:  # a search without a table
+        return []
     groups = {"scored": run.search.scored, "front": run.search.pareto}
     points = {
-        name: tuple(Point(item.predicted_ms, 100 * item.accuracy, _scored_title(item)) for item in items)
+        name: tuple(Point(item.predicted_ms, 100 * item.accuracy, _scored_title(item)) for item in items if item.predicted_ms)
         for name, items in groups.items()
     }
-    pick = run.search.pick
     star = Point(pick.predicted_ms, 100 * pick.accuracy, f"pick: {_scored_title(pick)}")
     series = [
         Series(label=f"scored ({len(points['scored'])})", points=points["scored"], kind="scored", shape="cloud"),
@@ -55,10 +57,8 @@ def pareto(run: Run) -> list[Chart]:
         Series(label="pick", points=(star,), kind="pick-mark", shape="star"),
     ]
     guides = []
-    if run.baseline.predicted_ms is not None:
-        at = run.baseline.predicted_ms
-        guides.append(Guide(start=(at, math.inf), end=(at, -math.inf), kind="before", label="baseline"))
-    at = run.search.target_ms
+    if (before := run.baseline.predicted_ms) is not None:
+        guides.append(Guide(start=(before, math.inf), end=(before, -math.inf), kind="before", label="baseline"))
     guides.append(Guide(start=(at, -math.inf), end=(at, math.inf), kind="target", label=f"target {words.ms(at)}"))
     counts = f"{len(points['scored'])} scored children; the front has {len(points['front'])}."
     summary = f"{words.capital(run.metric)} against predicted latency of {counts}"
@@ -109,8 +109,7 @@ def _history(run: Run, key: str, title: str, label: str, factor: float) -> Chart
     if not items:
         return None
     guides = []
-    if key == "latency_ms":
-        target = run.search.target_ms
+    if key == "latency_ms" and (target := run.search.target_ms) is not None:
         guides.append(Guide(start=(items[0][0], target), end=(items[-1][0], target), kind="target", label="target"))
     points = tuple(Point(x, y, f"epoch {x:g}: {words.digits(y, 4)}") for x, y in items)
     if len(run.search.history) < LONG:
@@ -210,7 +209,9 @@ def training(run: Run) -> list[Chart]:
 
 
 def _scored_title(item: ScoredNames) -> str:
-    parts = [words.percent(item.accuracy), f"{words.ms(item.predicted_ms)} predicted"]
+    parts = [words.percent(item.accuracy)]
+    if item.predicted_ms is not None:
+        parts.append(f"{words.ms(item.predicted_ms)} predicted")
     if item.measured_ms is not None:
         parts.append(f"{words.ms(item.measured_ms)} measured")
     return ", ".join([*parts, " ".join(item.arch)])

@@ -221,7 +221,7 @@ class Run:
             "child": (self.first in self.trained, "the trained child", commands.train),
             "baseline": ("baseline" in self.trained, "the trained baseline", commands.baseline),
             "measured": (self.measured.child is not None, "the measured latency", commands.bench),
-            "table": (table is not None, self.no_table, commands.profile),
+            "table": (table is not None or self.search.table_hash is None, self.no_table, commands.profile),
             "validation": (table is None or table.validation is not None, "the table's validation", commands.validate),
             "training": (any(self.curves.values()), "the training curves", commands.train),
             "bench": (self.bench is not None, "the benchmark", commands.bench),
@@ -236,7 +236,7 @@ class Run:
         device = {} if table is None else texts(table.fingerprint)
         if device.get("cpu") == device.get("device"):
             device.pop("cpu", None)
-        search = {name: str(getattr(self.search, name)) for name in ("data", "target_ms", "note")}
+        search = texts({name: getattr(self.search, name) for name in ("data", "target_ms", "note")})
         training = {}
         if child is not None:
             training = {"data": child.data, "init": child.init, "seed": str(child.seed)}
@@ -327,6 +327,8 @@ def _bundle(folder: Path) -> Manifest | None:
 
 def _table(folder: Path, search: RunFile) -> tuple[LatencyTable | None, str]:
     """The table of the search, or why there is none."""
+    if search.table is None:
+        return None, "a latency table, which this search did without"
     for path in dict.fromkeys((folder / "table.json", Path(search.table))):
         if path.is_file():
             table = LatencyTable.load(path)

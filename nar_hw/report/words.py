@@ -134,7 +134,7 @@ def verdict(run: Run) -> tuple[str, bool] | None:
         kept = f"{len(asked) - len(missed)} of {len(asked)} targets met, as measured"
         return f"{kept}; missed: {', '.join(missed)}" if missed else kept, not missed
     measured, target = run.child.measured_ms, run.search.target_ms
-    if measured is None:
+    if measured is None or target is None:
         return None
     over = 100 * (measured / target - 1)
     if over <= 0:

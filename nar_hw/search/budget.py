@@ -70,9 +70,13 @@ class Budget:
     candidates: tuple[tuple[int, ...], ...]
     """Operator codes per slot."""
     costs: tuple[Cost, ...]
-    """The latency by each table, then FLOPs and parameters where they have a limit."""
+    """The latency by each table, then FLOPs and parameters where they have a limit; where nothing is asked, one that all meet."""
     mixes: Floats
     """(M, K): the weights of the costs in each limit; each row sums to 1."""
+    timed: bool = True
+    """Whether there is a table: the first cost is then a latency."""
+    limited: bool = True
+    """Whether anything is asked."""
 
     @classmethod
     def of(
@@ -81,27 +85,46 @@ class Budget:
         """One target for all tables or one for each, and what ``config`` says of the rest.
 
         Raises:
-            UserError: the numbers of tables, targets and weights do not fit together.
+            UserError: the numbers of tables, targets and weights do not fit together, or the reward weighs accuracy against
+                nothing.
             MissingEntryError: a table has no entry for a candidate.
         """
         count = len(tables)
-        if len(targets_ms) not in (1, count):
+        if not tables and targets_ms:
+            raise UserError(f"a target of {targets_ms[0]:g} ms needs a latency table, but there is none: give one, or no target")
+        if tables and len(targets_ms) not in (1, count):
             raise UserError(f"there must be one target, or one for each of {count} tables, but got {len(targets_ms)}")
         if len(config.weights) not in (0, count):
             raise UserError(f"there must be one weight for each of {count} tables, but got {len(config.weights)}")
-        targets = list(targets_ms) * (count // len(targets_ms))
+        if config.combine == "mean" and not tables:
+            raise UserError("combine=mean is of latency tables, but there are none: give tables and targets")
+        targets = list(targets_ms) * (count // len(targets_ms)) if tables else []
         costs = [_latency(space, table, target) for table, target in zip(tables, targets, strict=True)]
+        limited = bool(tables) or config.max_flops is not None or config.max_params is not None
         if config.max_flops is not None or config.max_params is not None:
             costs += _counts(space, config)
+        if not limited and config.reward != "accuracy":
+            raise UserError(
+                f"reward {config.reward} weighs accuracy against a cost, but nothing limits one: give a latency table and a "
+                "target, max_flops or max_params, or reward=accuracy"
+            )
+        costs = costs or [_nothing(space)]
         mixes = np.eye(len(costs))
         if config.combine == "mean":
             weights = np.array(config.weights or [1.0] * count)
             mixes[count - 1, :count] = weights / weights.sum()
             mixes = mixes[count - 1 :]
-        return cls(candidates=tuple(slot.candidates for slot in space.slots), costs=tuple(costs), mixes=mixes)
+        return cls(
+            candidates=tuple(slot.candidates for slot in space.slots),
+            costs=tuple(costs),
+            mixes=mixes,
+            timed=bool(tables),
+            limited=limited,
+        )
 
     def latency_ms(self, archs: Archs) -> Floats:
-        """(N,) milliseconds of (N, S) archs by the first table."""
+        """(N,) milliseconds of (N, S) archs by the first table, which must exist."""
+        assert self.timed
         return self.costs[0].of(archs)
 
     def loads(self, archs: Archs, measured_ms: Sequence[float] | None = None) -> Floats:
@@ -144,9 +167,12 @@ class Budget:
         """
         first, limits = self.costs[0], self.feasible
         within, archs = _number(limits.count), _number(math.prod(map(len, self.candidates)))
+        if not self.limited:
+            return f"{archs} archs, none of them ruled out: nothing limits their costs"
         some = within if limits.counts_exactly else f"up to {within}"
-        asked = f"take at most {first.target:.4g} ms" if len(self.costs) == 1 else "meet all targets"
-        return f"{first.least:.4g} to {first.most:.4g} ms by the table; {some} of {archs} archs {asked}"
+        unit, by = ("ms", " by the table") if self.timed else (first.name, "")
+        asked = f"take at most {first.target:.4g} {unit}" if len(self.costs) == 1 else "meet all targets"
+        return f"{first.least:.4g} to {first.most:.4g} {unit}{by}; {some} of {archs} archs {asked}"
 
     @cached_property
     def nearest(self) -> Arch:
@@ -272,6 +298,14 @@ def _latency(space: SearchSpace, table: "LatencyTable", target_ms: float) -> Cos
         fixed=known.fixed_ms,
         target=target_ms,
     )
+
+
+def _nothing(space: SearchSpace) -> Cost:
+    """A cost that every arch meets exactly."""
+    entries = np.full((len(space.slots), len(space.operators)), np.inf)
+    for position, slot in enumerate(space.slots):
+        entries[position, list(slot.candidates)] = 0.0
+    return Cost(name="", entries=entries, fixed=1.0, target=1.0)
 
 
 def _counts(space: SearchSpace, config: SearchConfig) -> list[Cost]:

@@ -3,10 +3,12 @@
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args, get_origin
+
+import msgspec
 
 from nar_hw.errors import UserError, unknown_name
-from nar_hw.records import Record, plain
+from nar_hw.records import Record, plain, shown
 from nar_hw.search.reward import REWARDS
 from nar_hw.search.strategies import STRATEGIES, strategy_class
 from nar_hw.training.recipes import PRECISIONS, Precision, Recipe
@@ -56,8 +58,15 @@ class FitConfig(Record, frozen=True, kw_only=True):
 
 
 class SearchConfig(Record, frozen=True, kw_only=True):
-    """Settings of `nar_hw.search`; the defaults are the paper's recipe where it prints one (method: 150 epochs, SGDR 10, x2)."""
+    """Settings of `nar_hw.search`.
 
+    The defaults are ours, measured to find more in less time (docs/benchmarks/search.md): a linear surrogate instead of the
+    controller, fair paths instead of the policy's, a reward with latency in it, 4 updates of 10 archs an epoch, not 50 of 20.
+    Of the NAR paper they keep the schedule of the shared weights: 150 epochs, SGDR with cosines of 10, 20, 40 and 80 epochs from
+    0.1 to 1e-4. The paper's own search is a preset (`nar_hw.search.presets`, ``nar-hw search --preset paper``).
+    """
+
+    GROUPS: ClassVar[Mapping[str, str]] = {"controller": "strategy_options", "reward": "reward_options", "fit": "fit"}
     OPTIONS: ClassVar[Mapping[str, str]] = {
         "weights": "weight",
         **dict.fromkeys(("strategy_options", "reward_options", "lr", "lr_min", "t_0", "t_mult", "momentum", "weight_decay"), ""),
@@ -67,11 +76,11 @@ class SearchConfig(Record, frozen=True, kw_only=True):
     strategy: str = "surrogate"
     """Name in STRATEGIES."""
     strategy_options: Mapping[str, Any] = {}
-    """Keyword arguments of the strategy."""
+    """Keyword arguments of the strategy; on the command line ``--set controller.NAME=VALUE``."""
     reward: str = "absolute"
     """Name in REWARDS."""
     reward_options: Mapping[str, float] = {}
-    """Keyword arguments of the reward."""
+    """Keyword arguments of the reward; on the command line ``--set reward.NAME=VALUE``."""
     combine: Combine = "worst"
     """Of several tables: every one has to meet its target, or the mean of latency / target has to be at most 1."""
     weights: tuple[float, ...] = ()
@@ -173,7 +182,19 @@ def _known(kind: str, given: Collection[str], known: Collection[str]) -> None:
 
 
 def _known_options(kind: str, given: Mapping[str, Any], maker: Callable[..., Any], *, but: tuple[str, ...]) -> None:
-    _known(kind, given, [name for name in inspect.signature(maker).parameters if name not in but])
+    parameters = inspect.signature(maker).parameters
+    _known(kind, given, [name for name in parameters if name not in but])
+    for name, value in given.items():
+        wanted = parameters[name].annotation
+        if wanted is inspect.Parameter.empty or isinstance(wanted, str):
+            continue
+        try:
+            msgspec.convert(value, wanted)
+        except msgspec.ValidationError:
+            if get_origin(wanted) is Literal:
+                raise unknown_name(f"{name} of {kind.removeprefix('option of ')}", str(value), get_args(wanted)) from None
+            rule = f"{name} must be {getattr(wanted, '__name__', wanted)}, but is {shown(value)}"
+            raise UserError(f"{rule}, as {kind}") from None
 
 
 def _require(config: SearchConfig, rule: str, holds: bool, *names: str) -> None:

@@ -58,9 +58,9 @@ def conclude(run: SearchRun, measure: Measure | None) -> SearchResult:
 def _outcome(budget: Budget, finalists: list[Scored]) -> Outcome:
     finalists.sort(key=_rank)
     pick = choose(finalists)
-    first, *others = budget.costs
+    others = budget.costs[1:] if budget.timed else budget.costs if budget.limited else ()
     return Outcome(
-        target_ms=first.target,
+        target_ms=budget.costs[0].target if budget.timed else None,
         pick=pick,
         others=tuple(Standing(name=item.name, cost=float(item.of([pick.arch])[0]), target=item.target) for item in others),
         finalists=tuple(finalists),
@@ -118,10 +118,10 @@ def _scored(budget: Budget, arch: Arch, accuracy: float, measured_ms: float | No
     load = float(budget.loads([arch])[0])
     if measured_ms is not None:
         load = max(load, float(budget.loads([arch], [measured_ms])[0]))
-    predicted = float(budget.latency_ms([arch])[0])
+    predicted = float(budget.latency_ms([arch])[0]) if budget.timed else None
     return Scored(arch=arch, accuracy=accuracy, predicted_ms=predicted, load=load, measured_ms=measured_ms)
 
 
 def _rank(item: Scored) -> tuple[float, float]:
     """By falling accuracy, of equals the faster first."""
-    return -item.accuracy, item.predicted_ms
+    return -item.accuracy, item.load if item.predicted_ms is None else item.predicted_ms

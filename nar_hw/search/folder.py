@@ -49,8 +49,8 @@ class SearchFolder:
             manner=space.manner,
             slots=tuple((slot.name, tuple(space.operators[code] for code in slot.candidates)) for slot in space.slots),
             data=task.record,
-            target_ms=targets_ms[0],
-            table_hash=tables[0].hash,
+            target_ms=targets_ms[0] if tables else None,
+            table_hash=tables[0].hash if tables else None,
             more_targets_ms=tuple(targets_ms[1:]),
             more_tables=tuple(table.hash for table in tables[1:]),
             config=config,
@@ -66,8 +66,7 @@ class SearchFolder:
     @property
     def _files(self) -> "dict[str, LatencyTable]":
         """The tables by the names of their files here: table.json, table-2.json and so on."""
-        names = [TABLE, *(f"table-{number}.json" for number in range(2, len(self.tables) + 1))]
-        return dict(zip(names, self.tables, strict=True))
+        return {TABLE if number == 1 else f"table-{number}.json": table for number, table in enumerate(self.tables, 1)}
 
     def tidy(self) -> None:
         """Delete the checkpoint of a search that is finished, which a killed process may have left."""
@@ -145,7 +144,7 @@ class SearchFolder:
             reward=identity.config.reward,
             strategy=identity.config.strategy,
             seed=identity.config.seed,
-            table=str(self.path / TABLE),
+            table=str(self.path / TABLE) if self.tables else None,
             tables=tuple(self._files),
             table_hash=identity.table_hash,
             allowed_mismatch=result.allowed_mismatch,

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 def search(
     space: SearchSpace,
     task: Task,
-    table: "LatencyTable | Sequence[LatencyTable]",
+    table: "LatencyTable | Sequence[LatencyTable]" = (),
     *,
-    target_ms: float | Sequence[float],
+    target_ms: float | Sequence[float] = (),
     config: SearchConfig | None = None,
     model: "ModelInfo | None" = None,
     out: Path | None = None,
@@ -60,7 +60,8 @@ def search(
     Args:
         space: its network's weights are where the incumbent operators start; with ``config.fit`` they must be trained.
         task: batches, loss and score, on the device to search on.
-        table: latencies of the device to deploy on, or of several; a search needs no such device.
+        table: latencies of the device to deploy on, or of several; a search needs no such device. Without one, archs are limited
+            by FLOPs and parameters alone, or with the reward "accuracy" by nothing, as in the NAR paper.
         target_ms: the latency not to be exceeded; with one table, several find an arch each; with several tables one for all, or
             one for each.
         config: all other settings, among them the limits of FLOPs and parameters.
@@ -77,7 +78,8 @@ def search(
     Raises:
         TargetError: the target is outside what the space reaches by the table, or no arch meets all targets; names the range.
         TableError: a table is of another space, or is not additive.
-        UserError: there is not one target for each table, or not one weight.
+        UserError: there is not one target for each table, or not one weight; there is neither a table nor a limit, and the reward
+            is not the accuracy.
         RunError: ``out`` holds a search already and ``resume`` is not set, or one with other settings.
         TrainingError: the shared weights diverged.
         MeasurementError: ``measure`` did not return a positive time for each arch.

@@ -24,7 +24,5 @@ class Bar:
             return f"search: warm-up, loss {log['loss']:.3f}"
         load = f", load {log['load']:.2f}" if len(self._costs) > 1 else ""
         entropy = f", entropy {log['entropy']:.1f}" if "entropy" in log else ""
-        return (
-            f"search: reward {log['reward']:.3f}, accuracy {100 * log['accuracy']:.1f} %, "
-            f"{log['latency_ms']:.4g} of {self._costs[0].target:.4g} ms{load}{entropy}"
-        )
+        latency = f", {log['latency_ms']:.4g} of {self._costs[0].target:.4g} ms" if "latency_ms" in log else ""
+        return f"search: reward {log['reward']:.3f}, accuracy {100 * log['accuracy']:.1f} %{latency}{load}{entropy}"

@@ -21,7 +21,7 @@ class ScoredNames(Record, frozen=True, kw_only=True):
 
     arch: tuple[str, ...]
     accuracy: float
-    predicted_ms: float
+    predicted_ms: float | None
     measured_ms: float | None = None
     load: float
 
@@ -29,7 +29,7 @@ class ScoredNames(Record, frozen=True, kw_only=True):
 class OutcomeNames(Record, frozen=True, kw_only=True):
     """What was found for one target; see `nar_hw.search.result.Outcome`."""
 
-    target_ms: float
+    target_ms: float | None
     met: bool
     note: str
     pick: ScoredNames
@@ -46,8 +46,9 @@ class Identity(Record, frozen=True, kw_only=True):
     """Slot and the names of its candidates."""
     data: Mapping[str, Any]
     """The task's record."""
-    target_ms: float
-    table_hash: str
+    target_ms: float | None
+    """None where the search had no latency table."""
+    table_hash: str | None
     more_targets_ms: tuple[float, ...] = ()
     """Of the other tables, or further targets of the only one."""
     more_tables: tuple[str, ...] = ()
@@ -65,20 +66,20 @@ class RunFile(Record, frozen=True, kw_only=True):
     operators: tuple[str, ...]
     """All candidates."""
     data: str | None
-    target_ms: float
+    target_ms: float | None
     reward: str
     strategy: str
     seed: int
-    table: str
-    """Where the first table lies."""
+    table: str | None
+    """Where the first table lies; None where there was none."""
     tables: tuple[str, ...] = ()
     """The files of all tables, in the folder."""
-    table_hash: str
+    table_hash: str | None
     allowed_mismatch: tuple[str, ...] = ()
     versions: Mapping[str, str]
     arch: tuple[str, ...]
     """The pick, which is to be trained."""
-    predicted_ms: float
+    predicted_ms: float | None
     measured_ms: float | None = None
     accuracy: float
     load: float
@@ -104,11 +105,13 @@ class RunFile(Record, frozen=True, kw_only=True):
 
     def outcome(self, target_ms: float | None = None) -> OutcomeNames:
         """What was found for a target, by default the first. Raises RunError for a target that was not asked for."""
-        found = self.outcomes[0] if target_ms is None else None
-        found = found or next((item for item in self.outcomes if math.isclose(item.target_ms, target_ms or 0.0)), None)
+        if target_ms is None:
+            return self.outcomes[0]
+        known = {item.target_ms: item for item in self.outcomes if item.target_ms is not None}
+        found = next((item for target, item in known.items() if math.isclose(target, target_ms)), None)
         if found is None:
-            asked = ", ".join(f"{item.target_ms:g}" for item in self.outcomes)
-            raise RunError(f"the target must be one that the search was asked for ({asked} ms), but got {target_ms:g}")
+            asked = f"{', '.join(f'{target:g}' for target in known)} ms" if known else "none"
+            raise RunError(f"the target must be one that the search was asked for ({asked}), but got {target_ms:g}")
         return found
 
     @property

@@ -14,17 +14,18 @@ class Scored(Record, frozen=True, kw_only=True):
     arch: Arch
     accuracy: float
     """In [0, 1], with shared weights: of the whole validation split for a finalist, else of the last minibatch."""
-    predicted_ms: float
-    """By the first table."""
+    predicted_ms: float | None
+    """By the first table; None where there is none."""
     load: float
     """Costs relative to what was asked (nar_hw/search/budget.py), predicted or measured, the greater: at most 1 is met."""
     measured_ms: float | None = None
     """On the first table's device; None where it was not measured."""
 
     @property
-    def ms(self) -> float:
-        """Measured where it was measured, else predicted."""
-        return self.predicted_ms if self.measured_ms is None else self.measured_ms
+    def cost(self) -> float:
+        """Milliseconds, measured where they were measured, else predicted; without a table the load."""
+        known = self.predicted_ms if self.measured_ms is None else self.measured_ms
+        return self.load if known is None else known
 
     @property
     def met(self) -> bool:
@@ -44,12 +45,12 @@ class Standing(Record, frozen=True, kw_only=True):
 class Outcome(Record, frozen=True, kw_only=True):
     """What was found for one target."""
 
-    target_ms: float
-    """By the first table."""
+    target_ms: float | None
+    """By the first table; None where there is none."""
     pick: Scored
     """The most accurate finalist that meets all targets; where none does, the one that comes nearest."""
     others: tuple[Standing, ...] = ()
-    """How the pick stands to the targets of the other tables, of FLOPs and of parameters, by prediction."""
+    """How the pick stands to the targets of the other tables, and to the limits of FLOPs and parameters, by prediction."""
     finalists: tuple[Scored, ...]
     """By falling accuracy."""
 
@@ -63,12 +64,17 @@ class Outcome(Record, frozen=True, kw_only=True):
         """The outcome in one line."""
         pick, target = self.pick, self.target_ms
         beside = ", ".join(f"{item.cost:.4g} of {item.target:.4g} {item.name}" for item in self.others)
+        if target is None:
+            asked = f"takes {beside}" if beside else "was asked for nothing but accuracy"
+            return f"the pick {asked}: {100 * pick.accuracy:.2f} % of the validation images with shared weights"
         if self.met:
             how = "predicted" if pick.measured_ms is None else "measured"
-            return f"the pick takes {pick.ms:.4g} ms ({how}) of the {target:.4g} ms asked for{f' and {beside}' if beside else ''}"
+            return (
+                f"the pick takes {pick.cost:.4g} ms ({how}) of the {target:.4g} ms asked for{f' and {beside}' if beside else ''}"
+            )
         return (
             f"none of the {len(self.finalists)} finalists meets {target:.4g} ms on the device: the nearest takes "
-            f"{pick.ms:.4g} ms (predicted {pick.predicted_ms:.4g}): profile again or ask for {target**2 / pick.ms:.4g} ms"
+            f"{pick.cost:.4g} ms (predicted {pick.predicted_ms:.4g}): profile again or ask for {target**2 / pick.cost:.4g} ms"
         )
 
 
@@ -78,7 +84,8 @@ class SearchResult(Record, frozen=True, kw_only=True):
     outcomes: tuple[Outcome, ...]
     """For each target, in the order asked."""
     pareto: tuple[Scored, ...]
-    """Of everything scored, the archs that no other beats in accuracy and predicted latency, by rising latency."""
+    """Of everything scored, the archs that no other beats in accuracy and predicted latency (without a table: load), by rising
+    latency."""
     scored: tuple[Scored, ...]
     """Everything scored, each arch once; loads are relative to the first target."""
     history: tuple[Mapping[str, float], ...]
@@ -97,8 +104,8 @@ class SearchResult(Record, frozen=True, kw_only=True):
         return self.pick.arch
 
     @property
-    def target_ms(self) -> float:
-        """What was asked for, by the first table."""
+    def target_ms(self) -> float | None:
+        """What was asked for, by the first table; None where there is none."""
         return self.outcomes[0].target_ms
 
     @property
@@ -127,11 +134,12 @@ def choose(finalists: Sequence[Scored]) -> Scored:
     """The most accurate finalist that meets all targets, of equals the faster; where none does, the nearest."""
     meeting = [item for item in finalists if item.met]
     if meeting:
-        return max(meeting, key=lambda item: (item.accuracy, -item.ms))
+        return max(meeting, key=lambda item: (item.accuracy, -item.cost))
     return min(finalists, key=lambda item: item.load)
 
 
 def front(scored: Sequence[Scored]) -> tuple[Scored, ...]:
-    """The Pareto front by predicted latency and accuracy."""
-    indices = pareto_front([item.predicted_ms for item in scored], [item.accuracy for item in scored])
+    """The Pareto front by predicted latency, or without a table by load, and accuracy."""
+    costs = [item.load if item.predicted_ms is None else item.predicted_ms for item in scored]
+    indices = pareto_front(costs, [item.accuracy for item in scored])
     return tuple(scored[index] for index in indices)

@@ -158,6 +158,7 @@ class SearchRun:
     def _train_strategy(self) -> dict[str, float]:
         """Updates of the strategies at fixed weights, in turn; returns means over the archs of the epoch."""
         config = self.config
+        timed = self.players[0].budget.timed
         rewards, accuracies, latencies, loads = (np.empty((config.updates, config.samples)) for _ in range(4))
         self.scorer.renew()
         for update in range(config.updates):
@@ -169,7 +170,9 @@ class SearchRun:
                 accuracies[update], slopes = self.scorer.with_slopes(archs)
             else:
                 accuracies[update] = self.scorer.on_minibatch(archs)
-            latencies[update], loads[update] = player.budget.latency_ms(archs), player.budget.loads(archs)
+            loads[update] = player.budget.loads(archs)
+            if timed:
+                latencies[update] = player.budget.latency_ms(archs)
             rewards[update] = self.rewards(player.budget, archs, accuracies[update])
             for other in self.players if player.strategy.off_policy else [player]:
                 own = rewards[update] if other is player else self.rewards(other.budget, archs, accuracies[update])
@@ -182,7 +185,7 @@ class SearchRun:
         return {
             "reward": float(rewards[finite].mean()),
             "accuracy": float(accuracies[finite].mean()),
-            "latency_ms": float(latencies.mean()),
+            **({"latency_ms": float(latencies.mean())} if timed else {}),
             "load": float(loads.mean()),
             "best_reward": float(rewards[finite].max()),
             "dropped": int((~finite).sum()),

@@ -21,6 +21,7 @@ from nar_hw.search.record import load_run
 from nar_hw.search.result import SearchResult
 from nar_hw.search.supernet import Supernet
 from nar_hw.space.outputs import check_outputs
+from nar_hw.space.spec import Manner
 from nar_hw.steps.task import fitted_to, load_task
 from nar_hw.tasks import ClassificationTask
 from nar_hw.training.child import WEIGHTS as CHILD_WEIGHTS, Child
@@ -31,11 +32,15 @@ from nar_hw.training.tensorboard import TensorBoard
 def search_run(
     model: str,
     data: str,
-    table: LatencyTable | Sequence[LatencyTable],
+    table: LatencyTable | Sequence[LatencyTable] = (),
     *,
-    target_ms: float | Sequence[float],
+    target_ms: float | Sequence[float] = (),
     out: Path,
     config: SearchConfig,
+    manner: Manner = "conv",
+    operators: tuple[str, ...] | None = None,
+    slots: str | None = None,
+    limit_params: bool = True,
     data_root: Path | None = None,
     proxy: Path | None = None,
     device: str = "cpu",
@@ -47,7 +52,8 @@ def search_run(
 ) -> SearchResult:
     """Search the slots and operators of ``table`` in ``model`` and write ``out``/run.json.
 
-    With several tables, slots and operators are the first's, and finalists are measured on its device.
+    With several tables, slots and operators are the first's, and finalists are measured on its device. Without one,
+    ``manner``, ``operators``, ``slots`` and ``limit_params`` say what is searched, as in `ModelInfo`.
 
     With ``tensorboard``, the scalars of each epoch are written to ``out``/tensorboard.
 
@@ -65,8 +71,19 @@ def search_run(
         if not isinstance(task, ClassificationTask):
             raise UserError(f"--proxy chooses images of classes, but {data!r} has faces: use nar-hw data faces-proxy")
         task = ClassificationTask(ProxyIndex.load(proxy).apply(task.data), device)
-    first, *others = table if isinstance(table, Sequence) else [table]
-    info = fitted_to(replace(first.network, name=model), task)
+    tables = list(table) if isinstance(table, Sequence) else [table]
+    if tables:
+        info = fitted_to(replace(tables[0].network, name=model), task)
+    else:
+        info = ModelInfo(
+            name=model,
+            input_shape=task.input_shape,
+            num_classes=task.num_classes,
+            manner=manner,
+            operators=operators,
+            slots=slots,
+            limit_params=limit_params,
+        )
     set_seed(config.seed)
     if config.fit is not None and trained is None:
         raise UserError("candidates are fitted inside a trained network, but there is none: give --weights or --baseline")
@@ -75,20 +92,20 @@ def search_run(
         why = next((f"{slot.name}: {slot.reason}" for slot in space.slots if slot.reason is not None), "")
         raise SpaceError(f"a search needs a slot with something to choose, but all are fixed ({why}): nar-hw space lists why")
     check_outputs(space.model, info.input_shape, info.num_classes, trained=True, structured=task.structured)
-    allowed = first.check(space, here(first.config), allow_mismatch=allow_mismatch)
-    for other in others:  # whose devices are elsewhere
-        allowed += other.check(space, allow_mismatch=allow_mismatch)
+    allowed: list[str] = []
+    for index, item in enumerate(tables):  # the devices of all but the first are elsewhere
+        allowed += item.check(space, None if index else here(item.config), allow_mismatch=allow_mismatch)
     return search(
         space,
         task,
-        table,
+        tables,
         target_ms=target_ms,
         config=config,
         model=info,
         out=out,
         resume=resume,
         progress=progress,
-        measure=device_meter(space, first, progress),
+        measure=device_meter(space, tables[0], progress) if tables else None,
         on_epoch=on_epoch,
         allowed_mismatch=allowed,
     )
@@ -109,6 +126,8 @@ def search_again(
     Raises RunError when ``source`` is no finished search, or its tables or weights are missing, and what `search_run` raises.
     """
     found = load_run(source)
+    if found.table_hash is None:
+        raise RunError(f"{source} was searched without a latency table, so that no target can be met: search with --table")
     tables = [LatencyTable.load(source / name) for name in found.tables or (TABLE,)]
     task = load_task(str(found.data), root=data_root, device=device)
     set_seed(found.seed)

@@ -256,12 +256,10 @@ def find_arch(
         if model not in (None, info.name):
             raise UserError(f"--model must be the searched network {info.name} or left out, but got {model}")
         outcome = found.outcome(target_ms)
-        table = LatencyTable.load(Path(text) / TABLE)
+        table = None if found.table_hash is None else LatencyTable.load(Path(text) / TABLE)
         return Wanted(info=info, arch=outcome.pick.arch, table=table, target_ms=outcome.target_ms)
     if text in child_names():
-        named = named_child(text)
-        if model not in (None, named.model.name):
-            raise UserError(f"--model must be {named.model.name}, of which {text} is a child, or left out, but got {model}")
+        named = named_child(text, model=model)
         return Wanted(info=replace(named.model, input_shape=task.input_shape), arch=named.arch)
     if model is None:
         raise UserError(

@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -20,6 +21,7 @@ from nar_hw.models.weights import save_weights
 from nar_hw.records import plain
 from nar_hw.space.network import detached, in_float
 from nar_hw.tasks import Task
+from nar_hw.training.auxiliary import AuxiliaryClassifiers
 from nar_hw.training.checkpoints import SCHEMA, check_resumable, load_state, save_state
 from nar_hw.training.filters import keep_filters
 from nar_hw.training.memory import kept_memory
@@ -148,7 +150,9 @@ class _Run:
             self.model.to(memory_format=torch.channels_last)
         self.task, self.recipe, self.seed = task, recipe, seed
         self.head = task.head if earlier else task.new_head()  # a second phase goes on with the first's
-        self.trained = self.model if self.head is None else nn.ModuleList([self.model, self.head])
+        self.auxiliary = AuxiliaryClassifiers(self.model).to(task.device) if recipe.auxiliary else None
+        beside = [module for module in (self.head, self.auxiliary) if module is not None]
+        self.trained = nn.ModuleList([self.model, *beside]) if beside else self.model
         broadcast(self.trained)
         self.forward = torch.compile(self.model) if recipe.compile else self.model
         self.optimizer = _optimizer(self.trained, recipe)
@@ -238,11 +242,14 @@ class _Run:
         if self.recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         for some, their in zip(images.chunk(self.pieces), targets.chunk(self.pieces), strict=True):
-            with self._autocast(), user_code("the network must train, but its forward pass"):
+            watching = nullcontext() if self.auxiliary is None else self.auxiliary.watching(self.model)
+            with self._autocast(), watching, user_code("the network must train, but its forward pass"):
                 output = self.forward(some)
             loss = self.task.loss(in_float(output), their, label_smoothing=self.recipe.label_smoothing)
             if self.teacher is not None:
                 loss = (1 - self.recipe.distill) * loss + self.recipe.distill * self._imitation(some, in_float(output))
+            if self.auxiliary is not None:
+                loss = loss + self.recipe.auxiliary * self._auxiliary_loss(self.auxiliary, their)
             if len(some) < len(images):
                 loss = loss * (len(some) / len(images))
             if not losses:
@@ -252,6 +259,12 @@ class _Run:
             losses.append(loss.detach())
             counts.append(self.task.correct(detached(output), their))
         return (losses[0], counts[0]) if len(losses) == 1 else (torch.stack(losses).sum(), torch.stack(counts).sum())
+
+    def _auxiliary_loss(self, auxiliary: AuxiliaryClassifiers, targets: Tensor) -> Tensor:
+        with self._autocast():
+            outputs = auxiliary()
+        losses = [self.task.loss(item.float(), targets, label_smoothing=self.recipe.label_smoothing) for item in outputs]
+        return torch.stack(losses).sum()
 
     def _imitation(self, images: Tensor, output: Any) -> Tensor:
         assert self.teacher is not None
@@ -329,6 +342,7 @@ class _Run:
                 "pieces": self.pieces,
                 "model": self.model.state_dict(),
                 "head": None if self.head is None else self.head.state_dict(),
+                "auxiliary": None if self.auxiliary is None else self.auxiliary.state_dict(),
                 "average": None if self.average is None else self.average.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
@@ -351,6 +365,8 @@ class _Run:
             self.model.load_state_dict(state["model"])
             if self.head is not None:
                 self.head.load_state_dict(state["head"])
+            if self.auxiliary is not None:
+                self.auxiliary.load_state_dict(state["auxiliary"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])

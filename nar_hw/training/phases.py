@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.progress import Progress
 from torch import nn
 
-from nar_hw.errors import ModelError, RunError
+from nar_hw.errors import ModelError, RunError, TrainingError
 from nar_hw.tasks import Task
 from nar_hw.training.checkpoints import load_state
 from nar_hw.training.loop import STATE, steps_of_epoch, train
@@ -46,6 +46,11 @@ def two_phase(
         ModelError: a name of ``new`` or ``head`` is not in the network.
         TrainingError, RunError: as :func:`train`.
     """
+    if recipe.auxiliary:
+        raise TrainingError(
+            f"auxiliary = 0 must hold for training in two phases, but got (auxiliary={recipe.auxiliary:g}): they help what is "
+            "trained from scratch"
+        )
     first, then = fine_tuning(recipe)
     steps_of_epoch(then, task)  # here, not after the first phase
     snapshot_epochs(then, snapshots)

@@ -51,6 +51,7 @@ class ReinforceStrategy(Strategy):
             their spread; "reinforce" takes one plain step per batch (ENAS, section 2.2).
         lr: learning rate of the logits' own biases, which learn each slot by itself; Adam, first momentum zero as in ENAS.
         lstm_lr: learning rate of everything else: what depends on the choices before.
+        eps: what Adam adds to the root of its second moment (ENAS: 1e-3).
         entropy_weight: weight of the policy's entropy in the objective.
         baseline_decay: decay of the running mean (and spread) of the rewards, moved before the advantages are taken.
         clip: largest relative change of an arch's probability that a batch may ask for (ppo).
@@ -66,6 +67,7 @@ class ReinforceStrategy(Strategy):
         update: Literal["ppo", "reinforce"] = "ppo",
         lr: float = 2e-2,
         lstm_lr: float = 3e-4,
+        eps: float = 1e-8,
         entropy_weight: float = 0.1,
         baseline_decay: float = 0.9,
         clip: float = 0.2,
@@ -82,7 +84,9 @@ class ReinforceStrategy(Strategy):
         self.controller = LSTMController(feasible, seed=seed, hidden=hidden, temperature=temperature, tanh_constant=tanh_constant)
         biases = self.controller.biases
         others = [parameter for name, parameter in self.controller.named_parameters() if name != "biases"]
-        self.optimizer = torch.optim.Adam([{"params": others, "lr": lstm_lr}, {"params": [biases], "lr": lr}], betas=(0.0, 0.999))
+        self.optimizer = torch.optim.Adam(
+            [{"params": others, "lr": lstm_lr}, {"params": [biases], "lr": lr}], betas=(0.0, 0.999), eps=eps
+        )
         self.generator = torch.Generator().manual_seed(seed)
         self.baseline = Baseline(decay=baseline_decay)
         self._entropy = float("nan")
