@@ -19,7 +19,7 @@ from rich.progress import Progress
 from torch import nn
 
 from nar_hw.bench.benchmark import bench
-from nar_hw.bench.meters import Gpu, HostMemory
+from nar_hw.latency.meters import Gpu, HostMemory
 from nar_hw.bench.rows import BenchFile, BenchRow, compare, noise_floor, to_csv
 from nar_hw.errors import MeasurementError, ModelError, RunError, RuntimeUnavailableError, SpaceError, UnknownNameError
 from nar_hw.latency.measure import measure_children

@@ -352,6 +352,7 @@ def outline(table: "LatencyTable") -> dict[str, Any]:
         "slowest_ms": slowest,
         "mape_percent": None if validation is None else validation.mape,
         "noise_floor_percent": None if validation is None else validation.floor_mape,
+        "noise_between_sessions_percent": None if validation is None or not validation.reloaded else validation.reloaded.mape,
         "spearman": None if validation is None else validation.spearman,
         "notes": list(table.notes),
     }
@@ -369,8 +370,10 @@ def show_outline(table: "LatencyTable", path: Path) -> None:
         f"archs are predicted from {whole['fastest_ms']:.4g} to {whole['slowest_ms']:.4g} ms",
     ]
     if whole["mape_percent"] is not None:
+        again = whole["noise_between_sessions_percent"]
+        between = "" if again is None else f", {again:.1f} % between sessions"
         lines.append(
-            f"held-out children: error {whole['mape_percent']:.1f} % (noise floor {whole['noise_floor_percent']:.1f} %), "
+            f"held-out children: error {whole['mape_percent']:.1f} % (noise floor {whole['noise_floor_percent']:.1f} %{between}), "
             f"rank correlation {whole['spearman']:.3f}"
         )
     lines += [f"note: {note}" for note in whole["notes"]]

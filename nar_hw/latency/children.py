@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
 
@@ -20,8 +20,10 @@ from nar_hw.device.visits import LOADING_S, MARK_EVERY, Clock, at_once as at_onc
 from nar_hw.errors import MeasurementError
 from nar_hw.files import Scratch
 from nar_hw.latency.journal import Batch, ChildTimes, Journal
+from nar_hw.latency.load import Load, Watch, together
 from nar_hw.latency.timing import check_samples, summarize
 from nar_hw.locks import measuring
+from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.runtimes.base import Runtime
 from nar_hw.space.space import SearchSpace
@@ -82,8 +84,13 @@ def alone(configs: Iterable[RuntimeConfig], progress: "Progress | None" = None) 
     if all(runtime_class(config.runtime).simulated for config in configs):
         yield
         return
-    with measuring(lambda text: None if progress is None else progress.console.print(text, highlight=False, soft_wrap=True)):
+    with measuring(says(progress)):
         yield
+
+
+def says(progress: "Progress | None") -> Callable[[str], None]:
+    """What prints a line above the bars; nothing without them."""
+    return lambda text: None if progress is None else progress.console.print(text, highlight=False, soft_wrap=True)
 
 
 def child_loader(space: SearchSpace, config: RuntimeConfig) -> ChildLoader:
@@ -104,6 +111,8 @@ class Measured(Generic[K]):
     """Visits of each child that were kept: the fewest over all children."""
     doubts: tuple[str, ...]
     """What is wrong with the times although they can be used."""
+    load: Load | None = None
+    """What else the machine did meanwhile."""
 
 
 def measure(
@@ -120,6 +129,7 @@ def measure(
     stage: str = "children",
     journal: Journal | None = None,
     tick: Callable[[int], object] = lambda steps: None,
+    say: Callable[[str], object] = lambda text: None,
 ) -> Measured[K]:
     """Time children end to end or, with ``profile``, node by node.
 
@@ -141,6 +151,7 @@ def measure(
         stage: what the journal calls these children.
         journal: keeps each batch that is finished; what it holds already is not measured again.
         tick: called with the number of visits made; there are rounds + 1 of each child.
+        say: told, once and while it measures, when the machine is busy.
 
     Raises:
         MeasurementError: times that are not positive, or that drift or split so that the reference does not cancel it.
@@ -152,15 +163,16 @@ def measure(
     done = {arch for members, _ in found for arch in members}
     tick((rounds + 1) * len(done))
     missing = [arch for arch in distinct if arch not in done]
-    while missing:
-        now = time.monotonic()
-        until = now + (deadline - now) / math.ceil(len(missing) / at_once)
-        group = missing[:at_once]
-        batch = _measure_batch(load, group, reference, clock, rounds, repeats or runs, profile, until, tolerance, tick)
-        group, missing = missing[: len(batch.children)], missing[len(batch.children) :]
-        found.append((group, batch))
-        if journal:
-            journal.add(stage, distinct, group, batch)
+    with Watch(reference.config, say) as watch:
+        while missing:
+            now = time.monotonic()
+            until = now + (deadline - now) / math.ceil(len(missing) / at_once)
+            group = missing[:at_once]
+            batch = _measure_batch(load, group, reference, clock, rounds, repeats or runs, profile, until, tolerance, tick, watch)
+            group, missing = missing[: len(batch.children)], missing[len(batch.children) :]
+            found.append((group, batch))
+            if journal:
+                journal.add(stage, distinct, group, batch)
     measured = joined([batch for _, batch in found], [arch for members, _ in found for arch in members], clock.name)
     return replace(measured, children={arch: measured.children[arch] for arch in distinct})
 
@@ -178,6 +190,7 @@ def joined(batches: Sequence[Batch], keys: Sequence[K], clock: str) -> Measured[
         clock=clock,
         rounds=min(batch.rounds for batch in batches),
         doubts=(*dict.fromkeys(doubt for batch in batches for doubt in batch.doubts), *([busy] if disturbed > 0.2 else [])),
+        load=together(batch.load for batch in batches),
     )
 
 
@@ -213,6 +226,7 @@ def _measure_batch(
     deadline: float,
     tolerance: float,
     tick: Callable[[int], object],
+    watch: Watch,
 ) -> Batch:
     """The first of ``archs``: as many as are loaded in time."""
     start = time.monotonic()
@@ -222,6 +236,12 @@ def _measure_batch(
             if len(runtimes) >= MARK_EVERY and time.monotonic() - start > LOADING_S:
                 break
             runtimes.append(stack.enter_context(closing(load(arch, profile))))
+
+        def visited(steps: int) -> None:
+            watch.look()
+            tick(steps)
+
+        watch.begin()
         kept = list(
             in_turn(
                 runtimes,
@@ -231,12 +251,13 @@ def _measure_batch(
                 rounds=rounds,
                 tolerance=tolerance,
                 deadline=deadline,
-                tick=tick,
+                tick=visited,
             )
         )
+        seen = watch.load()
         layers = [Layers(item.layer_ms(), item.producers()) for item in runtimes] if profile else None
         times = np.array([visit for visit, _ in kept])
-        return batch_of(reference.name, archs, times, np.array([mark for _, mark in kept]), layers)
+        return replace(batch_of(reference.name, archs, times, np.array([mark for _, mark in kept]), layers), load=seen)
 
 
 class Layers(NamedTuple):

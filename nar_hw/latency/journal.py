@@ -16,6 +16,7 @@ from msgspec import structs
 
 from nar_hw.errors import RunError
 from nar_hw.files import write_text
+from nar_hw.latency.load import Load
 from nar_hw.records import Record, as_record, check_same, plain
 
 Floats = npt.NDArray[np.float64]
@@ -47,6 +48,8 @@ class Batch(Record, frozen=True, kw_only=True):
     """Share of runs in which something else had the core."""
     doubts: tuple[str, ...]
     """What is wrong with the times although they can be used."""
+    load: Load | None = None
+    """What else the machine did."""
 
 
 class _Line(Batch, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ import numpy as np
 from rich.progress import Progress
 
 from nar_hw.errors import MeasurementError
-from nar_hw.latency.children import Steps, alone, child_loader, children_at_once, measure
+from nar_hw.latency.children import Steps, alone, child_loader, children_at_once, measure, says
 from nar_hw.latency.device import differing, here
 from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.timing import summarize
@@ -49,7 +49,9 @@ def measure_children(
     valid = [space.validate(arch) for arch in archs]
     tick = Steps(progress, "measuring children", len(set(valid)) * (rounds + 1))
     with alone([config], progress), child_loader(space, config) as load, load(space.incumbent) as reference:
-        found = measure(load, valid, reference, at_once=children_at_once(space), rounds=rounds, tick=tick)
+        found = measure(
+            load, valid, reference, at_once=children_at_once(space), rounds=rounds, tick=tick, say=says(progress)
+        )
     times = [summarize(found.children[arch].whole) for arch in valid]
     return ChildrenMs(
         ms=tuple(item.ms for item in times),

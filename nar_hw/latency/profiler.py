@@ -13,11 +13,12 @@ import numpy as np
 
 from nar_hw.errors import MeasurementError, RuntimeUnavailableError, UserError, unknown_name
 from nar_hw.latency import in_context, isolated, regression
-from nar_hw.latency.children import ChildLoader, Measured, Steps, alone, child_loader, children_at_once, measure
+from nar_hw.latency.children import ChildLoader, Measured, Steps, alone, child_loader, children_at_once, measure, says
 from nar_hw.latency.designs import contexts, orthogonal
 from nar_hw.latency.device import MATTERS, fingerprint
 from nar_hw.latency.estimate import Estimate
 from nar_hw.latency.journal import Journal
+from nar_hw.latency.load import together
 from nar_hw.latency.record import Entry, Method, TableSlot
 from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.validate import validate as validated, with_validation
@@ -215,6 +216,7 @@ class _Here:
             stage=ask.stage,
             journal=self.journal,
             tick=Steps(self.progress, f"profiling {ask.stage}", (self.rounds + 1) * len(set(keys))),
+            say=says(self.progress),
         )
 
 
@@ -309,7 +311,9 @@ def table_of(
     )
     table = make_table(space, mark, model_name, found, measured, how)
     small = bool(validate) and space.size < len(measured.children) + 3
-    return replace(table, notes=(*table.notes, *_agree(table, space, measured), *([UNSEEN] if small else [])))
+    load = together(answer.load for answer in answers)
+    busy = [load.note] if load and load.note else []
+    return replace(table, notes=(*table.notes, *busy, *_agree(table, space, measured), *([UNSEEN] if small else [])), load=load)
 
 
 def make_table(

@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from nar_hw.latency.load import Load
 from nar_hw.records import Record
 from nar_hw.space.spec import INCUMBENT, OpSpec
 
-SCHEMA = 3
+SCHEMA = 4
 
 Milliseconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=0)]
@@ -84,6 +85,19 @@ class Pair(Record, frozen=True, kw_only=True):
     measured_ms: Milliseconds
 
 
+class Reloaded(Record, frozen=True, kw_only=True):
+    """Held-out children that were loaded and measured a second time, after all others, beside the network itself loaded anew."""
+
+    children: Count
+    rounds: Count
+    apart_s: float
+    """Seconds between the two measurements."""
+    mape: float
+    """Percent between them: the noise that a user meets who measures again."""
+    max_error: float
+    """Percent."""
+
+
 class Validation(Record, frozen=True, kw_only=True):
     """Predictions against measurements on children that the profile has not seen."""
 
@@ -107,6 +121,10 @@ class Validation(Record, frozen=True, kw_only=True):
     speed: float
     """Time of the network itself / its time in the table."""
     pairs: tuple[Pair, ...]
+    reloaded: Reloaded | None = None
+    """The noise floor between separate sessions; None where it was not measured."""
+    load: Load | None = None
+    """What else the machine did."""
 
 
 def upgraded(content: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +150,12 @@ def schema_2(content: Mapping[str, Any]) -> dict[str, Any]:
     """Today's content as schema 2, of which a table's hash is made: files that name a hash stay true."""
     choices = dict(content["network"])
     moved = {old: choices.pop(new) for new, old in MOVED.items()}
-    return {**{key: value for key, value in content.items() if key != "network"}, "schema": 2, **moved, "choices": choices}
+    kept = {key: value for key, value in content.items() if key not in ("network", *LATER) or key in LATER and value is not None}
+    return {**kept, "schema": 2, **moved, "choices": choices}
+
+
+LATER: tuple[str, ...] = ()
+"""Fields that predictions depend on and that older tables do not have."""
 
 
 def to_text(content: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from msgspec import structs
 from nar_hw._version import __version__
 from nar_hw.errors import MissingEntryError, SpaceError, TableError, TableMismatchError, unknown_name
 from nar_hw.files import write_text
+from nar_hw.latency.load import Load
 from nar_hw.latency.record import SCHEMA, Entry, Method, Milliseconds, TableSlot, Validation, schema_2, to_text, upgraded
 from nar_hw.models.info import ModelInfo
 from nar_hw.records import Record, as_record, changes, command, is_whole, plain, read_record, replace
@@ -59,6 +60,8 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
     entries: tuple[Entry, ...]
     validation: Validation | None = None
     notes: tuple[str, ...] = ()
+    load: Load | None = None
+    """What else the machine did during the profile; None in older tables and those of other devices."""
 
     def __post_init__(self) -> None:
         """Raises TableError where the parts do not fit together."""
@@ -113,8 +116,8 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) of all that predictions and their conditions depend on: everything but validation and notes."""
-        content = {key: value for key, value in schema_2(self.content()).items() if key not in ("validation", "notes")}
+        """SHA-256 (hex) of all that predictions and their conditions depend on: everything but validation, notes and load."""
+        content = {key: value for key, value in schema_2(self.content()).items() if key not in ("validation", "notes", "load")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @cached_property

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nar_hw.errors import TableError, UserError
-from nar_hw.latency.children import Measured, Steps, alone, child_loader, children_at_once, measure
+from nar_hw.latency.children import Measured, Steps, alone, child_loader, children_at_once, measure, says
 from nar_hw.latency.designs import held_out, profiled
 from nar_hw.latency.journal import Journal
-from nar_hw.latency.record import Pair, Validation
+from nar_hw.latency.load import together
+from nar_hw.latency.record import Pair, Reloaded, Validation
 from nar_hw.latency.table import LatencyTable
 from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
@@ -28,6 +29,11 @@ VALIDATION_ROUNDS = 10
 NOISY = 3.0
 """Noise floor in percent above which a table is marked."""
 NOISY_NOTE = "noisy machine: measure again"
+RELOADED = 8
+"""Children that are loaded and measured again at the end."""
+RELOADED_ROUNDS = 6
+MEANWHILE = "while it was validated: "
+"""How notes on the validation begin."""
 
 
 def validate(
@@ -74,22 +80,47 @@ def validate(
         stack.enter_context(alone([config], progress))
         start = time.monotonic()
         load = stack.enter_context(child_loader(space, config))
-        reference = stack.enter_context(load(space.incumbent))
-        at_once = children_at_once(space)
         deadline = math.inf if budget_s is None else start + budget_s
-        tick = Steps(progress, "validating", (rounds + 1) * len(archs))
-        measured = measure(
-            load,
-            archs,
-            reference,
-            at_once=at_once,
-            rounds=rounds,
-            deadline=deadline,
-            stage="validation",
-            journal=journal,
-            tick=tick,
-        )
-    return compare(table, space, measured, seed=seed, seconds=round(time.monotonic() - start, 1))
+
+        def session(stage: str, archs: list[Arch], rounds: int) -> Measured[Arch]:
+            with load(space.incumbent) as reference:
+                return measure(
+                    load,
+                    archs,
+                    reference,
+                    at_once=children_at_once(space),
+                    rounds=rounds,
+                    deadline=deadline,
+                    stage=stage,
+                    journal=journal,
+                    tick=Steps(progress, stage, (rounds + 1) * len(archs)),
+                    say=says(progress),
+                )
+
+        measured = session("validation", archs, rounds)
+        middle = time.monotonic()
+        again = session("reloaded", archs[:RELOADED], RELOADED_ROUNDS) if middle < deadline else None
+        found = compare(table, space, measured, seed=seed, seconds=round(time.monotonic() - start, 1))
+        if again is None:
+            return found
+        apart = (middle + time.monotonic()) / 2 - (start + middle) / 2
+        return replace(found, reloaded=between(measured, again, apart_s=apart), load=together((measured.load, again.load)))
+
+
+def between(first: Measured[Arch], second: Measured[Arch], *, apart_s: float) -> Reloaded:
+    """How much two measurements of the same children differ, each beside the network itself."""
+    both = [
+        np.array([np.median(measured.children[arch].whole) for arch in second.children]) / np.median(measured.reference)
+        for measured in (first, second)
+    ]
+    errors = np.abs(both[1] / both[0] - 1)  # (children,)
+    return Reloaded(
+        children=len(errors),
+        rounds=second.rounds,
+        apart_s=round(apart_s, 1),
+        mape=_short(100 * float(errors.mean())),
+        max_error=_short(100 * float(errors.max())),
+    )
 
 
 def compare(table: LatencyTable, space: SearchSpace, measured: Measured[Arch], *, seed: int, seconds: float) -> Validation:
@@ -119,14 +150,19 @@ def compare(table: LatencyTable, space: SearchSpace, measured: Measured[Arch], *
             Pair(arch=space.names(arch), predicted_ms=_short(guess), measured_ms=_short(ms))
             for arch, guess, ms in zip(archs, predicted, actual, strict=True)
         ),
+        load=measured.load,
     )
 
 
 def with_validation(table: LatencyTable, validation: Validation) -> LatencyTable:
-    """The table with a validation, marked when the machine was too noisy."""
-    notes = tuple(note for note in table.notes if note != NOISY_NOTE)
+    """The table with a validation, marked when the machine was too noisy or busy."""
+    notes = tuple(note for note in table.notes if note != NOISY_NOTE and not note.startswith(MEANWHILE))
     if validation.floor_mape > NOISY:
         notes += (NOISY_NOTE,)
+    if validation.reloaded is not None and validation.reloaded.mape > NOISY:
+        notes += (f"{MEANWHILE}children loaded again took {validation.reloaded.mape:.1f} % more or less: measure again",)
+    if validation.load is not None and validation.load.note is not None:
+        notes += (f"{MEANWHILE}{validation.load.note}",)
     return replace(table, validation=validation, notes=notes)
 
 

@@ -1,4 +1,4 @@
-"""What a benchmark reads beside its clock: memory of the process, and memory, energy and clocks of a GPU."""
+"""What is read beside a clock: memory of the process, and memory, energy and clocks of a GPU."""
 
 import re
 import time
@@ -8,6 +8,16 @@ from typing import Any, Self
 
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.base import Runtime
+
+
+SLOWED = {
+    "HwThermalSlowdown": "heat",
+    "SwThermalSlowdown": "heat, by its driver",
+    "HwPowerBrakeSlowdown": "its power supply",
+    "SwPowerCap": "its power limit",
+    "HwSlowdown": "heat or power",
+}
+"""NVML's reason -> in words."""
 
 
 class HostMemory:
@@ -84,5 +94,14 @@ class Gpu:
         while runs == 0 or time.monotonic() - start < seconds:
             runs += len(runtime.time_ms(10))
         after = self._read("nvmlDeviceGetTotalEnergyConsumption")
+        return None if before is None or after is None else (after - before) / runs, self.sm_clock_mhz()
+
+    def sm_clock_mhz(self) -> float | None:
+        """The SM clock now, MHz."""
         clock = self._read("nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_SM)
-        return None if before is None or after is None else (after - before) / runs, None if clock is None else float(clock)
+        return None if clock is None else float(clock)
+
+    def slowed_by(self) -> list[str]:
+        """Why the device runs slower than it can now, in words; empty where it does not, or does not tell."""
+        bits = self._read("nvmlDeviceGetCurrentClocksThrottleReasons") or 0
+        return [word for name, word in SLOWED.items() if bits & getattr(self._nvml, f"nvmlClocksThrottleReason{name}", 0)]
