@@ -19,10 +19,10 @@ from rich.progress import Progress
 from torch import nn
 
 from nar_hw.bench.benchmark import bench
-from nar_hw.latency.meters import Gpu, HostMemory
 from nar_hw.bench.rows import BenchFile, BenchRow, compare, noise_floor, to_csv
 from nar_hw.errors import MeasurementError, ModelError, RunError, RuntimeUnavailableError, SpaceError, UnknownNameError
 from nar_hw.latency.measure import measure_children
+from nar_hw.latency.meters import Gpu, HostMemory
 from nar_hw.records import plain, replace
 from nar_hw.report.latencies import bench_png
 from nar_hw.runtimes import RuntimeConfig

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from nar_hw.latency.load import Watch
-from nar_hw.latency.meters import Gpu, HostMemory
 from nar_hw.bench.rows import BenchRow, Floats, noise_floor
 from nar_hw.bundles.manifest import Bundle, load_bundle
 from nar_hw.errors import MeasurementError, ModelError, RunError, RuntimeUnavailableError
 from nar_hw.latency.children import alone, says
+from nar_hw.latency.contention import Watch
 from nar_hw.latency.device import fingerprint
+from nar_hw.latency.meters import Gpu, HostMemory
 from nar_hw.latency.timing import check_samples, interleave, stable, summarize
 from nar_hw.records import plain, replace
 from nar_hw.runtimes import RuntimeConfig, runtime_class
@@ -88,9 +88,9 @@ def bench(
         shown = max(configs, key=lambda config: config.device_type == "cuda")
         watch = stack.enter_context(Watch(shown, says(progress)))
         timed, windows = _stable_window(visitors, rounds, progress, watch)
-        load = watch.load()
+        contention = watch.found()
         session = uuid.uuid4().hex
-        return [replace(_row(key, item, timed[key], session, windows), load=load) for key, item in visitors.items()]
+        return [replace(_row(key, item, timed[key], session, windows), contention=contention) for key, item in visitors.items()]
 
 
 def _stable_window(

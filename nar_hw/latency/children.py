@@ -19,8 +19,8 @@ import numpy.typing as npt
 from nar_hw.device.visits import LOADING_S, MARK_EVERY, Clock, at_once as at_once_of, in_turn, normalised, typical, undisturbed
 from nar_hw.errors import MeasurementError
 from nar_hw.files import Scratch
+from nar_hw.latency.contention import Contention, Watch, together
 from nar_hw.latency.journal import Batch, ChildTimes, Journal
-from nar_hw.latency.load import Load, Watch, together
 from nar_hw.latency.timing import check_samples, summarize
 from nar_hw.locks import measuring
 from nar_hw.records import replace
@@ -31,6 +31,11 @@ from nar_hw.space.spec import Arch
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from nar_hw.export.splice import ChildExporter
+
+    Exporters = dict[int, ChildExporter]
+    """Batch size -> what exports children for it."""
 
 Floats = npt.NDArray[np.float64]
 K = TypeVar("K", bound=Hashable)
@@ -43,7 +48,8 @@ class ChildLoader:
     surgery on one export of the network.
     """
 
-    def __init__(self, space: SearchSpace, config: RuntimeConfig) -> None:
+    def __init__(self, space: SearchSpace, config: RuntimeConfig, exporters: "Exporters | None" = None) -> None:
+        """``exporters``: those of other loaders of the same space, by batch size; what is lacking is added."""
         self.space, self.config = space, config
         self._runtime = runtime_class(config.runtime)
         self._folder: Path | None = None
@@ -51,7 +57,10 @@ class ChildLoader:
         if self._runtime.consumes == "onnx" and self._runtime.unavailable(config) is None:
             from nar_hw.export.splice import ChildExporter  # pulls in onnx
 
-            self._exporter = ChildExporter(space, batch=config.batch)
+            known = {} if exporters is None else exporters
+            if config.batch not in known:
+                known[config.batch] = ChildExporter(space, batch=config.batch)
+            self._exporter = known[config.batch]
             scratch = Scratch()
             self._folder = Path(scratch.name)
             self._close = weakref.finalize(self, scratch.cleanup)
@@ -93,9 +102,9 @@ def says(progress: "Progress | None") -> Callable[[str], None]:
     return lambda text: None if progress is None else progress.console.print(text, highlight=False, soft_wrap=True)
 
 
-def child_loader(space: SearchSpace, config: RuntimeConfig) -> ChildLoader:
-    """What loads the children of ``space`` in the runtime of ``config``."""
-    return ChildLoader(space, config)
+def child_loader(space: SearchSpace, config: RuntimeConfig, exporters: "Exporters | None" = None) -> ChildLoader:
+    """What loads the children of ``space`` in the runtime of ``config``; several share their ``exporters``."""
+    return ChildLoader(space, config, exporters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +120,7 @@ class Measured(Generic[K]):
     """Visits of each child that were kept: the fewest over all children."""
     doubts: tuple[str, ...]
     """What is wrong with the times although they can be used."""
-    load: Load | None = None
+    contention: Contention | None = None
     """What else the machine did meanwhile."""
 
 
@@ -190,7 +199,7 @@ def joined(batches: Sequence[Batch], keys: Sequence[K], clock: str) -> Measured[
         clock=clock,
         rounds=min(batch.rounds for batch in batches),
         doubts=(*dict.fromkeys(doubt for batch in batches for doubt in batch.doubts), *([busy] if disturbed > 0.2 else [])),
-        load=together(batch.load for batch in batches),
+        contention=together(batch.contention for batch in batches),
     )
 
 
@@ -199,6 +208,7 @@ def _at_speed(times: ChildTimes, factor: float) -> ChildTimes:
         whole=times.whole * factor,
         layers={name: values * factor for name, values in times.layers.items()},
         producers=times.producers,
+        p90=times.p90,
     )
 
 
@@ -254,10 +264,10 @@ def _measure_batch(
                 tick=visited,
             )
         )
-        seen = watch.load()
+        seen = watch.found()
         layers = [Layers(item.layer_ms(), item.producers()) for item in runtimes] if profile else None
         times = np.array([visit for visit, _ in kept])
-        return replace(batch_of(reference.name, archs, times, np.array([mark for _, mark in kept]), layers), load=seen)
+        return replace(batch_of(reference.name, archs, times, np.array([mark for _, mark in kept]), layers), contention=seen)
 
 
 class Layers(NamedTuple):
@@ -290,6 +300,7 @@ def batch_of(runtime: str, keys: Sequence[Hashable], runs: Floats, marks: Floats
             whole=whole[:, item],
             layers=_layers(runtime, layers[item].runs, factors, runs.shape[2]) if layers else {},
             producers=layers[item].producers if layers else {},
+            p90=_p90(runs[:, item, 1:]),
         )
         for item in range(runs.shape[1])
     )
@@ -300,6 +311,18 @@ def batch_of(runtime: str, keys: Sequence[Hashable], runs: Floats, marks: Floats
         disturbed=1 - float(undisturbed(runs).mean()),
         doubts=_doubts(runtime, own_speed.ravel(), whole),
     )
+
+
+def _p90(runs: Floats) -> float:
+    """90th percentile over median of (rounds, repeats - 1) runs: a visit's first run finds cold caches and is left out."""
+    middle, high = np.quantile(runs, (0.5, 0.9))
+    return float(high / middle)
+
+
+def p90_of(measured: Measured[K]) -> float | None:
+    """The median over the children; None where older measurements do not say."""
+    known = [times.p90 for times in measured.children.values() if times.p90 is not None]
+    return float(f"{max(1.0, np.median(known)):.6g}") if known else None
 
 
 def _named(key: Hashable) -> str:

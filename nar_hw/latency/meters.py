@@ -9,7 +9,6 @@ from typing import Any, Self
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.base import Runtime
 
-
 SLOWED = {
     "HwThermalSlowdown": "heat",
     "SwThermalSlowdown": "heat, by its driver",

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from nar_hw.latency.load import Load
+from nar_hw.latency.contention import Contention
 from nar_hw.records import Record
 from nar_hw.space.spec import INCUMBENT, OpSpec
 
@@ -83,6 +83,8 @@ class Pair(Record, frozen=True, kw_only=True):
     """Operator names, one per slot."""
     predicted_ms: Milliseconds
     measured_ms: Milliseconds
+    p90_ms: Milliseconds | None = None
+    """Measured 90th percentile of single runs."""
 
 
 class Reloaded(Record, frozen=True, kw_only=True):
@@ -123,8 +125,10 @@ class Validation(Record, frozen=True, kw_only=True):
     pairs: tuple[Pair, ...]
     reloaded: Reloaded | None = None
     """The noise floor between separate sessions; None where it was not measured."""
-    load: Load | None = None
+    contention: Contention | None = None
     """What else the machine did."""
+    p90_mape: float | None = None
+    """Mean absolute error of the predicted 90th percentiles, percent."""
 
 
 def upgraded(content: dict[str, Any]) -> dict[str, Any]:
@@ -150,11 +154,13 @@ def schema_2(content: Mapping[str, Any]) -> dict[str, Any]:
     """Today's content as schema 2, of which a table's hash is made: files that name a hash stay true."""
     choices = dict(content["network"])
     moved = {old: choices.pop(new) for new, old in MOVED.items()}
-    kept = {key: value for key, value in content.items() if key not in ("network", *LATER) or key in LATER and value is not None}
+    kept = {
+        key: value for key, value in content.items() if key not in ("network", *LATER) or (key in LATER and value is not None)
+    }
     return {**kept, "schema": 2, **moved, "choices": choices}
 
 
-LATER: tuple[str, ...] = ()
+LATER = ("p90", "percentile")
 """Fields that predictions depend on and that older tables do not have."""
 
 

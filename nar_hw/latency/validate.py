@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from nar_hw.errors import TableError, UserError
 from nar_hw.latency.children import Measured, Steps, alone, child_loader, children_at_once, measure, says
+from nar_hw.latency.contention import together
 from nar_hw.latency.designs import held_out, profiled
 from nar_hw.latency.journal import Journal
-from nar_hw.latency.load import together
 from nar_hw.latency.record import Pair, Reloaded, Validation
 from nar_hw.latency.table import LatencyTable
 from nar_hw.records import replace
@@ -22,6 +22,8 @@ from nar_hw.space.spec import Arch
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from nar_hw.latency.children import Exporters
 
 Floats = npt.NDArray[np.float64]
 
@@ -46,6 +48,7 @@ def validate(
     rounds: int = VALIDATION_ROUNDS,
     budget_s: float | None = None,
     journal: Journal | None = None,
+    exporters: "Exporters | None" = None,
     progress: "Progress | None" = None,
 ) -> Validation:
     """Measure random children and compare them with the table; the result is what a table keeps as its validation.
@@ -61,14 +64,16 @@ def validate(
         rounds: visits of each child.
         budget_s: seconds after which no more rounds are begun.
         journal: keeps what is measured.
+        exporters: shared with other measurements of the same space.
         progress: shows a bar.
 
     Raises:
-        TableError: the table is for another space, or the space has fewer than 3 children to hold out.
+        TableError: the table is for another space or holds no medians, or the space has fewer than 3 children to hold out.
         MeasurementError: times that cannot be trusted.
     """
     if children < 3:
         raise UserError(f"a validation needs 3 children or more, but got children={children}")
+    table.require_medians()
     table.check(space)
     archs = held_out(space, children, exclude=profiled(space, table.method), seed=seed)
     if len(archs) < 3:
@@ -79,7 +84,7 @@ def validate(
     with ExitStack() as stack:
         stack.enter_context(alone([config], progress))
         start = time.monotonic()
-        load = stack.enter_context(child_loader(space, config))
+        load = stack.enter_context(child_loader(space, config, exporters))
         deadline = math.inf if budget_s is None else start + budget_s
 
         def session(stage: str, archs: list[Arch], rounds: int) -> Measured[Arch]:
@@ -104,7 +109,9 @@ def validate(
         if again is None:
             return found
         apart = (middle + time.monotonic()) / 2 - (start + middle) / 2
-        return replace(found, reloaded=between(measured, again, apart_s=apart), load=together((measured.load, again.load)))
+        return replace(
+            found, reloaded=between(measured, again, apart_s=apart), contention=together((measured.contention, again.contention))
+        )
 
 
 def between(first: Measured[Arch], second: Measured[Arch], *, apart_s: float) -> Reloaded:
@@ -131,6 +138,8 @@ def compare(table: LatencyTable, space: SearchSpace, measured: Measured[Arch], *
     actual, predicted = np.median(visits, axis=1), table.predict(np.array(archs))  # (children,)
     first, second = np.median(visits[:, ::2], axis=1), np.median(visits[:, 1::2], axis=1)
     errors = np.abs(predicted / actual - 1)
+    tails = [times.p90 for times in measured.children.values()]
+    high = [None if tail is None else tail * ms for tail, ms in zip(tails, actual, strict=True)]
     rank, floor_rank = _ranks(predicted, actual), _ranks(first, second)
     return Validation(
         children=len(archs),
@@ -147,11 +156,23 @@ def compare(table: LatencyTable, space: SearchSpace, measured: Measured[Arch], *
         kendall=rank[1],
         speed=_short(speed),
         pairs=tuple(
-            Pair(arch=space.names(arch), predicted_ms=_short(guess), measured_ms=_short(ms))
-            for arch, guess, ms in zip(archs, predicted, actual, strict=True)
+            Pair(
+                arch=space.names(arch),
+                predicted_ms=_short(guess),
+                measured_ms=_short(ms),
+                p90_ms=None if most is None else _short(most),
+            )
+            for arch, guess, ms, most in zip(archs, predicted, actual, high, strict=True)
         ),
-        load=measured.load,
+        contention=measured.contention,
+        p90_mape=_p90_mape(table, predicted, high),
     )
+
+
+def _p90_mape(table: LatencyTable, predicted: Floats, high: list[float | None]) -> float | None:
+    if table.p90 is None or any(ms is None for ms in high):
+        return None
+    return _short(100 * float(np.mean(np.abs(table.p90 * predicted / np.array(high, dtype=np.float64) - 1))))
 
 
 def with_validation(table: LatencyTable, validation: Validation) -> LatencyTable:
@@ -161,8 +182,8 @@ def with_validation(table: LatencyTable, validation: Validation) -> LatencyTable
         notes += (NOISY_NOTE,)
     if validation.reloaded is not None and validation.reloaded.mape > NOISY:
         notes += (f"{MEANWHILE}children loaded again took {validation.reloaded.mape:.1f} % more or less: measure again",)
-    if validation.load is not None and validation.load.note is not None:
-        notes += (f"{MEANWHILE}{validation.load.note}",)
+    if validation.contention is not None and validation.contention.note is not None:
+        notes += (f"{MEANWHILE}{validation.contention.note}",)
     return replace(table, validation=validation, notes=notes)
 
 

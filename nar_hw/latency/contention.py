@@ -27,7 +27,7 @@ CLOCK = 0.85
 """The GPU's lowest clock beside its highest, while it is busy."""
 SHORTEST_S = 0.5
 """What is shorter is not judged: the system counts in hundredths of a second."""
-EVERY_S = 2.0
+EVERY_S = 1.0
 
 
 class Counters(NamedTuple):
@@ -49,7 +49,7 @@ class Counters(NamedTuple):
     """How often the CPU slowed down because of heat."""
 
 
-class Load(Record, frozen=True, kw_only=True):
+class Contention(Record, frozen=True, kw_only=True):
     """What else the machine did while something was measured; None where the system does not say."""
 
     seconds: float
@@ -103,25 +103,25 @@ BUSY = "busy machine"
 """How notes of this kind begin."""
 
 
-def together(loads: Iterable[Load | None]) -> Load | None:
+def together(several: Iterable[Contention | None]) -> Contention | None:
     """Measurements one after the other as one; None where nothing is known of any."""
-    found = [load for load in loads if load is not None]
+    found = [item for item in several if item is not None]
     if not found:
         return None
-    clocks = [clock for load in found for clock in load.sm_clock_mhz or ()]
-    return Load(
-        seconds=sum(load.seconds for load in found),
-        cores=max(load.cores for load in found),
-        load_average=max((load.load_average for load in found if load.load_average is not None), default=None),
+    clocks = [clock for item in found for clock in item.sm_clock_mhz or ()]
+    return Contention(
+        seconds=sum(item.seconds for item in found),
+        cores=max(item.cores for item in found),
+        load_average=max((item.load_average for item in found if item.load_average is not None), default=None),
         **{name: _mean(found, name) for name in ("others", "waiting", "switches", "steal")},
-        slowed=tuple(dict.fromkeys(reason for load in found for reason in load.slowed)),
+        slowed=tuple(dict.fromkeys(reason for item in found for reason in item.slowed)),
         sm_clock_mhz=(min(clocks), max(clocks)) if clocks else None,
     )
 
 
-def _mean(loads: list[Load], name: str) -> float | None:
+def _mean(several: list[Contention], name: str) -> float | None:
     """Over the time of those that know it."""
-    known = [(load.seconds, value) for load in loads if (value := getattr(load, name)) is not None]
+    known = [(item.seconds, value) for item in several if (value := getattr(item, name)) is not None]
     seconds = sum(weight for weight, _ in known)
     return sum(weight * value for weight, value in known) / seconds if seconds > 0 else None
 
@@ -146,6 +146,7 @@ class Watch:
         if self._gpu is not None:
             self._stack.enter_context(self._gpu)
         self.begin()
+        self._last = self._first
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -153,7 +154,7 @@ class Watch:
 
     def begin(self) -> None:
         """What was before does not count."""
-        self._first = self._last = self._read()
+        self._first = self._read()
         self._slowed: dict[str, None] = {}
         self._clocks: list[float] = []
 
@@ -162,17 +163,17 @@ class Watch:
         if self._simulated or time.monotonic() - self._last.at < EVERY_S:
             return
         now = self._read()
-        load = self._load(self._last, now)
+        load = self._between(self._last, now)
         self._last = now
         if load.reasons and not self._said:
             self._said = True
             self._say(f"the machine is busy: {'; '.join(load.reasons)}")
 
-    def load(self) -> Load | None:
+    def found(self) -> Contention | None:
         """What the machine did since `begin`; None where times are made up."""
-        return None if self._simulated else self._load(self._first, self._read())
+        return None if self._simulated else self._between(self._first, self._read())
 
-    def _load(self, first: Counters, last: Counters) -> Load:
+    def _between(self, first: Counters, last: Counters) -> Contention:
         if self._gpu is not None:
             self._slowed.update(dict.fromkeys(self._gpu.slowed_by()))
             self._clocks += filter(None, [self._gpu.sm_clock_mhz()])
@@ -181,7 +182,7 @@ class Watch:
         return replace(found, slowed=(*found.slowed, *self._slowed), sm_clock_mhz=clocks)
 
 
-def difference(first: Counters, last: Counters) -> Load:
+def difference(first: Counters, last: Counters) -> Contention:
     """What happened between two readings."""
     seconds = max(last.at - first.at, 1e-9)
 
@@ -191,7 +192,7 @@ def difference(first: Counters, last: Counters) -> Load:
 
     busy, steal, waited, switches = map(passed, ("busy", "steal", "waited", "switches"))
     own = last.own - first.own
-    return Load(
+    return Contention(
         seconds=seconds,
         cores=os.cpu_count() or 1,
         load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
