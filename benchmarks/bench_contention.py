@@ -1,8 +1,8 @@
 """Whether a table made beside a busy process says so, and what such a table is worth.
 
 The same profile, quiet and beside a spinner that is pinned to one core. Every table must be marked beside the spinner, with the
-reason, and none without it. A quiet run in which another process of this machine had more than INTRUDED of a core, by that
-process's own account, was not quiet and is kept as "intruded". Ranks are judged by held-out children that are measured once,
+reason, and none without it. A quiet run in which other processes of this machine had more than INTRUDED of a core, by the
+account of each, was not quiet and is kept as "intruded". Ranks are judged by held-out children that are measured once,
 before all others. "said" counts the profiles that said while they ran that the machine is busy.
 Result: results/contention.json. Runs in the file are not measured again, so it can be made in several short
 sessions; let nothing else run.
@@ -16,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,7 +65,7 @@ def spinner(core: int | None) -> Iterator[None]:
 
 
 def others() -> dict[str, float]:
-    """CPU seconds of every process but this one."""
+    """CPU seconds of every process but this one, so far."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -76,6 +77,29 @@ def others() -> dict[str, float]:
     return found
 
 
+@contextmanager
+def account() -> Iterator[dict[str, float]]:
+    """Cores that each other process of this machine had during the block, by its own account: read twice a second."""
+    first, last, ended = others(), {}, threading.Event()
+    start = time.monotonic()
+
+    def read() -> None:
+        last.update(others())
+        while not ended.wait(0.5):
+            last.update(others())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    cores: dict[str, float] = {}
+    try:
+        yield cores
+    finally:
+        ended.set()
+        reader.join()
+        seconds = time.monotonic() - start
+        cores |= {process: (value - first.get(process, 0.0)) / seconds for process, value in last.items()}
+
+
 def judges(space: SearchSpace) -> list[tuple[int, ...]]:
     """Held-out children that no profile here has seen."""
     return held_out(space, JUDGES, exclude=contexts(space, replicates=7, seed=0), seed=99)
@@ -83,11 +107,9 @@ def judges(space: SearchSpace) -> list[tuple[int, ...]]:
 
 def run(space: SearchSpace, truth: dict[str, float], core: int | None) -> dict[str, Any]:
     said = io.StringIO()
-    start, before = time.monotonic(), others()
-    with spinner(core), Progress(console=Console(file=said, width=1000)) as progress:
+    start = time.monotonic()
+    with spinner(core), account() as cores, Progress(console=Console(file=said, width=1000)) as progress:
         table = profile(space, config=CONFIG, model_name=MODEL, validate=VALIDATE, progress=progress)
-    after = others()
-    busiest = max(seconds - before.get(process, 0.0) for process, seconds in after.items()) / (time.monotonic() - start)
     archs = np.array([space.parse(name) for name in truth])
     predicted = table.predict(archs)
     assert table.validation is not None
@@ -100,7 +122,7 @@ def run(space: SearchSpace, truth: dict[str, float], core: int | None) -> dict[s
         "own validation": {name: getattr(table.validation, name) for name in ("mape", "floor_mape", "spearman")},
         "reloaded": plain(table.validation.reloaded),
         "contention": plain(table.contention),
-        "busiest other process": round(busiest, 3),
+        "other processes": round(sum(cores.values()), 3),
         "seconds": round(time.monotonic() - start, 1),
     }
 
@@ -155,7 +177,7 @@ def main() -> None:
             if len(result[kind]) <= number and time.monotonic() < deadline:
                 core = cores[number % len(cores)] if kind == "spinner" else None
                 found = run(space, result["truth_ms"], core)
-                intruded = kind == "quiet" and found["busiest other process"] > INTRUDED
+                intruded = kind == "quiet" and found["other processes"] > INTRUDED
                 result["intruded" if intruded else kind].append({"core": core, **found})
                 result["summary"] = {name: summary(result[name]) for name in ("quiet", "spinner", "intruded")}
                 write_json(arguments.out, result)
