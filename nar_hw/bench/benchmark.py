@@ -20,7 +20,7 @@ from nar_hw.errors import MeasurementError, ModelError, RunError, RuntimeUnavail
 from nar_hw.latency.children import alone, says
 from nar_hw.latency.contention import Watch
 from nar_hw.latency.device import fingerprint
-from nar_hw.latency.meters import Gpu, HostMemory
+from nar_hw.latency.meters import Gpu, HostMemory, cpu_energy_mj
 from nar_hw.latency.timing import check_samples, interleave, stable, summarize
 from nar_hw.records import plain, replace
 from nar_hw.runtimes import RuntimeConfig, runtime_class
@@ -203,7 +203,7 @@ def _called(name: str, config: RuntimeConfig) -> str:
 
 def _row(key: Key, visitor: _Visitor, timed: Floats, session: str, windows: int) -> BenchRow:
     subject, config = key
-    energy, clock = visitor.gpu.under_load(visitor.runtime) if visitor.gpu else (None, None)
+    energy, clock = visitor.gpu.under_load(visitor.runtime) if visitor.gpu else (cpu_energy_mj(visitor.runtime), None)
     return replace(
         row_of(subject, config, np.concatenate(visitor.visits[1:]), timed, session, fingerprint(config)),
         host_memory_mib=visitor.host_mib,

@@ -62,7 +62,7 @@ class BenchRow(Conditions, frozen=True, kw_only=True):
     """GPU memory that loading and running it took, MiB, the runtime's libraries included for the first of each runtime; None on a
     CPU, or where the device does not tell (so all below)."""
     energy_mj_per_image: float | None = None
-    """Energy of the whole device while it ran, mJ per image."""
+    """Energy of the whole device while it ran, mJ per image: of a GPU by NVML, of a CPU by RAPL where readable."""
     sm_clock_mhz: float | None = None
     round_ms: tuple[float, ...]
     """The median of each round, for comparisons."""

@@ -43,6 +43,51 @@ def _resident(name: str) -> float | None:
     return int(found[1]) / 1024 if found else None
 
 
+RAPL = Path("/sys/class/powercap")
+
+
+def cpu_energy_mj(runtime: Runtime, seconds: float = 1.0) -> float | None:
+    """mJ of the whole CPU per run while ``runtime`` keeps it busy for ``seconds``, by RAPL; None where that cannot be read.
+
+    Packages are counted, and not what is within them.
+    """
+    before = _package_energies()
+    if before is None:
+        return None
+    runs = _busy(runtime, seconds)
+    after = _package_energies()
+    if after is None or after.keys() != before.keys():
+        return None
+    # A counter that has reached its end begins anew
+    microjoules = sum((now - before[name][0]) % most for name, (now, most) in after.items())
+    return microjoules / 1e3 / runs
+
+
+def _package_energies() -> dict[str, tuple[int, int]] | None:
+    """Package -> (microjoules, where its counter begins anew); None without packages, or without the right to read them."""
+    folders = sorted(RAPL.glob("intel-rapl:[0-9]*"))
+    try:
+        found = {
+            folder.name: (
+                int((folder / "energy_uj").read_text(encoding="ascii")),
+                int((folder / "max_energy_range_uj").read_text(encoding="ascii")) + 1,
+            )
+            for folder in folders
+            if folder.name.count(":") == 1
+        }
+    except (OSError, ValueError):
+        return None
+    return found or None
+
+
+def _busy(runtime: Runtime, seconds: float) -> int:
+    """Keep a device busy; returns how many runs that were."""
+    runs, start = 0, time.monotonic()
+    while runs == 0 or time.monotonic() - start < seconds:
+        runs += len(runtime.time_ms(10))
+    return runs
+
+
 class Gpu:
     """Readings of a config's CUDA device through NVML; None for what it does not tell. Use it as a context."""
 
@@ -89,9 +134,7 @@ class Gpu:
     def under_load(self, runtime: Runtime, seconds: float = 1.0) -> tuple[float | None, float | None]:
         """(mJ per run, SM clock in MHz) while ``runtime`` keeps the device busy for ``seconds``."""
         before = self._read("nvmlDeviceGetTotalEnergyConsumption")
-        runs, start = 0, time.monotonic()
-        while runs == 0 or time.monotonic() - start < seconds:
-            runs += len(runtime.time_ms(10))
+        runs = _busy(runtime, seconds)
         after = self._read("nvmlDeviceGetTotalEnergyConsumption")
         return None if before is None or after is None else (after - before) / runs, self.sm_clock_mhz()
 
