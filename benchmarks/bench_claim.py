@@ -5,8 +5,8 @@ the measured latency. The alternatives are made for 0.6 from the same weights: "
 same share in every layer, "pruned" those of largest Taylor importance over the whole network (both torch-pruning), "fastnas" is
 nvidia-modelopt's pruning by measured sensitivity, "random" is a child that the latency table allows, with fitted candidates. Of
 each pruning several sizes are measured, and the one with the most FLOPs that meets the target is trained; widths are any or
-multiples of 8, whichever is better (of fastnas multiples of 4). All are trained by the same recipe (RECIPE), seeds and teacher. Seconds are CPU seconds of
-one thread; they count searching and training, not the choice of sizes.
+multiples of 8, whichever is better (of fastnas multiples of 4). All are trained by the same recipe (RECIPE), seeds and teacher.
+Seconds are CPU seconds of one thread; they count searching and training, not the choice of sizes.
 
     NAR_HW_DATA=DATA OMP_NUM_THREADS=1 python benchmarks/bench_claim.py train --work DIR [--seeds 0 1]
     ... bench_claim.py sizes --work DIR     before train, for the alternatives
