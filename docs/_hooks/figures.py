@@ -164,6 +164,7 @@ def _peers() -> str:
             f"{methods[name]['seconds']:.0f} s",
         ]
         for name, title in PEERS.items()
+        if name in methods
     ]
     return _rows(["", "error (MAPE)", "within 10 %", "rank correlation", "networks measured", "time to measure"], rows)
 
