@@ -39,7 +39,7 @@ def render(run: Run) -> str:
         shown.pop("Latency predicted", None)
     if tested in shown:
         shown.pop(validated, None)
-    text = _template().render(
+    text = template("page.html").render(
         run=run,
         shape=words.shape(run.input_shape),
         sentence=words.sentence(run),
@@ -77,13 +77,14 @@ def _printable(value: object) -> object:
 
 
 @functools.cache
-def _template() -> "Template":
+def template(name: str) -> "Template":
+    """A page of this folder."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     here = FileSystemLoader(Path(__file__).parent)
     return Environment(
         loader=here, autoescape=True, finalize=_printable, undefined=StrictUndefined, trim_blocks=True
-    ).get_template("page.html")
+    ).get_template(name)
 
 
 def colour(operator: str, seen: Sequence[str]) -> int:
