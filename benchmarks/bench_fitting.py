@@ -44,10 +44,10 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent / "nar_bench_digits"))
 from yardstick import ARCHS, INPUT_SHAPE, OPERATORS, RECIPE, Yardstick, space, task
 
-from nar_hw.bench.meters import HostMemory
 from nar_hw.data import load_data
 from nar_hw.files import read_json, write_json
 from nar_hw.latency.device import fingerprint
+from nar_hw.latency.meters import HostMemory
 from nar_hw.models import build_model
 from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig

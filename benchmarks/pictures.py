@@ -1,4 +1,5 @@
-"""Draw the pictures of README.md and docs/ from the result files: claim.svg (results/claim.json) and demo.svg in docs/pictures.
+"""Draw the pictures of README.md and docs/ from the result files: claim.svg (results/claim.json), demo.svg and peers.svg (ways to
+predict latency) in docs/pictures.
 
 python benchmarks/pictures.py
 """
@@ -7,6 +8,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 from matplotlib import rcParams
 from matplotlib.figure import Figure
 
@@ -70,6 +72,27 @@ def demo() -> Figure:
     return figure
 
 
+def peers() -> Figure:
+    """Predicted against measured latency of the held-out children, relative to the network: a panel for each way to predict."""
+    found = json.loads((HERE / "results" / "peers.json").read_text())
+    measured = 100 * np.array(found["sessions"][0]["relative"])
+    figure = Figure(figsize=(10, 5.2), layout="constrained")
+    panels = figure.subplots(2, 4, sharex=True, sharey=True).ravel()
+    low, high = 0.9 * measured.min(), 1.1 * measured.max()
+    for axes, (name, method) in zip(panels, found["methods"].items(), strict=False):
+        axes.plot([low, high], [low, high], color="0.6", linewidth=0.8)
+        colour = COLOURS[0] if name == "our table" else COLOURS[1]
+        axes.plot(measured, np.clip(100 * np.array(method["relative"]), low, high), "o", markersize=3.5, color=colour)
+        axes.set_title(f"{name}\n{method['mape']:.1f} % off, rank {method['spearman']:.3f}", fontsize=9)
+        axes.grid(color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+    for axes in panels[len(found["methods"]) :]:
+        axes.axis("off")
+    figure.supxlabel("measured latency, % of the network's", fontsize=9)
+    figure.supylabel("predicted (cut at the edges)", fontsize=9)
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write an SVG that is the same to the byte from the same results."""
     rcParams["svg.hashsalt"] = "nar-hw"
@@ -82,3 +105,4 @@ if __name__ == "__main__":
     OUT.mkdir(parents=True, exist_ok=True)
     save(claim(), OUT / "claim.svg")
     save(demo(), OUT / "demo.svg")
+    save(peers(), OUT / "peers.svg")

@@ -204,7 +204,7 @@ def as_record(
             raise type(problem.__cause__)(f"{where}: {field + ': ' if field else ''}{problem.__cause__}") from None
         found = _at(value, steps)
         if rule.startswith("Invalid enum value"):
-            known = get_args(_type_at(kind, steps))
+            known = list(map(str, get_args(_type_at(kind, steps))))
             raise UnknownNameError(f"{where}: {unknown_name(str(steps[-1]), str(found), known)}") from None
         raise error(f"{where}: {_broken(rule, field, found, _type_at(kind, steps))}: {fix}") from None
 

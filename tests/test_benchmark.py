@@ -19,10 +19,11 @@ from rich.progress import Progress
 from torch import nn
 
 from nar_hw.bench.benchmark import bench
-from nar_hw.bench.meters import Gpu, HostMemory
 from nar_hw.bench.rows import BenchFile, BenchRow, compare, noise_floor, to_csv
 from nar_hw.errors import MeasurementError, ModelError, RunError, RuntimeUnavailableError, SpaceError, UnknownNameError
+from nar_hw.latency import meters
 from nar_hw.latency.measure import measure_children
+from nar_hw.latency.meters import Gpu, HostMemory
 from nar_hw.records import plain, replace
 from nar_hw.report.latencies import bench_png
 from nar_hw.runtimes import RuntimeConfig
@@ -492,6 +493,32 @@ def test_what_a_gpu_does_not_tell_is_none(
     nvml = FakeNvml(silent)
     monkeypatch.setitem(__import__("sys").modules, "pynvml", nvml)
     assert readings(nvml) == expected
+
+
+class Draining(FakeRuntime):
+    """Each run takes 200 microjoules from both packages; their counters begin anew behind 9,999."""
+
+    folder: Path
+
+    def time_ms(self, repeats: int) -> list[float]:
+        for name in ("intel-rapl:0", "intel-rapl:1", "intel-rapl:0:0"):
+            file = self.folder / name / "energy_uj"
+            file.write_text(str((int(file.read_text()) + 200 * repeats) % 10_000))
+        return super().time_ms(repeats)
+
+
+def test_the_energy_of_a_cpu_is_that_of_its_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(meters, "RAPL", tmp_path)
+    monkeypatch.setattr(Draining, "folder", tmp_path, raising=False)
+    with Draining(SMALL, SHAPE, FAKE) as runtime:
+        assert meters.cpu_energy_mj(runtime, seconds=0.0) is None, "no packages"
+        for name, start in (("intel-rapl:0", 9_500), ("intel-rapl:1", 0), ("intel-rapl:0:0", 0)):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "energy_uj").write_text(str(start))
+            (tmp_path / name / "max_energy_range_uj").write_text("9999")
+        assert meters.cpu_energy_mj(runtime, seconds=0.0) == pytest.approx(2 * 200 / 1e3)
+        (tmp_path / "intel-rapl:1" / "energy_uj").unlink()
+        assert meters.cpu_energy_mj(runtime, seconds=0.0) is None, "what cannot be read is no zero"
 
 
 @pytest.mark.gpu

@@ -148,9 +148,9 @@ def test_the_hash_follows_what_predictions_depend_on() -> None:
 
 Change = Callable[[dict[str, Any]], Any]
 FAULTS: list[tuple[str, Change, str]] = [
-    ("no schema", lambda t: t.pop("schema"), "must have schema 3 or less, but has None"),
-    ("newer schema", lambda t: t.update(schema=7, nar_hw="3.1.0"), "schema 3 or less, but has 7, made by nar_hw 3.1.0: install"),
-    ("newer schema without a writer", lambda t: (t.update(schema=4), t.pop("nar_hw")), "install the latest nar-hw"),
+    ("no schema", lambda t: t.pop("schema"), "must have schema 4 or less, but has None"),
+    ("newer schema", lambda t: t.update(schema=7, nar_hw="3.1.0"), "schema 4 or less, but has 7, made by nar_hw 3.1.0: install"),
+    ("newer schema without a writer", lambda t: (t.update(schema=5), t.pop("nar_hw")), "install the latest nar-hw"),
     ("missing part", lambda t: t.pop("slots"), "must have 'slots'"),
     ("unknown part", lambda t: t.update(colour="red"), "unknown field 'colour'"),
     ("model", lambda t: t["network"].update(name=3), "network.name must be str, but is 3"),
@@ -412,7 +412,7 @@ def test_hashes_of_older_tables_stay_what_they_were(tmp_path: Path) -> None:
             assert json.loads(path.read_text())["schema"] == 2
             assert table.hash == expected
             table.save(tmp_path / "new.json")
-            assert json.loads((tmp_path / "new.json").read_text())["schema"] == 3
+            assert json.loads((tmp_path / "new.json").read_text())["schema"] == 4
             assert LatencyTable.load(tmp_path / "new.json") == table
             assert LatencyTable.load(tmp_path / "new.json").hash == expected
 
@@ -435,6 +435,7 @@ def parsed(line: str) -> tuple[ModelInfo, RuntimeConfig, dict[str, Any]]:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     given = commands["profile"].make_context("profile", words).params
     names = ("model", "input", "manner", "operators", "classes", "slots", "limit_params")
+    given = {name: value[0] if name in ("batch", "threads") else value for name, value in given.items()}
     config = RuntimeConfig(**{field: given[field] for field in RuntimeConfig.__struct_fields__})
     return model_info(**{name: given[name] for name in names}), config, given
 

@@ -139,6 +139,66 @@ def _methods() -> str:
     return _rows(["method", *(case["case"].replace("_", " ") for case in cases)], rows)
 
 
+PEERS = {
+    "our table": "our table",
+    "one-swap table": "one operator swapped at a time",
+    "isolated operators": "isolated operators, on top of the network's own time",
+    "dictionary": "dictionary of isolated parts (Once-for-All)",
+    "kernel regression": "kernel regression (nn-Meter's method)",
+    "FLOPs": "FLOPs, a line",
+    "trees": "trees on whole networks",
+}
+"""Method of peers.json -> what it is called."""
+
+
+def _peers() -> str:
+    """Ways to predict, on the same held-out children."""
+    methods = _result("peers.json")["methods"]
+    rows = [
+        [
+            title,
+            f"{methods[name]['mape']:.1f} %",
+            _share(methods[name]["within_10"], 0),
+            f"{methods[name]['spearman']:.3f}",
+            str(methods[name]["measured"]),
+            f"{methods[name]['seconds']:.0f} s",
+        ]
+        for name, title in PEERS.items()
+        if name in methods
+    ]
+    return _rows(["", "error (MAPE)", "within 10 %", "rank correlation", "networks measured", "time to measure"], rows)
+
+
+def _contention() -> str:
+    """Tables on a quiet machine and beside a spinner."""
+    found = _result("contention.json")["summary"]
+    titles = {"quiet": "quiet", "intruded": "meant to be quiet, but something ran", "spinner": "beside a spinner on one core"}
+    rows = [
+        [
+            title,
+            str(found[name]["runs"]),
+            str(found[name]["marked"]),
+            str(found[name]["said"]),
+            f"{found[name]['rank']['min']:.3f} / {found[name]['rank']['median']:.3f}",
+            f"{found[name]['mape']['median']:.1f} %",
+            f"{found[name]['noise floor']:.1f} %",
+            f"{found[name]['noise between sessions']:.1f} %",
+        ]
+        for name, title in titles.items()
+        if found[name]
+    ]
+    names = [
+        "tables",
+        "marked",
+        "said while it ran",
+        "rank correlation, least / median",
+        "error",
+        "noise",
+        "noise between sessions",
+    ]
+    return _rows(["", *names], rows)
+
+
 def _strategies() -> str:
     found = _result("strategies.json")["strategies"]
     rows = [
@@ -375,6 +435,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "latency": _latency,
     "methods": _methods,
     "growth": _growth,
+    "peers": _peers,
+    "contention": _contention,
     "strategies": _strategies,
     "regret": _regret,
     "sharing": _sharing,

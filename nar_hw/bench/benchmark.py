@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from nar_hw.bench.meters import Gpu, HostMemory
 from nar_hw.bench.rows import BenchRow, Floats, noise_floor
 from nar_hw.bundles.manifest import Bundle, load_bundle
 from nar_hw.errors import MeasurementError, ModelError, RunError, RuntimeUnavailableError
-from nar_hw.latency.children import alone
+from nar_hw.latency.children import alone, says
+from nar_hw.latency.contention import Watch
 from nar_hw.latency.device import fingerprint
+from nar_hw.latency.meters import Gpu, HostMemory, cpu_energy_mj
 from nar_hw.latency.timing import check_samples, interleave, stable, summarize
 from nar_hw.records import plain, replace
 from nar_hw.runtimes import RuntimeConfig, runtime_class
@@ -83,19 +84,26 @@ def bench(
                 gpu = stack.enter_context(Gpu(config)) if config.device_type == "cuda" else None
                 file = _file(network, input_shape, config)
                 visitors[name, config] = _Visitor(stack, file, input_shape, config, gpu)
-        timed, windows = _stable_window(visitors, rounds, progress)
+        # One GPU at most is asked: benchmarks are of one device
+        shown = max(configs, key=lambda config: config.device_type == "cuda")
+        watch = stack.enter_context(Watch(shown, says(progress)))
+        timed, windows = _stable_window(visitors, rounds, progress, watch)
+        contention = watch.found()
         session = uuid.uuid4().hex
-        return [_row(key, item, timed[key], session, windows) for key, item in visitors.items()]
+        return [replace(_row(key, item, timed[key], session, windows), contention=contention) for key, item in visitors.items()]
 
 
-def _stable_window(visitors: "Mapping[Key, _Visitor]", rounds: int, progress: "Progress | None") -> tuple[dict[Key, Floats], int]:
+def _stable_window(
+    visitors: "Mapping[Key, _Visitor]", rounds: int, progress: "Progress | None", watch: Watch
+) -> tuple[dict[Key, Floats], int]:
     """Times that can be trusted, and which of at most WINDOWS windows they are: what is unstable is measured again as a whole.
 
     Raises MeasurementError when the last window is unstable too.
     """
     for window in range(1, WINDOWS + 1):
         for visitor in visitors.values():
-            visitor.visits.clear()
+            visitor.begin(watch)
+        watch.begin()
         # Of a runtime, a visitor has only what is timed.
         timed = interleave({key: cast(Runtime, item) for key, item in visitors.items()}, rounds=rounds, progress=progress)
         try:
@@ -166,8 +174,14 @@ class _Visitor:
         # Times that are no times are refused later, with the name of what gave them.
         return max(FEWEST, min(MOST, math.ceil(VISIT_MS / ms))) if ms > 0 else FEWEST
 
+    def begin(self, watch: Watch) -> None:
+        """A new window."""
+        self.visits.clear()
+        self._watch = watch
+
     def time_ms(self, repeats: int) -> list[float]:
         """The times of one visit; its first run finds the caches of another network and is left out."""
+        self._watch.look()
         self.visits.append(self.runtime.time_ms(self.repeats)[1:])
         return self.visits[-1]
 
@@ -189,7 +203,7 @@ def _called(name: str, config: RuntimeConfig) -> str:
 
 def _row(key: Key, visitor: _Visitor, timed: Floats, session: str, windows: int) -> BenchRow:
     subject, config = key
-    energy, clock = visitor.gpu.under_load(visitor.runtime) if visitor.gpu else (None, None)
+    energy, clock = visitor.gpu.under_load(visitor.runtime) if visitor.gpu else (cpu_energy_mj(visitor.runtime), None)
     return replace(
         row_of(subject, config, np.concatenate(visitor.visits[1:]), timed, session, fingerprint(config)),
         host_memory_mib=visitor.host_mib,

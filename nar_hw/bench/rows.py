@@ -11,6 +11,7 @@ import numpy.typing as npt
 from msgspec import structs
 
 from nar_hw.errors import MeasurementError
+from nar_hw.latency.contention import Contention
 from nar_hw.records import Record, plain, read_record, write_record
 from nar_hw.runtimes import RuntimeConfig
 
@@ -61,12 +62,14 @@ class BenchRow(Conditions, frozen=True, kw_only=True):
     """GPU memory that loading and running it took, MiB, the runtime's libraries included for the first of each runtime; None on a
     CPU, or where the device does not tell (so all below)."""
     energy_mj_per_image: float | None = None
-    """Energy of the whole device while it ran, mJ per image."""
+    """Energy of the whole device while it ran, mJ per image: of a GPU by NVML, of a CPU by RAPL where readable."""
     sm_clock_mhz: float | None = None
     round_ms: tuple[float, ...]
     """The median of each round, for comparisons."""
     windows: int = 1
     """Which window of rounds this is: those before were unstable (they drifted, or had two modes) and were thrown away."""
+    contention: Contention | None = None
+    """What else the machine did; None in older files and those of other devices."""
     session: str
     """Equal for all rows that were measured side by side."""
     fingerprint: Mapping[str, Any]
@@ -124,14 +127,18 @@ def compare(rows: Sequence[BenchRow], against: Sequence[BenchRow], *, seed: int 
 
 
 def to_csv(rows: Sequence[BenchRow]) -> str:
-    """One line per row, with the device's name, the runtime's version and the date; empty where unknown."""
-    names = [item.name for item in structs.fields(BenchRow) if item.name not in ("round_ms", "session", "fingerprint")]
+    """One line per row, with the device's name, the runtime's version and the date, and why the times are in doubt; empty where
+    unknown."""
+    names = [
+        item.name for item in structs.fields(BenchRow) if item.name not in ("round_ms", "session", "fingerprint", "contention")
+    ]
     known = {"device_name": "device", "runtime_version": "runtime_version", "driver": "driver", "date": "date"}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*names, *known])
+    writer.writerow([*names, *known, "busy"])
     for row in rows:
-        writer.writerow([*(getattr(row, name) for name in names), *(row.fingerprint.get(key) for key in known.values())])
+        busy = "; ".join(row.contention.reasons) if row.contention else ""
+        writer.writerow([*(getattr(row, name) for name in names), *(row.fingerprint.get(key) for key in known.values()), busy])
     return text.getvalue()
 
 

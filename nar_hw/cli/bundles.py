@@ -234,6 +234,8 @@ def bench(
                 highlight=False,
                 soft_wrap=True,
             )
+        if found.rows and (beside := found.rows[0].contention) is not None and beside.note is not None:
+            console.print(f"note: {beside.note}", highlight=False, soft_wrap=True, markup=False)
         for item in found.left_out:
             console.print(f"left out {_called(item)}: {item.reason}", highlight=False, soft_wrap=True, markup=False)
 

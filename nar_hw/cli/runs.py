@@ -112,6 +112,10 @@ def search(
     weight: Annotated[
         list[float] | None, number("--weight", "Of a table in the mean; once for each.", above=0, panel=WHERE)
     ] = None,
+    percentile: Annotated[
+        str,
+        choice("--percentile", "Of single inferences, that targets and latencies are.", "percentile", ("50", "90"), panel=WHAT),
+    ] = "50",
     max_flops: Annotated[
         int | None, whole("--max-flops", "Most FLOPs (multiply-adds of one image).", 1, 10**18, panel=WHAT)
     ] = None,
@@ -216,6 +220,7 @@ def search(
                 trained=given,
                 allow_mismatch=allow_mismatch,
                 tensorboard=tensorboard,
+                percentile=int(percentile),
                 **common,
             )
     outcomes = load_run(out).outcomes

@@ -12,7 +12,6 @@ from nar_hw.cli.app import (
     WHAT,
     WHERE,
     WRITTEN,
-    Batch,
     Classes,
     Device,
     Json,
@@ -28,7 +27,6 @@ from nar_hw.cli.app import (
     Slots,
     SshHost,
     SshPython,
-    Threads,
     TimesFile,
     app,
     console,
@@ -40,12 +38,13 @@ from nar_hw.cli.app import (
     progress_bar,
     table_app,
 )
-from nar_hw.cli.values import MOST_CHILDREN, MOST_ROUNDS, choice, number, whole
+from nar_hw.cli.values import MOST_BATCH, MOST_CHILDREN, MOST_ROUNDS, MOST_THREADS, choice, number, whole, wholes
 from nar_hw.runtimes import MEMORY_FORMATS, PRECISIONS, RUNTIMES
 
 if TYPE_CHECKING:
     from nar_hw.latency.kit import Plan
     from nar_hw.latency.table import LatencyTable
+    from nar_hw.runtimes import RuntimeConfig
 
 METHODS = ("in-context", "regression", "isolated")
 """Those of nar_hw.latency.profiler, which needs torch."""
@@ -67,8 +66,13 @@ def profile(
     ] = None,
     runtime: RuntimeName = "onnxruntime",
     precision: Precision = "fp32",
-    batch: Batch = 1,
-    threads: Threads = 1,
+    batch: Annotated[
+        Any,
+        wholes("--batch", "Images per inference; several, separated by commas, make a table each.", 1, MOST_BATCH, panel=WHERE),
+    ] = "1",
+    threads: Annotated[
+        Any, wholes("--threads", "CPU threads of one inference; several make a table each.", 1, MOST_THREADS, panel=WHERE)
+    ] = "1",
     device: Device = "cpu",
     memory_format: Annotated[
         str, choice("--memory-format", "How activations lie in memory.", "memory format", MEMORY_FORMATS, panel=WHERE)
@@ -121,11 +125,11 @@ def profile(
     from nar_hw.errors import UserError
     from nar_hw.latency.fill import fill as run_fill
     from nar_hw.latency.kit import table_from, write_kit
-    from nar_hw.latency.profiler import profile as run_profile
     from nar_hw.latency.shell import times_in
     from nar_hw.latency.ssh import measured_over_ssh
     from nar_hw.latency.table import LatencyTable
     from nar_hw.runtimes import RuntimeConfig
+    from nar_hw.steps.profile import profiles
 
     if times is not None and (kit, ssh, model, input) != (None, None, None, None):
         raise UserError("--from takes what it needs from the times, but got --kit, --ssh, --model or --input: leave them out")
@@ -148,9 +152,16 @@ def profile(
     if model is None or input is None:
         raise UserError("a profile needs a network: add --model and --input, like --model resnet18 --input 3x32x32")
     info = model_info(model, input, manner, operators, classes, slots, limit_params)
-    config = RuntimeConfig(
-        runtime=runtime, precision=precision, batch=batch, threads=threads, device=device, memory_format=memory_format
-    )
+    configs = [
+        RuntimeConfig(runtime=runtime, precision=precision, batch=size, threads=count, device=device, memory_format=memory_format)
+        for size in dict.fromkeys(batch)
+        for count in dict.fromkeys(threads)
+    ]
+    if len(configs) > 1 and (fill or kit is not None or ssh is not None):
+        raise UserError(
+            f"--fill, --kit and --ssh are for one batch size and thread count, but got {len(configs)}: call it once for each"
+        )
+    config = configs[0]
 
     def kit_in(folder: Path) -> "Plan":
         return write_kit(
@@ -183,27 +194,39 @@ def profile(
                 table.save(output)
         emit(as_json, {"table": str(output), **outline(table)}, lambda: show_outline(table, output))
         return
-    with output_files(output), progress_bar() as progress:
-        journal = output.with_name(f"{output.name}.part")
-        if fill:
-            old = LatencyTable.load(output)
+    if fill:
+        with output_files(output), progress_bar() as progress:
+            old, journal = LatencyTable.load(output), output.with_name(f"{output.name}.part")
             table = run_fill(old, info.space(), validate=validate, journal=journal, resume=resume, progress=progress)
-        else:
-            table = run_profile(
-                info.space(),
-                config=config,
-                model_name=model,
-                method=method,
-                rounds=rounds,
-                seed=seed,
-                validate=validate,
-                budget_s=budget,
-                journal=journal,
-                resume=resume,
-                progress=progress,
-            )
-        table.save(output)
-    emit(as_json, {"table": str(output), **outline(table)}, lambda: show_outline(table, output))
+            table.save(output)
+        emit(as_json, {"table": str(output), **outline(table)}, lambda: show_outline(table, output))
+        return
+    made = {output if len(configs) == 1 else _of(output, config): config for config in configs}
+    with output_files(*made), progress_bar() as progress:
+        tables = profiles(
+            info.space(),
+            made,
+            model_name=model,
+            method=method,
+            rounds=rounds,
+            seed=seed,
+            validate=validate,
+            budget_s=budget,
+            resume=resume,
+            progress=progress,
+        )
+    found = [{"table": str(path), **outline(table)} for path, table in tables.items()]
+
+    def show() -> None:
+        for path, table in tables.items():
+            show_outline(table, path)
+
+    emit(as_json, found[0] if len(found) == 1 else {"tables": found}, show)
+
+
+def _of(output: Path, config: "RuntimeConfig") -> Path:
+    """The file of one of several tables: table.b8.t2.json."""
+    return output.with_name(f"{output.stem}.b{config.batch}.t{config.threads}{output.suffix}")
 
 
 @table_app.command("list")
@@ -296,8 +319,14 @@ def table_predict(
 
     table = LatencyTable.load(path)
     ms = table.predict(table.parse(arch))
-    value = {"predicted_ms": ms, "incumbent_ms": table.incumbent_ms}
-    emit(as_json, value, lambda: console.print(f"{ms:.4f} ms; the network itself: {table.incumbent_ms:.4f} ms", highlight=False))
+    high = table.at_percentile(90).predict(table.parse(arch)) if table.p90 is not None else None
+    value = {"predicted_ms": ms, "predicted_p90_ms": high, "incumbent_ms": table.incumbent_ms}
+    most = "" if high is None else f" (90 % of the runs up to {high:.4f} ms)"
+    emit(
+        as_json,
+        value,
+        lambda: console.print(f"{ms:.4f} ms{most}; the network itself: {table.incumbent_ms:.4f} ms", highlight=False),
+    )
 
 
 @table_app.command("validate")
@@ -380,11 +409,15 @@ def outline(table: "LatencyTable") -> dict[str, Any]:
         "entries": len(table.entries),
         "fixed_ms": table.fixed_ms,
         "incumbent_ms": table.incumbent_ms,
+        "incumbent_p90_ms": None if table.p90 is None else table.at_percentile(90).incumbent_ms,
+        "percentile": table.percentile or 50,
         "incumbent_predicted_ms": table.predict(table.incumbent),
         "fastest_ms": fastest,
         "slowest_ms": slowest,
+        "p90_mape_percent": None if validation is None else validation.p90_mape,
         "mape_percent": None if validation is None else validation.mape,
         "noise_floor_percent": None if validation is None else validation.floor_mape,
+        "noise_between_sessions_percent": None if validation is None or not validation.reloaded else validation.reloaded.mape,
         "spearman": None if validation is None else validation.spearman,
         "notes": list(table.notes),
     }
@@ -402,9 +435,20 @@ def show_outline(table: "LatencyTable", path: Path) -> None:
         f"archs are predicted from {whole['fastest_ms']:.4g} to {whole['slowest_ms']:.4g} ms",
     ]
     if whole["mape_percent"] is not None:
+        again = whole["noise_between_sessions_percent"]
+        between = "" if again is None else f", {again:.1f} % between sessions"
         lines.append(
-            f"held-out children: error {whole['mape_percent']:.1f} % (noise floor {whole['noise_floor_percent']:.1f} %), "
-            f"rank correlation {whole['spearman']:.3f}"
+            f"held-out children: error {whole['mape_percent']:.1f} % "
+            f"(noise floor {whole['noise_floor_percent']:.1f} %{between}), rank correlation {whole['spearman']:.3f}"
         )
+    if whole["percentile"] != 50:
+        lines.append(f"all of these are {whole['percentile']}th percentiles of single runs")
+    elif whole["incumbent_p90_ms"] is not None:
+        error = (
+            ""
+            if whole["p90_mape_percent"] is None
+            else f"; 90th percentiles of held-out children: error {whole['p90_mape_percent']:.1f} %"
+        )
+        lines.append(f"90 % of the runs of the network itself take up to {whole['incumbent_p90_ms']:.4g} ms{error}")
     lines += [f"note: {note}" for note in whole["notes"]]
     console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)

@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
 
@@ -19,9 +19,11 @@ import numpy.typing as npt
 from nar_hw.device.visits import LOADING_S, MARK_EVERY, Clock, at_once as at_once_of, in_turn, normalised, typical, undisturbed
 from nar_hw.errors import MeasurementError
 from nar_hw.files import Scratch
+from nar_hw.latency.contention import Contention, Watch, together
 from nar_hw.latency.journal import Batch, ChildTimes, Journal
 from nar_hw.latency.timing import check_samples, summarize
 from nar_hw.locks import measuring
+from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.runtimes.base import Runtime
 from nar_hw.space.space import SearchSpace
@@ -29,6 +31,11 @@ from nar_hw.space.spec import Arch
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from nar_hw.export.splice import ChildExporter
+
+    Exporters = dict[int, ChildExporter]
+    """Batch size -> what exports children for it."""
 
 Floats = npt.NDArray[np.float64]
 K = TypeVar("K", bound=Hashable)
@@ -41,7 +48,8 @@ class ChildLoader:
     surgery on one export of the network.
     """
 
-    def __init__(self, space: SearchSpace, config: RuntimeConfig) -> None:
+    def __init__(self, space: SearchSpace, config: RuntimeConfig, exporters: "Exporters | None" = None) -> None:
+        """``exporters``: those of other loaders of the same space, by batch size; what is lacking is added."""
         self.space, self.config = space, config
         self._runtime = runtime_class(config.runtime)
         self._folder: Path | None = None
@@ -49,7 +57,10 @@ class ChildLoader:
         if self._runtime.consumes == "onnx" and self._runtime.unavailable(config) is None:
             from nar_hw.export.splice import ChildExporter  # pulls in onnx
 
-            self._exporter = ChildExporter(space, batch=config.batch)
+            known = {} if exporters is None else exporters
+            if config.batch not in known:
+                known[config.batch] = ChildExporter(space, batch=config.batch)
+            self._exporter = known[config.batch]
             scratch = Scratch()
             self._folder = Path(scratch.name)
             self._close = weakref.finalize(self, scratch.cleanup)
@@ -82,13 +93,18 @@ def alone(configs: Iterable[RuntimeConfig], progress: "Progress | None" = None) 
     if all(runtime_class(config.runtime).simulated for config in configs):
         yield
         return
-    with measuring(lambda text: None if progress is None else progress.console.print(text, highlight=False, soft_wrap=True)):
+    with measuring(says(progress)):
         yield
 
 
-def child_loader(space: SearchSpace, config: RuntimeConfig) -> ChildLoader:
-    """What loads the children of ``space`` in the runtime of ``config``."""
-    return ChildLoader(space, config)
+def says(progress: "Progress | None") -> Callable[[str], None]:
+    """What prints a line above the bars; nothing without them."""
+    return lambda text: None if progress is None else progress.console.print(text, highlight=False, soft_wrap=True)
+
+
+def child_loader(space: SearchSpace, config: RuntimeConfig, exporters: "Exporters | None" = None) -> ChildLoader:
+    """What loads the children of ``space`` in the runtime of ``config``; several share their ``exporters``."""
+    return ChildLoader(space, config, exporters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +120,8 @@ class Measured(Generic[K]):
     """Visits of each child that were kept: the fewest over all children."""
     doubts: tuple[str, ...]
     """What is wrong with the times although they can be used."""
+    contention: Contention | None = None
+    """What else the machine did meanwhile."""
 
 
 def measure(
@@ -120,6 +138,7 @@ def measure(
     stage: str = "children",
     journal: Journal | None = None,
     tick: Callable[[int], object] = lambda steps: None,
+    say: Callable[[str], object] = lambda text: None,
 ) -> Measured[K]:
     """Time children end to end or, with ``profile``, node by node.
 
@@ -141,6 +160,7 @@ def measure(
         stage: what the journal calls these children.
         journal: keeps each batch that is finished; what it holds already is not measured again.
         tick: called with the number of visits made; there are rounds + 1 of each child.
+        say: told, once and while it measures, when the machine is busy.
 
     Raises:
         MeasurementError: times that are not positive, or that drift or split so that the reference does not cancel it.
@@ -152,15 +172,16 @@ def measure(
     done = {arch for members, _ in found for arch in members}
     tick((rounds + 1) * len(done))
     missing = [arch for arch in distinct if arch not in done]
-    while missing:
-        now = time.monotonic()
-        until = now + (deadline - now) / math.ceil(len(missing) / at_once)
-        group = missing[:at_once]
-        batch = _measure_batch(load, group, reference, clock, rounds, repeats or runs, profile, until, tolerance, tick)
-        group, missing = missing[: len(batch.children)], missing[len(batch.children) :]
-        found.append((group, batch))
-        if journal:
-            journal.add(stage, distinct, group, batch)
+    with Watch(reference.config, say) as watch:
+        while missing:
+            now = time.monotonic()
+            until = now + (deadline - now) / math.ceil(len(missing) / at_once)
+            group = missing[:at_once]
+            batch = _measure_batch(load, group, reference, clock, rounds, repeats or runs, profile, until, tolerance, tick, watch)
+            group, missing = missing[: len(batch.children)], missing[len(batch.children) :]
+            found.append((group, batch))
+            if journal:
+                journal.add(stage, distinct, group, batch)
     measured = joined([batch for _, batch in found], [arch for members, _ in found for arch in members], clock.name)
     return replace(measured, children={arch: measured.children[arch] for arch in distinct})
 
@@ -178,6 +199,7 @@ def joined(batches: Sequence[Batch], keys: Sequence[K], clock: str) -> Measured[
         clock=clock,
         rounds=min(batch.rounds for batch in batches),
         doubts=(*dict.fromkeys(doubt for batch in batches for doubt in batch.doubts), *([busy] if disturbed > 0.2 else [])),
+        contention=together(batch.contention for batch in batches),
     )
 
 
@@ -186,6 +208,7 @@ def _at_speed(times: ChildTimes, factor: float) -> ChildTimes:
         whole=times.whole * factor,
         layers={name: values * factor for name, values in times.layers.items()},
         producers=times.producers,
+        p90=times.p90,
     )
 
 
@@ -213,6 +236,7 @@ def _measure_batch(
     deadline: float,
     tolerance: float,
     tick: Callable[[int], object],
+    watch: Watch,
 ) -> Batch:
     """The first of ``archs``: as many as are loaded in time."""
     start = time.monotonic()
@@ -222,6 +246,12 @@ def _measure_batch(
             if len(runtimes) >= MARK_EVERY and time.monotonic() - start > LOADING_S:
                 break
             runtimes.append(stack.enter_context(closing(load(arch, profile))))
+
+        def visited(steps: int) -> None:
+            watch.look()
+            tick(steps)
+
+        watch.begin()
         kept = list(
             in_turn(
                 runtimes,
@@ -231,12 +261,13 @@ def _measure_batch(
                 rounds=rounds,
                 tolerance=tolerance,
                 deadline=deadline,
-                tick=tick,
+                tick=visited,
             )
         )
+        seen = watch.found()
         layers = [Layers(item.layer_ms(), item.producers()) for item in runtimes] if profile else None
         times = np.array([visit for visit, _ in kept])
-        return batch_of(reference.name, archs, times, np.array([mark for _, mark in kept]), layers)
+        return replace(batch_of(reference.name, archs, times, np.array([mark for _, mark in kept]), layers), contention=seen)
 
 
 class Layers(NamedTuple):
@@ -269,6 +300,7 @@ def batch_of(runtime: str, keys: Sequence[Hashable], runs: Floats, marks: Floats
             whole=whole[:, item],
             layers=_layers(runtime, layers[item].runs, factors, runs.shape[2]) if layers else {},
             producers=layers[item].producers if layers else {},
+            p90=_p90(runs[:, item, 1:]),
         )
         for item in range(runs.shape[1])
     )
@@ -279,6 +311,18 @@ def batch_of(runtime: str, keys: Sequence[Hashable], runs: Floats, marks: Floats
         disturbed=1 - float(undisturbed(runs).mean()),
         doubts=_doubts(runtime, own_speed.ravel(), whole),
     )
+
+
+def _p90(runs: Floats) -> float:
+    """90th percentile over median of (rounds, repeats - 1) runs: a visit's first run finds cold caches and is left out."""
+    middle, high = np.quantile(runs, (0.5, 0.9))
+    return float(high / middle)
+
+
+def p90_of(measured: Measured[K]) -> float | None:
+    """The median over the children; None where older measurements do not say."""
+    known = [times.p90 for times in measured.children.values() if times.p90 is not None]
+    return float(f"{max(1.0, np.median(known)):.6g}") if known else None
 
 
 def _named(key: Hashable) -> str:

@@ -47,6 +47,7 @@ def fill(
         TableMismatchError: another network, device or conditions.
         RuntimeUnavailableError, MeasurementError, RunError: as `profile`.
     """
+    table.require_medians()
     table = replace(table, operators=space.operators)
     lacking = table.lacking(space)
     if not lacking:

@@ -16,6 +16,7 @@ from msgspec import structs
 
 from nar_hw.errors import RunError
 from nar_hw.files import write_text
+from nar_hw.latency.contention import Contention
 from nar_hw.records import Record, as_record, check_same, plain
 
 Floats = npt.NDArray[np.float64]
@@ -33,6 +34,8 @@ class ChildTimes(Record, frozen=True, kw_only=True):
     """Node -> (runs,) ms of each profiled run; empty unless profiled."""
     producers: dict[str, list[str]]
     """Node -> the nodes that it reads from; empty where the runtime does not say."""
+    p90: float | None = None
+    """90th percentile of single runs over their median: what a user meets now and then."""
 
 
 class Batch(Record, frozen=True, kw_only=True):
@@ -47,6 +50,8 @@ class Batch(Record, frozen=True, kw_only=True):
     """Share of runs in which something else had the core."""
     doubts: tuple[str, ...]
     """What is wrong with the times although they can be used."""
+    contention: Contention | None = None
+    """What else the machine did."""
 
 
 class _Line(Batch, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ import numpy as np
 from rich.progress import Progress
 
 from nar_hw.errors import MeasurementError
-from nar_hw.latency.children import Steps, alone, child_loader, children_at_once, measure
+from nar_hw.latency.children import Steps, alone, child_loader, children_at_once, measure, says
 from nar_hw.latency.device import differing, here
 from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.timing import summarize
@@ -24,6 +24,8 @@ class ChildrenMs:
     """Milliseconds of each arch as given; the drift of the machine within the measurement is divided out."""
     rel: tuple[float | None, ...]
     """Half-width of the 95 % confidence interval of each, relative to it."""
+    p90_ms: tuple[float, ...]
+    """90th percentile of each one's single runs."""
     incumbent_ms: float
     """Milliseconds of the network itself: divide by it what is to be compared with another measurement."""
     rounds: int
@@ -49,11 +51,12 @@ def measure_children(
     valid = [space.validate(arch) for arch in archs]
     tick = Steps(progress, "measuring children", len(set(valid)) * (rounds + 1))
     with alone([config], progress), child_loader(space, config) as load, load(space.incumbent) as reference:
-        found = measure(load, valid, reference, at_once=children_at_once(space), rounds=rounds, tick=tick)
+        found = measure(load, valid, reference, at_once=children_at_once(space), rounds=rounds, tick=tick, say=says(progress))
     times = [summarize(found.children[arch].whole) for arch in valid]
     return ChildrenMs(
         ms=tuple(item.ms for item in times),
         rel=tuple(item.rel for item in times),
+        p90_ms=tuple(item.ms * (found.children[arch].p90 or 1.0) for item, arch in zip(times, valid, strict=True)),
         incumbent_ms=float(np.median(found.reference)),
         rounds=found.rounds,
     )
@@ -62,7 +65,8 @@ def measure_children(
 def device_meter(
     space: SearchSpace, table: LatencyTable, progress: Progress | None = None
 ) -> Callable[[Sequence[Arch]], list[float]] | None:
-    """What measures archs under the table's conditions, in the table's own milliseconds; None where its device is not this one.
+    """What measures archs under the table's conditions, in the table's own milliseconds, of the percentile that it holds; None
+    where its device is not this one.
 
     The network itself is measured in the same rounds: dividing by its time and multiplying by the table's removes what the
     machine has become slower or faster since.
@@ -73,6 +77,9 @@ def device_meter(
 
     def measure(archs: Sequence[Arch]) -> list[float]:
         measured = measure_children(space, list(archs), config, progress=progress)
-        return [ms * table.incumbent_ms / measured.incumbent_ms for ms in measured.ms]
+        if table.percentile is None:
+            return [ms * table.incumbent_ms / measured.incumbent_ms for ms in measured.ms]
+        assert table.p90 is not None
+        return [ms * table.incumbent_ms / table.p90 / measured.incumbent_ms for ms in measured.p90_ms]
 
     return measure

@@ -13,7 +13,8 @@ import numpy as np
 
 from nar_hw.errors import MeasurementError, RuntimeUnavailableError, UserError, unknown_name
 from nar_hw.latency import in_context, isolated, regression
-from nar_hw.latency.children import ChildLoader, Measured, Steps, alone, child_loader, children_at_once, measure
+from nar_hw.latency.children import ChildLoader, Measured, Steps, alone, child_loader, children_at_once, measure, p90_of, says
+from nar_hw.latency.contention import together
 from nar_hw.latency.designs import contexts, orthogonal
 from nar_hw.latency.device import MATTERS, fingerprint
 from nar_hw.latency.estimate import Estimate
@@ -31,6 +32,8 @@ from nar_hw.space.spec import Arch, OpSpec
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from nar_hw.latency.children import Exporters
 
 __all__ = ["METHODS", "ChildLoader", "child_loader", "profile"]
 
@@ -55,6 +58,7 @@ def profile(
     budget_s: float | None = None,
     journal: Path | None = None,
     resume: bool = False,
+    exporters: "Exporters | None" = None,
     progress: "Progress | None" = None,
 ) -> LatencyTable:
     """Measure a latency table for ``space`` on the device and runtime of ``config``.
@@ -74,6 +78,7 @@ def profile(
         budget_s: seconds to spend; rounds, then children are left out to keep it as well as can be.
         journal: file that keeps what is measured while the profile runs; deleted when it is complete.
         resume: go on from what the journal holds.
+        exporters: shared by several profiles of the same space.
         progress: shows bars.
 
     Raises:
@@ -96,6 +101,7 @@ def profile(
         raise RuntimeUnavailableError(
             f"{runtime.name} has no per-layer times on {config.device}, which method in-context needs: use method regression"
         )
+    exporters = {} if exporters is None else exporters
     kept = None
     if journal is not None:
         kept = Journal(journal, _conditions(space, config, method, rounds, seed), resume=resume)
@@ -103,7 +109,7 @@ def profile(
     with ExitStack() as stack:
         stack.enter_context(alone([config], progress))
         start = time.monotonic()
-        load = stack.enter_context(child_loader(space, config))
+        load = stack.enter_context(child_loader(space, config, exporters))
         reference = stack.enter_context(load(space.incumbent))
         job = _Here(
             space=space,
@@ -133,7 +139,15 @@ def profile(
     if validate and UNSEEN not in table.notes:
         left = None if budget_s is None else budget_s - (time.monotonic() - start)
         validation = validated(
-            table, space, config=config, children=validate, seed=seed + 1, budget_s=left, journal=kept, progress=progress
+            table,
+            space,
+            config=config,
+            children=validate,
+            seed=seed + 1,
+            budget_s=left,
+            journal=kept,
+            exporters=exporters,
+            progress=progress,
         )
         table = with_validation(table, validation)
     if kept:
@@ -215,6 +229,7 @@ class _Here:
             stage=ask.stage,
             journal=self.journal,
             tick=Steps(self.progress, f"profiling {ask.stage}", (self.rounds + 1) * len(set(keys))),
+            say=says(self.progress),
         )
 
 
@@ -309,7 +324,11 @@ def table_of(
     )
     table = make_table(space, mark, model_name, found, measured, how)
     small = bool(validate) and space.size < len(measured.children) + 3
-    return replace(table, notes=(*table.notes, *_agree(table, space, measured), *([UNSEEN] if small else [])))
+    contention = together(answer.contention for answer in answers)
+    busy = [contention.note] if contention and contention.note else []
+    return replace(
+        table, notes=(*table.notes, *busy, *_agree(table, space, measured), *([UNSEEN] if small else [])), contention=contention
+    )
 
 
 def make_table(
@@ -332,6 +351,7 @@ def make_table(
         fingerprint=mark,
         method=method,
         notes=measured.doubts,
+        p90=p90_of(measured),
     )
 
 

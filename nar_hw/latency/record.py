@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from nar_hw.latency.contention import Contention
 from nar_hw.records import Record
 from nar_hw.space.spec import INCUMBENT, OpSpec
 
-SCHEMA = 3
+SCHEMA = 4
 
 Milliseconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=0)]
@@ -82,6 +83,21 @@ class Pair(Record, frozen=True, kw_only=True):
     """Operator names, one per slot."""
     predicted_ms: Milliseconds
     measured_ms: Milliseconds
+    p90_ms: Milliseconds | None = None
+    """Measured 90th percentile of single runs."""
+
+
+class Reloaded(Record, frozen=True, kw_only=True):
+    """Held-out children that were loaded and measured a second time, after all others, beside the network itself loaded anew."""
+
+    children: Count
+    rounds: Count
+    apart_s: float
+    """Seconds between the two measurements."""
+    mape: float
+    """Percent between them: the noise that a user meets who measures again."""
+    max_error: float
+    """Percent."""
 
 
 class Validation(Record, frozen=True, kw_only=True):
@@ -107,6 +123,12 @@ class Validation(Record, frozen=True, kw_only=True):
     speed: float
     """Time of the network itself / its time in the table."""
     pairs: tuple[Pair, ...]
+    reloaded: Reloaded | None = None
+    """The noise floor between separate sessions; None where it was not measured."""
+    contention: Contention | None = None
+    """What else the machine did."""
+    p90_mape: float | None = None
+    """Mean absolute error of the predicted 90th percentiles, percent."""
 
 
 def upgraded(content: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +154,14 @@ def schema_2(content: Mapping[str, Any]) -> dict[str, Any]:
     """Today's content as schema 2, of which a table's hash is made: files that name a hash stay true."""
     choices = dict(content["network"])
     moved = {old: choices.pop(new) for new, old in MOVED.items()}
-    return {**{key: value for key, value in content.items() if key != "network"}, "schema": 2, **moved, "choices": choices}
+    kept = {
+        key: value for key, value in content.items() if key not in ("network", *LATER) or (key in LATER and value is not None)
+    }
+    return {**kept, "schema": 2, **moved, "choices": choices}
+
+
+LATER = ("p90", "percentile")
+"""Fields that predictions depend on and that older tables do not have."""
 
 
 def to_text(content: Mapping[str, Any]) -> str:

@@ -11,15 +11,16 @@ from functools import cached_property
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
-from msgspec import structs
+from msgspec import Meta, structs
 
 from nar_hw._version import __version__
-from nar_hw.errors import MissingEntryError, SpaceError, TableError, TableMismatchError, unknown_name
+from nar_hw.errors import MissingEntryError, SpaceError, TableError, TableMismatchError, UserError, unknown_name
 from nar_hw.files import write_text
+from nar_hw.latency.contention import Contention
 from nar_hw.latency.record import SCHEMA, Entry, Method, Milliseconds, TableSlot, Validation, schema_2, to_text, upgraded
 from nar_hw.models.info import ModelInfo
 from nar_hw.records import Record, as_record, changes, command, is_whole, plain, read_record, replace
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[Any]
 
+PERCENTILES = (50, 90)
 _AGAIN = "measure it again with nar-hw profile"
 _CHUNK = 1 << 15  # archs predicted at a time: their codes stay in the cache
 
@@ -59,6 +61,12 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
     entries: tuple[Entry, ...]
     validation: Validation | None = None
     notes: tuple[str, ...] = ()
+    contention: Contention | None = None
+    """What else the machine did during the profile; None in older tables and those of other devices."""
+    p90: Annotated[float, Meta(ge=1)] | None = None
+    """90th percentile of a network's runs over their median: the median over the children; None in older tables."""
+    percentile: Literal[90] | None = None
+    """Which percentile of single runs its milliseconds are; None for the median, which is what is measured."""
 
     def __post_init__(self) -> None:
         """Raises TableError where the parts do not fit together."""
@@ -98,6 +106,38 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
         entries = [{**plain(entry), "spec": changes(entry.spec)} for entry in self.entries]
         return {"schema": SCHEMA, **plain(self), "method": plain(changes(self.method)), "entries": entries}
 
+    def at_percentile(self, percentile: int) -> "LatencyTable":
+        """This table with 50th or 90th percentiles of single runs as its milliseconds.
+
+        Raises TableError where it does not know them, and UserError for another percentile.
+        """
+        if percentile not in PERCENTILES:
+            raise UserError(f"percentile must be one of {', '.join(map(str, PERCENTILES))}, but got {percentile}")
+        if percentile == (self.percentile or 50):
+            return self
+        self.require_medians()
+        if self.p90 is None:
+            raise TableError(
+                f"the latency table must say how far the 90th percentile is above the median, but does not: {_AGAIN}"
+            )
+        factor = self.p90
+        times = ("ms", "p10", "p90")
+        return replace(
+            self,
+            percentile=90,
+            fixed_ms=factor * self.fixed_ms,
+            incumbent_ms=factor * self.incumbent_ms,
+            entries=tuple(replace(entry, **{name: factor * getattr(entry, name) for name in times}) for entry in self.entries),
+            validation=None,
+        )
+
+    def require_medians(self) -> None:
+        """Raises TableError for a table of other percentiles."""
+        if self.percentile is not None:
+            raise TableError(
+                f"a table of medians is needed, but this one holds {self.percentile}th percentiles: take the table it was made of"
+            )
+
     @property
     def config(self) -> RuntimeConfig:
         """The conditions under which it was measured. Raises TableError where the fingerprint does not say them."""
@@ -113,8 +153,10 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) of all that predictions and their conditions depend on: everything but validation and notes."""
-        content = {key: value for key, value in schema_2(self.content()).items() if key not in ("validation", "notes")}
+        """SHA-256 (hex) of all that predictions and their conditions depend on: all but validation, notes and contention."""
+        content = {
+            key: value for key, value in schema_2(self.content()).items() if key not in ("validation", "notes", "contention")
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @cached_property

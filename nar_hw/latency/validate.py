@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nar_hw.errors import TableError, UserError
-from nar_hw.latency.children import Measured, Steps, alone, child_loader, children_at_once, measure
+from nar_hw.latency.children import Measured, Steps, alone, child_loader, children_at_once, measure, says
+from nar_hw.latency.contention import together
 from nar_hw.latency.designs import held_out, profiled
 from nar_hw.latency.journal import Journal
-from nar_hw.latency.record import Pair, Validation
+from nar_hw.latency.record import Pair, Reloaded, Validation
 from nar_hw.latency.table import LatencyTable
 from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
@@ -22,12 +23,19 @@ from nar_hw.space.spec import Arch
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from nar_hw.latency.children import Exporters
+
 Floats = npt.NDArray[np.float64]
 
 VALIDATION_ROUNDS = 10
 NOISY = 3.0
 """Noise floor in percent above which a table is marked."""
 NOISY_NOTE = "noisy machine: measure again"
+RELOADED = 8
+"""Children that are loaded and measured again at the end."""
+RELOADED_ROUNDS = 6
+MEANWHILE = "while it was validated: "
+"""How notes on the validation begin."""
 
 
 def validate(
@@ -40,6 +48,7 @@ def validate(
     rounds: int = VALIDATION_ROUNDS,
     budget_s: float | None = None,
     journal: Journal | None = None,
+    exporters: "Exporters | None" = None,
     progress: "Progress | None" = None,
 ) -> Validation:
     """Measure random children and compare them with the table; the result is what a table keeps as its validation.
@@ -55,14 +64,16 @@ def validate(
         rounds: visits of each child.
         budget_s: seconds after which no more rounds are begun.
         journal: keeps what is measured.
+        exporters: shared with other measurements of the same space.
         progress: shows a bar.
 
     Raises:
-        TableError: the table is for another space, or the space has fewer than 3 children to hold out.
+        TableError: the table is for another space or holds no medians, or the space has fewer than 3 children to hold out.
         MeasurementError: times that cannot be trusted.
     """
     if children < 3:
         raise UserError(f"a validation needs 3 children or more, but got children={children}")
+    table.require_medians()
     table.check(space)
     archs = held_out(space, children, exclude=profiled(space, table.method), seed=seed)
     if len(archs) < 3:
@@ -73,23 +84,50 @@ def validate(
     with ExitStack() as stack:
         stack.enter_context(alone([config], progress))
         start = time.monotonic()
-        load = stack.enter_context(child_loader(space, config))
-        reference = stack.enter_context(load(space.incumbent))
-        at_once = children_at_once(space)
+        load = stack.enter_context(child_loader(space, config, exporters))
         deadline = math.inf if budget_s is None else start + budget_s
-        tick = Steps(progress, "validating", (rounds + 1) * len(archs))
-        measured = measure(
-            load,
-            archs,
-            reference,
-            at_once=at_once,
-            rounds=rounds,
-            deadline=deadline,
-            stage="validation",
-            journal=journal,
-            tick=tick,
+
+        def session(stage: str, archs: list[Arch], rounds: int) -> Measured[Arch]:
+            with load(space.incumbent) as reference:
+                return measure(
+                    load,
+                    archs,
+                    reference,
+                    at_once=children_at_once(space),
+                    rounds=rounds,
+                    deadline=deadline,
+                    stage=stage,
+                    journal=journal,
+                    tick=Steps(progress, stage, (rounds + 1) * len(archs)),
+                    say=says(progress),
+                )
+
+        measured = session("validation", archs, rounds)
+        middle = time.monotonic()
+        again = session("reloaded", archs[:RELOADED], RELOADED_ROUNDS) if middle < deadline else None
+        found = compare(table, space, measured, seed=seed, seconds=round(time.monotonic() - start, 1))
+        if again is None:
+            return found
+        apart = (middle + time.monotonic()) / 2 - (start + middle) / 2
+        return replace(
+            found, reloaded=between(measured, again, apart_s=apart), contention=together((measured.contention, again.contention))
         )
-    return compare(table, space, measured, seed=seed, seconds=round(time.monotonic() - start, 1))
+
+
+def between(first: Measured[Arch], second: Measured[Arch], *, apart_s: float) -> Reloaded:
+    """How much two measurements of the same children differ, each beside the network itself."""
+    both = [
+        np.array([np.median(measured.children[arch].whole) for arch in second.children]) / np.median(measured.reference)
+        for measured in (first, second)
+    ]
+    errors = np.abs(both[1] / both[0] - 1)  # (children,)
+    return Reloaded(
+        children=len(errors),
+        rounds=second.rounds,
+        apart_s=round(apart_s, 1),
+        mape=_short(100 * float(errors.mean())),
+        max_error=_short(100 * float(errors.max())),
+    )
 
 
 def compare(table: LatencyTable, space: SearchSpace, measured: Measured[Arch], *, seed: int, seconds: float) -> Validation:
@@ -100,6 +138,8 @@ def compare(table: LatencyTable, space: SearchSpace, measured: Measured[Arch], *
     actual, predicted = np.median(visits, axis=1), table.predict(np.array(archs))  # (children,)
     first, second = np.median(visits[:, ::2], axis=1), np.median(visits[:, 1::2], axis=1)
     errors = np.abs(predicted / actual - 1)
+    tails = [times.p90 for times in measured.children.values()]
+    high = [None if tail is None else tail * ms for tail, ms in zip(tails, actual, strict=True)]
     rank, floor_rank = _ranks(predicted, actual), _ranks(first, second)
     return Validation(
         children=len(archs),
@@ -116,17 +156,34 @@ def compare(table: LatencyTable, space: SearchSpace, measured: Measured[Arch], *
         kendall=rank[1],
         speed=_short(speed),
         pairs=tuple(
-            Pair(arch=space.names(arch), predicted_ms=_short(guess), measured_ms=_short(ms))
-            for arch, guess, ms in zip(archs, predicted, actual, strict=True)
+            Pair(
+                arch=space.names(arch),
+                predicted_ms=_short(guess),
+                measured_ms=_short(ms),
+                p90_ms=None if most is None else _short(most),
+            )
+            for arch, guess, ms, most in zip(archs, predicted, actual, high, strict=True)
         ),
+        contention=measured.contention,
+        p90_mape=_p90_mape(table, predicted, high),
     )
 
 
+def _p90_mape(table: LatencyTable, predicted: Floats, high: list[float | None]) -> float | None:
+    if table.p90 is None or any(ms is None for ms in high):
+        return None
+    return _short(100 * float(np.mean(np.abs(table.p90 * predicted / np.array(high, dtype=np.float64) - 1))))
+
+
 def with_validation(table: LatencyTable, validation: Validation) -> LatencyTable:
-    """The table with a validation, marked when the machine was too noisy."""
-    notes = tuple(note for note in table.notes if note != NOISY_NOTE)
+    """The table with a validation, marked when the machine was too noisy or busy."""
+    notes = tuple(note for note in table.notes if note != NOISY_NOTE and not note.startswith(MEANWHILE))
     if validation.floor_mape > NOISY:
         notes += (NOISY_NOTE,)
+    if validation.reloaded is not None and validation.reloaded.mape > NOISY:
+        notes += (f"{MEANWHILE}children loaded again took {validation.reloaded.mape:.1f} % more or less: measure again",)
+    if validation.contention is not None and validation.contention.note is not None:
+        notes += (f"{MEANWHILE}{validation.contention.note}",)
     return replace(table, validation=validation, notes=notes)
 
 

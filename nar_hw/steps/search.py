@@ -48,6 +48,7 @@ def search_run(
     trained: Path | None = None,
     allow_mismatch: bool = False,
     tensorboard: bool = False,
+    percentile: int = 50,
     progress: Progress | None = None,
 ) -> SearchResult:
     """Search the slots and operators of ``table`` in ``model`` and write ``out``/run.json.
@@ -62,8 +63,11 @@ def search_run(
 
     With ``proxy``, an index file of `nar-hw proxy select`, the training images are those that it lists.
 
-    Raises TargetError, TableMismatchError (a table of another network, or of another device unless allowed),
-    UserError (no TensorBoard), DataError (the proxy is of another data set) and what `nar_hw.search` raises.
+    ``target_ms`` and all latencies are of this ``percentile`` of single inferences: 50 or 90.
+
+    Raises TargetError, TableError (a table that does not know the percentile), TableMismatchError (a table of another network, or
+    of another device unless allowed), UserError (no TensorBoard), DataError (the proxy is of another data set) and what
+    `nar_hw.search` raises.
     """
     on_epoch = TensorBoard(out / "tensorboard") if tensorboard else None
     task = load_task(data, root=data_root, device=device)
@@ -71,7 +75,7 @@ def search_run(
         if not isinstance(task, ClassificationTask):
             raise UserError(f"--proxy chooses images of classes, but {data!r} has faces: use nar-hw data faces-proxy")
         task = ClassificationTask(ProxyIndex.load(proxy).apply(task.data), device)
-    tables = list(table) if isinstance(table, Sequence) else [table]
+    tables = [item.at_percentile(percentile) for item in (table if isinstance(table, Sequence) else [table])]
     if tables:
         info = fitted_to(replace(tables[0].network, name=model), task)
     else:

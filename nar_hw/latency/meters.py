@@ -1,4 +1,4 @@
-"""What a benchmark reads beside its clock: memory of the process, and memory, energy and clocks of a GPU."""
+"""What is read beside a clock: memory of the process, and memory, energy and clocks of a GPU."""
 
 import re
 import time
@@ -8,6 +8,15 @@ from typing import Any, Self
 
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.base import Runtime
+
+SLOWED = {
+    "HwThermalSlowdown": "heat",
+    "SwThermalSlowdown": "heat, by its driver",
+    "HwPowerBrakeSlowdown": "its power supply",
+    "SwPowerCap": "its power limit",
+    "HwSlowdown": "heat or power",
+}
+"""NVML's reason -> in words."""
 
 
 class HostMemory:
@@ -32,6 +41,51 @@ def _resident(name: str) -> float | None:
         return None
     found = re.search(rf"^{name}:\s*(\d+) kB$", status, re.M)
     return int(found[1]) / 1024 if found else None
+
+
+RAPL = Path("/sys/class/powercap")
+
+
+def cpu_energy_mj(runtime: Runtime, seconds: float = 1.0) -> float | None:
+    """mJ of the whole CPU per run while ``runtime`` keeps it busy for ``seconds``, by RAPL; None where that cannot be read.
+
+    Packages are counted, and not what is within them.
+    """
+    before = _package_energies()
+    if before is None:
+        return None
+    runs = _busy(runtime, seconds)
+    after = _package_energies()
+    if after is None or after.keys() != before.keys():
+        return None
+    # A counter that has reached its end begins anew
+    microjoules = sum((now - before[name][0]) % most for name, (now, most) in after.items())
+    return microjoules / 1e3 / runs
+
+
+def _package_energies() -> dict[str, tuple[int, int]] | None:
+    """Package -> (microjoules, where its counter begins anew); None without packages, or without the right to read them."""
+    folders = sorted(RAPL.glob("intel-rapl:[0-9]*"))
+    try:
+        found = {
+            folder.name: (
+                int((folder / "energy_uj").read_text(encoding="ascii")),
+                int((folder / "max_energy_range_uj").read_text(encoding="ascii")) + 1,
+            )
+            for folder in folders
+            if folder.name.count(":") == 1
+        }
+    except (OSError, ValueError):
+        return None
+    return found or None
+
+
+def _busy(runtime: Runtime, seconds: float) -> int:
+    """Keep a device busy; returns how many runs that were."""
+    runs, start = 0, time.monotonic()
+    while runs == 0 or time.monotonic() - start < seconds:
+        runs += len(runtime.time_ms(10))
+    return runs
 
 
 class Gpu:
@@ -80,9 +134,16 @@ class Gpu:
     def under_load(self, runtime: Runtime, seconds: float = 1.0) -> tuple[float | None, float | None]:
         """(mJ per run, SM clock in MHz) while ``runtime`` keeps the device busy for ``seconds``."""
         before = self._read("nvmlDeviceGetTotalEnergyConsumption")
-        runs, start = 0, time.monotonic()
-        while runs == 0 or time.monotonic() - start < seconds:
-            runs += len(runtime.time_ms(10))
+        runs = _busy(runtime, seconds)
         after = self._read("nvmlDeviceGetTotalEnergyConsumption")
+        return None if before is None or after is None else (after - before) / runs, self.sm_clock_mhz()
+
+    def sm_clock_mhz(self) -> float | None:
+        """The SM clock now, MHz."""
         clock = self._read("nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_SM)
-        return None if before is None or after is None else (after - before) / runs, None if clock is None else float(clock)
+        return None if clock is None else float(clock)
+
+    def slowed_by(self) -> list[str]:
+        """Why the device runs slower than it can now, in words; empty where it does not, or does not tell."""
+        bits = self._read("nvmlDeviceGetCurrentClocksThrottleReasons") or 0
+        return [word for name, word in SLOWED.items() if bits & getattr(self._nvml, f"nvmlClocksThrottleReason{name}", 0)]
