@@ -27,6 +27,7 @@ ORDER = [
     ["bench"],
     ["report"],
     ["steps"],
+    ["sweep"],
     ["cli"],
     ["testing"],
     ["__main__"],
@@ -71,6 +72,7 @@ def test_optional_packages_are_imported_in_their_own_files_only() -> None:
     assert uses("tensorrt") <= {"export/tensorrt.py", "runtimes/tensorrt.py"}
     assert uses("openvino") <= {"device/openvino.py", "export/openvino.py", "runtimes/openvino.py"}
     assert uses("ncnn") <= {"device/ncnn.py"}
+    assert uses("ray") <= {"sweep/cluster.py"}
     assert uses("timm") <= {"models/by_name.py"}
 
 

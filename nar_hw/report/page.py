@@ -38,7 +38,7 @@ def render(run: Run) -> str:
         shown.pop("Latency predicted", None)
     if "Test accuracy" in shown:
         shown.pop("Validation accuracy", None)
-    text = _template().render(
+    text = template("page.html").render(
         run=run,
         shape=words.shape(run.input_shape),
         sentence=words.sentence(run),
@@ -75,13 +75,14 @@ def _printable(value: object) -> object:
 
 
 @functools.cache
-def _template() -> "Template":
+def template(name: str, folder: Path | None = None) -> "Template":
+    """A page of ``folder`` (default: of reports), which may include the parts of reports."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    here = FileSystemLoader(Path(__file__).parent)
+    here = FileSystemLoader([Path(__file__).parent, *([] if folder is None else [folder])])
     return Environment(
         loader=here, autoescape=True, finalize=_printable, undefined=StrictUndefined, trim_blocks=True
-    ).get_template("page.html")
+    ).get_template(name)
 
 
 def colour(operator: str, seen: Sequence[str]) -> int:

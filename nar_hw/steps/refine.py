@@ -93,6 +93,16 @@ def in_ms(target: str, incumbent_ms: float) -> float:
     return value if found[2] else value * incumbent_ms
 
 
+def export_for(conditions: RuntimeConfig) -> ExportConfig:
+    """The bundles of networks that will run under ``conditions``."""
+    compiled = conditions.runtime == "aoti"
+    return ExportConfig(
+        targets=("onnx", "aoti") if compiled else ("onnx",),
+        precisions=tuple(dict.fromkeys(("fp32", conditions.precision))),
+        batch=(conditions.batch if compiled else 1, max(64, conditions.batch)),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Refinement:
     """One refinement in its folder. Usually made by `refine`."""
