@@ -161,7 +161,7 @@ def _measure(job: TableJob, path: Path, root: Path | None) -> None:
             return
         task = load_task(job.data, root=root)
         network = job.network
-        info = ModelInfo(name=network.model, input_shape=task.input_shape, num_classes=task.num_classes, **network.options)
+        info = ModelInfo(name=network.model, input_shape=task.input_shape, num_classes=task.num_classes, **network.asked)
         journal = path.with_name(f"{path.name}.part")
         profile(info.space(), config=job.conditions, model_name=network.model, journal=journal, resume=True).save(path)
 
