@@ -1,12 +1,16 @@
 """Sweeps: plans that are refused with their line, cells that share a search, results that no stop changes."""
 
+import base64
 import csv
+import hashlib
 import json
 import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -491,6 +495,54 @@ class SweepPage(Page):
 def cell(**values: Any) -> Cell:
     common = {"network": "<b>n", "data": "d", "target": "0.5", "strategy": "surrogate", "seed": 0, "status": "met"}
     return Cell(**{**common, **values})
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser")
+def test_the_page_sorts_and_filters(tmp_path: Path) -> None:
+    """In a browser; the page's own script only, as its policy allows no other, which is taken away for what clicks here."""
+    common: dict[str, Any] = {
+        "device": "phone",
+        "runtime": "ncnn",
+        "precision": "fp32",
+        "batch": 1,
+        "threads": 1,
+        "target_ms": 20.0,
+    }
+    cells = [cell(seed=seed, predicted_ms=ms, accuracy=0.5, **common) for seed, ms in ((10, 9.5), (9, 10.25), (2, 0.5))]
+    cells.append(cell(seed=11, status="failed", reason="no such file"))
+    write_page(tmp_path / "x.html", cells, refined=False)
+    text = (tmp_path / "x.html").read_text()
+    policy = re.search(r"<meta http-equiv.*\n", text)
+    assert policy is not None
+    clicks = """<script>
+    const head = name => [...document.querySelectorAll(".cells button")].find(item => item.textContent === name);
+    const seeds = () => [...document.querySelectorAll(".cells tbody tr")].filter(row => !row.hidden).map(row => row.cells[4].textContent);
+    const found = [];
+    head("latency").click(); found.push(seeds());
+    head("latency").click(); found.push(seeds());
+    head("seed").click(); found.push(seeds());
+    const words = document.getElementById("words"), status = document.getElementById("status");
+    words.value = "0.5 NO"; words.dispatchEvent(new Event("input")); found.push(seeds());
+    words.value = ""; status.value = "met"; status.dispatchEvent(new Event("change")); found.push(seeds());
+    document.title = JSON.stringify([...found, document.getElementById("count").textContent]);
+    </script>"""
+    (tmp_path / "clicked.html").write_text(text.replace(policy[0], "").replace("</body>", f"{clicks}</body>"))
+    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", (tmp_path / "clicked.html").as_uri()]
+    shown = subprocess.run(browser, capture_output=True, text=True, check=True, timeout=120).stdout
+    title = re.search(r"<title>(.*?)</title>", shown)
+    assert title is not None
+    assert json.loads(title[1]) == [
+        ["2", "10", "9", "11"],  # what is not known comes last
+        ["9", "10", "2", "11"],
+        ["2", "9", "10", "11"],
+        ["11"],
+        ["2", "9", "10"],
+        "3 of 4 cells",
+    ]
+    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy[0]
 
 
 def test_the_page(tmp_path: Path) -> None:

@@ -17,6 +17,10 @@ DEVICE = "nar_hw_device"
 """The resource of a node whose device may be measured, of which a measurement takes one: the device's lease."""
 ANSWER_S = 5.0
 """Seconds in which a cluster has to answer."""
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""How a client of HTTP/2, which Ray speaks, begins (RFC 9113, section 3.4)."""
+SETTINGS = b"\x04"
+"""The type of the frame with which a server answers: the fourth byte."""
 WINDOW = 64
 """Jobs that are handed to Ray at a time, beside those for which there are CPUs."""
 
@@ -45,19 +49,23 @@ def connected(address: str | None, *, cpus: int, resources: Resources) -> Iterat
 
 
 def _answers(address: str) -> None:
-    """Whether anything listens at HOST:PORT: Ray itself would try for minutes."""
+    """Whether Ray may answer at HOST:PORT: where it does not, Ray itself would try for minutes. Raises UserError."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if address == "auto":
         return
     if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
         raise UserError(f"--address must be HOST:PORT of a Ray cluster, or auto, but got {address!r}")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S) as there:
+            if os.environ.get("RAY_USE_TLS") == "1":
+                return
+            there.sendall(PREFACE)
+            if there.recv(9)[3:4] == SETTINGS:
+                return
+            reason = "what answers there is not Ray"
     except OSError as problem:
-        raise UserError(
-            f"a Ray cluster must run at {address}, but nothing answers there ({problem.strerror or problem}): "
-            "start one with ray start --head, or leave --address out"
-        ) from None
+        reason = f"nothing answers there ({problem.strerror or problem})"
+    raise UserError(f"a Ray cluster must run at {address}, but {reason}: start one with ray start --head, or leave --address out")
 
 
 def _fits(address: str | None, resources: Resources) -> None:

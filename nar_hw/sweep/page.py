@@ -17,6 +17,7 @@ SCRIPT = Path(__file__).parent / "sort.js.html"
 FEW = 200
 """Cells to which a chart shows them as marks with titles."""
 LABELS = {"met": "\N{CHECK MARK} met", "short": "\N{BALLOT X} fell short", "failed": "! failed"}
+HEADS = {"setting": "device"}
 AXES = ("network", "data", "setting", "target", "strategy", "seed")
 
 
@@ -28,9 +29,10 @@ def write_page(path: Path, cells: Sequence[Cell], *, refined: bool) -> None:
     text = template("sweep.html", Path(__file__).parent).render(
         rows=rows,
         axes=varying,
-        same=[f"{axis}: {rows[0][axis]}" for axis in AXES if rows and axis not in varying],
+        same=[f"{HEADS.get(axis, axis)} {rows[0][axis]}" for axis in AXES if rows and axis not in varying],
         counts={status: sum(cell.status == status for cell in cells) for status in LABELS},
         labels=LABELS,
+        heads=HEADS,
         charts=_charts(cells, refined),
         refined=refined,
         script=script,
