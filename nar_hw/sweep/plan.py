@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from nar_hw.errors import RunError, TableMismatchError, UserError, unknown_name
 from nar_hw.files import sha256
@@ -105,11 +106,13 @@ class TableJob(Record, frozen=True, kw_only=True, tag="table"):
     data: str
     """Which says the shape of images and the number of classes."""
     conditions: RuntimeConfig
+    files: tuple[str, ...] = ()
+    """The SHA-256 of all files that are named above."""
 
     @property
     def id(self) -> str:
         """Of the file in tables/."""
-        return _id(self, [self.network.model, *(self.network.operators or ()), self.data])
+        return _id(self)
 
 
 class RunJob(Record, frozen=True, kw_only=True, tag="run"):
@@ -126,35 +129,31 @@ class RunJob(Record, frozen=True, kw_only=True, tag="run"):
     """With the strategy and the seed."""
     refine: Refining | None = None
     resources: Resources = Resources()
+    files: tuple[str, ...] = ()
+    """The SHA-256 of all files that are named above."""
 
     @property
     def id(self) -> str:
         """Of the folder in runs/: of all that its results depend on."""
-        files = [self.network.model, *(self.network.operators or ()), self.data, self.network.weights]
-        files += [] if self.conditions is not None else [self.table]
-        files += [] if self.refine is None else [self.refine.recipe]
-        return _id(replace(self, resources=Resources(cpus=self.resources.cpus)), files)
+        return _id(structs.replace(self, resources=Resources(cpus=self.resources.cpus)))
 
 
 Job = TableJob | RunJob
 
 
-def _id(job: Job, files: Sequence[str | None]) -> str:
-    """Of a job and the content of ``files``: the names among them that are no files of one's own count as they are."""
-    content = [plain(job), [_content(name) for name in files if name is not None]]
-    return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:16]
+def _id(job: Job) -> str:
+    return hashlib.sha256(msgspec.json.encode(job, order="deterministic")).hexdigest()[:16]
 
 
-def _content(name: str) -> str:
-    """The hash of the file that ``name`` means; empty where it means none."""
-    path = Path(name.rpartition(":")[0] if is_file_name(name) else name).expanduser()
-    path = path / WEIGHTS if (path / WEIGHTS).is_file() else path
-    return _hash(path, path.stat().st_mtime_ns) if path.is_file() else ""
-
-
-@cache
-def _hash(path: Path, changed: int) -> str:
-    return sha256(path)
+def _hashes(*names: str | None) -> tuple[str, ...]:
+    """Of the files and folders of trained networks among ``names``; the others are names of ours."""
+    hashes = []
+    for name in filter(None, names):
+        path = Path(name.rpartition(":")[0] if is_file_name(name) else name).expanduser()
+        path = path / WEIGHTS if (path / WEIGHTS).is_file() else path
+        if path.is_file():
+            hashes.append(sha256(path))
+    return tuple(hashes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,20 +181,25 @@ class Sweep:
     @property
     def runs(self) -> Iterator[RunJob]:
         """The searches or refinements, in the order of the plan, one at a time: there may be very many."""
-        plan, ids = self.plan, cache(lambda *job: _table_job(*job).id)
+        plan = self.plan
+        recipe = None if plan.refine is None else plan.refine.recipe
         for network, base, tables in zip(self.networks, self.configs, self.tables, strict=True):
             configs = [replace(base, strategy=name, seed=seed) for name, seed in itertools.product(plan.strategies, plan.seeds)]
-            for data, table, config in itertools.product(plan.data, tables, configs):
-                yield RunJob(
-                    network=network,
-                    data=data,
-                    table=table if isinstance(table, str) else ids(network, data, table),
-                    conditions=None if isinstance(table, str) else table,
-                    targets=self.targets,
-                    config=config,
-                    refine=plan.refine,
-                    resources=plan.resources,
-                )
+            for data, table in itertools.product(plan.data, tables):
+                given = table if isinstance(table, str) else None
+                files = _hashes(network.model, *(network.operators or ()), data, network.weights, given, recipe)
+                for config in configs:
+                    yield RunJob(
+                        network=network,
+                        data=data,
+                        table=table if isinstance(table, str) else _table_job(network, data, table).id,
+                        conditions=None if isinstance(table, str) else table,
+                        targets=self.targets,
+                        config=config,
+                        refine=plan.refine,
+                        resources=plan.resources,
+                        files=files,
+                    )
 
     @property
     def counts(self) -> dict[str, int]:
@@ -207,7 +211,9 @@ class Sweep:
 
 
 def _table_job(network: Network, data: str, conditions: RuntimeConfig) -> TableJob:
-    return TableJob(network=Network(model=network.model, **network.asked), data=data, conditions=conditions)
+    asked = Network(model=network.model, **network.asked)
+    files = _hashes(network.model, *(network.operators or ()), data)
+    return TableJob(network=asked, data=data, conditions=conditions, files=files)
 
 
 def read_plan(path: Path) -> Sweep:
