@@ -2,8 +2,7 @@
 
 Each cell is a search of one epoch over the fake runtime's table; its seconds are taken where it runs. Ray and the imports of its
 workers are started by a few cells before, in seconds of their own. Overhead of a cell: what the workers were not searching,
-wall seconds times workers less all seconds of cells. Memory: of a driver whose cells are
-answered at once, beyond its imports.
+wall seconds times workers less all seconds of cells. Memory: of a driver whose cells are answered at once, beyond its imports.
 Result: results/sweep.json.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_sweep.py [--cells 200] [--out benchmarks/results/sweep.json]
@@ -98,6 +97,7 @@ def passed(folder: Path, cells: int, workers: int, execute: Execute, name: str) 
     wall = time.perf_counter() - start
     assert outcome.counts["failed"] == 0, outcome.cells[0].reason
     return {
+        "cells": cells,
         "workers": workers,
         "seconds until warm": round(started, 1),
         "wall seconds": round(wall, 2),
@@ -148,9 +148,14 @@ def main() -> None:
         info = ModelInfo(name=NETWORK, input_shape=SHAPE, num_classes=CLASSES, operators=("conv3x3", "dwsep3x3", "max3x3"))
         profile(info.space(), config=RuntimeConfig(runtime="fake"), model_name=NETWORK, validate=0).save(folder / "table.json")
         passes: dict[str, dict[str, Any]] = {}
-        for label, workers, ray in (("processes", 1, False), ("ray, 1 worker", 1, True), ("ray, 2 workers", 2, True)):
+        count = arguments.cells
+        for label, workers, ray, cells in (
+            ("processes", 1, False, count // 4),
+            ("ray, 1 worker", 1, True, count),
+            ("ray, 2 workers", 2, True, count),
+        ):
             with on(workers, ray) as execute:
-                passes[label] = passed(folder, arguments.cells, workers, execute, label.replace(" ", "-").replace(",", ""))
+                passes[label] = passed(folder, cells, workers, execute, label.replace(" ", "-").replace(",", ""))
             print(label, passes[label])
         drivers = []
         for cells in (100, 1000, 10_000):
@@ -167,7 +172,6 @@ def main() -> None:
             "device": fingerprint(RuntimeConfig(runtime="torch_eager"))["device"],
             "cores": os.cpu_count(),
             "system": platform.platform(),
-            "cells": arguments.cells,
             "passes": passes,
             "efficiency of 2 workers": round(efficiency, 3),
             "driver": drivers,

@@ -492,6 +492,47 @@ class SweepPage(Page):
     VOID = (*Page.VOID, "input")
 
 
+def test_tables_of_several_devices_are_listed_and_compared(run: Run, tables: Path, tmp_path: Path) -> None:
+    def device(name: str, factor: float) -> None:
+        for path in tables.iterdir():
+            content = json.loads(path.read_text())
+            content["fingerprint"]["device"] = name
+            content["incumbent_ms"] *= factor
+            content["fixed_ms"] *= factor
+            for entry in content["entries"]:
+                entry["ms"] *= factor
+            (tmp_path / "devices" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "devices" / name / path.name).write_text(json.dumps(content))
+
+    for name, factor in (("phone", 1.0), ("server", 0.5), ("tablet", 2.0)):
+        device(name, factor)
+    assert [row["device"] for row in ok(run("table list devices --json"))["tables"]] == [
+        name for name in ("phone", "server", "tablet") for _ in range(2)
+    ]
+    pairs = ok(run("table diff devices --json"))["pairs"]
+    assert [(Path(pair["first"]).parent.name, Path(pair["second"]).parent.name, pair["model"]) for pair in pairs] == [
+        ("phone", "server", LARGE),
+        ("phone", "tablet", LARGE),
+        ("phone", "server", SMALL),
+        ("phone", "tablet", SMALL),
+        ("server", "tablet", LARGE),
+        ("server", "tablet", SMALL),
+    ]
+    assert [pair["ratio"] for pair in pairs] == pytest.approx([0.5, 2, 0.5, 2, 4, 4])
+    assert all(pair["spearman"] == pytest.approx(1) and pair["flips"] == [] for pair in pairs)
+    two = ok(run("table diff devices/phone devices/server --json"))["pairs"]
+    assert [pair["ratio"] for pair in two] == pytest.approx([0.5, 0.5])
+    code, out, _ = run("table diff devices")
+    assert code == 0
+    assert "rank correlation" in out
+    table = "devices/phone/small.json"
+    assert "a table is compared with another" in refused(run(f"table diff {table}"))
+    assert "a folder is compared with a folder" in refused(run(f"table diff devices {table}"))
+    (tmp_path / "none").mkdir()
+    assert "there must be two tables of one network in none, but there are none" in refused(run("table diff none"))
+    assert "there must be two tables with the same names in devices and none" in refused(run("table diff devices none"))
+
+
 def cell(**values: Any) -> Cell:
     common = {"network": "<b>n", "data": "d", "target": "0.5", "strategy": "surrogate", "seed": 0, "status": "met"}
     return Cell(**{**common, **values})
@@ -515,8 +556,9 @@ def test_the_page_sorts_and_filters(tmp_path: Path) -> None:
     policy = re.search(r"<meta http-equiv.*\n", text)
     assert policy is not None
     clicks = """<script>
-    const head = name => [...document.querySelectorAll(".cells button")].find(item => item.textContent === name);
-    const seeds = () => [...document.querySelectorAll(".cells tbody tr")].filter(row => !row.hidden).map(row => row.cells[4].textContent);
+    const all = where => [...document.querySelectorAll(where)];
+    const head = name => all(".cells button").find(item => item.textContent === name);
+    const seeds = () => all(".cells tbody tr").filter(row => !row.hidden).map(row => row.cells[4].textContent);
     const found = [];
     head("latency").click(); found.push(seeds());
     head("latency").click(); found.push(seeds());

@@ -13,7 +13,6 @@ from typing import Any
 from nar_hw.sweep.job import perform
 from nar_hw.sweep.plan import Job
 
-
 IMPORTS = ("nar_hw.sweep.job", "torchvision", "torch._dynamo")
 """What every job imports sooner or later: once for all of them."""
 
