@@ -107,16 +107,21 @@ def run(arguments: argparse.Namespace) -> dict:
     files = find_images(arguments.images)
     network = backend(about, batch, arguments.threads, arguments.gpu)
     parts = [files[start : start + batch] for start in range(0, len(files), batch)]
-    outputs = np.concatenate([answers(network, np.stack([prepare(file, network) for file in part])) for part in parts])
+    batches = [answers(network, np.stack([prepare(file, network) for file in part])) for part in parts]
+    outputs = [np.concatenate(several) for several in zip(*batches, strict=True)]
     result = {"runtime": network.runtime, "device": network.device, "precision": about.precision}
     if about.classes:
-        result["images"] = found = classified(files, outputs, about.classes, arguments.top)
+        result["images"] = found = classified(files, outputs[0], about.classes, arguments.top)
         folders = [file.parent.name for file in files]
         if arguments.images.is_dir() and set(folders) <= set(about.classes):
             right = [item["classes"][0]["name"] == folder for item, folder in zip(found, folders, strict=True)]
             result["accuracy"] = sum(right) / len(right)
+    elif len(outputs) == 1 and outputs[0].ndim == 2:
+        result["images"] = [{"file": str(file), "embedding": row.tolist()} for file, row in zip(files, outputs[0], strict=True)]
     else:
-        result["images"] = [{"file": str(file), "embedding": row.tolist()} for file, row in zip(files, outputs, strict=True)]
+        rows = zip(*outputs, strict=True)
+        named = [{name: array.tolist() for name, array in zip(network.names, row, strict=True)} for row in rows]
+        result["images"] = [{"file": str(file), "outputs": row} for file, row in zip(files, named, strict=True)]
     if arguments.time:
         result["time"] = measured(network, arguments.runs)
         if network.loading is not None:
@@ -134,15 +139,16 @@ def classified(files: list[Path], scores: np.ndarray, classes: list[str], top: i
     return found
 
 
-def answers(network: "Network", images: np.ndarray) -> np.ndarray:
-    """The outputs (B, outputs) of images (B, C, H, W), B <= batch; a smaller last batch is filled up and cut."""
+def answers(network: "Network", images: np.ndarray) -> list[np.ndarray]:
+    """The outputs (B, ...) of images (B, C, H, W), B <= batch; a smaller last batch is filled up and cut."""
     network.feed(np.concatenate([images, np.repeat(images[-1:], network.batch - len(images), axis=0)]))
     network.run()
-    outputs = network.outputs()[: len(images)].astype(np.float32)
-    if network.about.classes and outputs.shape[1] != len(network.about.classes):
-        have = len(network.about.classes)
-        raise InputError(f"{network.about.file} gives {outputs.shape[1]} scores, but is said to have {have} classes")
-    if not np.isfinite(outputs).all():
+    outputs = [output[: len(images)].astype(np.float32) for output in network.outputs()]
+    have = len(network.about.classes)
+    if have and [output.shape[1:] for output in outputs] != [(have,)]:
+        gives = " and ".join("x".join(map(str, output.shape[1:])) for output in outputs)
+        raise InputError(f"{network.about.file} gives {gives} scores, but is said to have {have} classes")
+    if not all(np.isfinite(output).all() for output in outputs):
         raise InputError(f"{network.about.file} gives numbers that are not finite: its precision may be too low for it")
     return outputs
 
@@ -164,8 +170,10 @@ def report(result: dict, as_json: bool) -> None:
     for item in result["images"]:
         if "classes" in item:
             answer = ", ".join(f"{entry['name']} ({100 * entry['probability']:.1f} %)" for entry in item["classes"])
-        else:
+        elif "embedding" in item:
             answer = " ".join(f"{value:.6g}" for value in item["embedding"])
+        else:
+            answer = "; ".join(summary(name, np.array(values)) for name, values in item["outputs"].items())
         print(printable(f"{item['file']}: {answer}"))
     if "accuracy" in result:
         print(f"{100 * result['accuracy']:.2f} % of {len(result['images'])} images are in the folder of their class")
@@ -179,6 +187,12 @@ def report(result: dict, as_json: bool) -> None:
     if "loading" in result:
         how = "with kernels that were kept" if result["loading"]["kept"] else "kernels were compiled, the next time takes less"
         print(f"loading took {result['loading']['ms']:.0f} ms: {how}")
+
+
+def summary(name: str, values: np.ndarray) -> str:
+    """An output in a few words; --json has its numbers."""
+    shape = "x".join(map(str, values.shape)) or "one number"
+    return f"{name} ({shape}) from {values.min():.6g} to {values.max():.6g}, mean {values.mean():.6g}"
 
 
 # Images
@@ -382,6 +396,9 @@ class Network(ABC):
     shape: tuple[int, int, int]
     """(C, H, W) of an image."""
 
+    names: tuple[str, ...] = ("output",)
+    """Of the outputs."""
+
     loading: dict | None = None
     """Of a runtime that compiles kernels as it loads a file: milliseconds "ms", and whether they were "kept" from before."""
 
@@ -400,8 +417,8 @@ class Network(ABC):
         """Run once; it is over when this returns."""
 
     @abstractmethod
-    def outputs(self) -> np.ndarray:
-        """What the last run gave: (batch, outputs)."""
+    def outputs(self) -> list[np.ndarray]:
+        """What the last run gave: (batch, ...) of each output."""
 
     def times_ms(self, runs: int) -> list[float]:
         """The milliseconds of each run."""
@@ -446,6 +463,7 @@ class OnnxRuntime(Network):
             self.session = onnxruntime.InferenceSession(str(about.file), options, providers=[(wanted, where)])
         except Exception as problem:  # ONNX Runtime's errors share no public base class
             raise InputError(f"ONNX Runtime cannot load {about.file}: {first_line(problem)}") from None
+        self.names = tuple(output.name for output in self.session.get_outputs())
         if self.session.get_providers()[0] != wanted:
             raise InputError("ONNX Runtime fell back to the CPU: check that the GPU, its driver, CUDA and cuDNN are there")
 
@@ -456,11 +474,11 @@ class OnnxRuntime(Network):
     def run(self) -> None:
         """With the copies to and from a GPU."""
         try:
-            self._outputs = self.session.run(None, self._fed)[0]
+            self._outputs = self.session.run(None, self._fed)
         except Exception as problem:  # see __init__
             raise InputError(f"{self.about.file} does not run: {first_line(problem)}") from None
 
-    def outputs(self) -> np.ndarray:
+    def outputs(self) -> list[np.ndarray]:
         """As they came."""
         return self._outputs
 
@@ -508,9 +526,9 @@ class AotInductor(Network):
         if self.device != "cpu":
             self.torch.cuda.synchronize(self.device)
 
-    def outputs(self) -> np.ndarray:
+    def outputs(self) -> list[np.ndarray]:
         """From where the network runs."""
-        return self._outputs.float().cpu().numpy()
+        return [self._outputs.float().cpu().numpy()]
 
 
 def package_misfit(requires: dict, gpus: int, gpu: int | None) -> str | None:
@@ -616,10 +634,10 @@ class TensorRT(Network):
         self.replay()
         self.cuda.synchronize()
 
-    def outputs(self) -> np.ndarray:
+    def outputs(self) -> list[np.ndarray]:
         """From the GPU."""
         self.cuda.download(self.host, self.given)
-        return self.host.copy()
+        return [self.host.copy()]
 
     def times_ms(self, runs: int) -> list[float]:
         """On the GPU's clock; the images lie on the GPU."""

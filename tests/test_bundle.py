@@ -143,6 +143,7 @@ def test_errors_are_allowed_as_large_as_they_were(bundle: Path) -> None:
     copy = Path(shutil.copytree(bundle, bundle.with_name("larger")))
     for variant in manifest["variants"].values():
         variant["reference_scale"] *= 1000
+    manifest["outputs"][0]["scale"] *= 1000
     (copy / "manifest.json").write_text(json.dumps(manifest))
     assert verify_bundle(copy).keys() == verify_bundle(bundle).keys()
 
@@ -332,7 +333,7 @@ def test_damaged_files_are_refused(copy: Path) -> None:
 
 FILES = {"files": ["model.onnx"], "batch": [1, 1], "device": "cpu", "requires": {}}
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "schema": (lambda m: m.update(schema=1), "must have schema 2, but has 1"),
+    "schema": (lambda m: m.update(schema=1), "must have schema 3, but has 1"),
     "no classes": (lambda m: m.pop("classes"), "must have 'classes'"),
     "classes": (lambda m: m.update(classes="abc"), "classes must be array, but is 'abc'"),
     "boolean": (lambda m: m["model"].update(codes=[True, 1, 2, 3]), "model.codes[0] must be int, but is True"),

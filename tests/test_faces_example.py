@@ -74,7 +74,7 @@ def test_people_who_were_never_learned_are_told_apart(home: Path) -> None:
 def test_the_bundle_gives_the_embedding(home: Path) -> None:
     child, folder = Child.load(home / "runs/faces/child"), home / "runs/faces/bundle"
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["output"]["shape"] == [64]
+    assert manifest["outputs"][0]["shape"] == [64]
     file = next((home / "faces").rglob("*.png"))
     pixels = ((np.asarray(Image.open(file), np.float32).transpose(2, 0, 1) - 127.5) / 128)[None]
     (embedding,) = onnxruntime.InferenceSession(folder / "model.onnx").run(None, {"input": pixels})
@@ -197,5 +197,5 @@ class TestNamedChildren:
         ok(run("export resnet18-8 --out bundle --batch 1 --json"))
         manifest = json.loads(Path("bundle/manifest.json").read_text())
         assert manifest["model"]["operators"] == list(child.arch)
-        assert (manifest["input"]["shape"], manifest["output"]["shape"]) == ([3, 16, 16], [1000])
+        assert (manifest["input"]["shape"], manifest["outputs"][0]["shape"]) == ([3, 16, 16], [1000])
         assert manifest["preprocessing"]["mean"] == list(child.preprocessing.mean)

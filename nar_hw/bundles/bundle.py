@@ -14,6 +14,7 @@ from nar_hw._version import versions
 from nar_hw.bundles.config import ExportConfig
 from nar_hw.bundles.judge import COMPILED_FP32, TOLERANCES, BundleImages, Judge
 from nar_hw.bundles.manifest import (
+    ARCH_SCHEMA,
     MANIFEST,
     SCHEMA,
     Arch,
@@ -25,7 +26,6 @@ from nar_hw.bundles.manifest import (
     Latency,
     Manifest,
     Network,
-    Output,
     Preparation,
     Validation,
     Variant,
@@ -109,6 +109,11 @@ def export_bundle(
     if "int8" in config.precisions:
         check_calibration(images.calibration, config.calibration)
     judge = Judge(network, shape, len(classes), images)
+    if len(judge.outputs) > 1:
+        for target in dict.fromkeys(target for target, _ in compiled):
+            if not runtime_class(target).several:
+                names = ", ".join(output.name for output in judge.outputs)
+                raise ExportError(f"{target} takes networks of one output, but this one gives {names}: use onnx or openvino")
     with _replacing(out) as folder:
         files = {precision: folder / name for precision, name in FILES.items() if precision in ("fp32", *config.precisions)}
         export_onnx(network, files["fp32"], input_shape=shape, batch=config.batch, metadata=properties)
@@ -127,12 +132,12 @@ def export_bundle(
         for target, precision in compiled:
             made.setdefault(target, {})[precision] = _compiled(judge, target, precision, source, config)
         write_bytes(folder / "weights.safetensors", _weights(network))
-        write_record(folder / "arch.json", arch, schema=SCHEMA)
+        write_record(folder / "arch.json", arch, schema=ARCH_SCHEMA)
         manifest = Manifest(
-            task="classification" if classes else "embedding",
+            task="classification" if classes else "embedding" if judge.embeds else "own",
             model=model,
             input=Input(shape=shape, batch=config.batch),
-            output=Output(shape=(judge.outputs,)),
+            outputs=judge.outputs,
             preprocessing=Preparation(channels={1: "L", 3: "RGB"}.get(shape[0]), mean=preprocessing.mean, std=preprocessing.std),
             classes=classes,
             variants=variants,

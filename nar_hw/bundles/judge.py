@@ -1,19 +1,20 @@
 """Whether a file computes what the network computes in torch: the comparison that every file of a bundle has to pass.
 
-Shape legend: images (N, C, H, W), outputs (N, D): D scores, one per class, or the D numbers of an embedding.
+Shape legend: images (N, C, H, W), outputs (N, D): D scores, one per class, or all D numbers of the network's outputs.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from nar_hw.bundles.manifest import Output
 from nar_hw.errors import DataError, ExportError
 from nar_hw.export.onnx import Images, compare, run_torch
-from nar_hw.space.outputs import check_outputs
+from nar_hw.space.outputs import check_outputs, output_shapes
 
 TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 5e-2}
 """Precision -> largest error, as a share of the largest absolute output; int8 is judged by accuracy, or by `LEAST_COSINE`."""
@@ -52,6 +53,28 @@ def cosine(outputs: Images, reference: Images) -> float:
     return float(np.mean((outputs * reference).sum(axis=1) / np.maximum(lengths, 1e-12)))
 
 
+def split(outputs: Images, shapes: Sequence[tuple[int, ...]]) -> list[Images]:
+    """The outputs (N, ``math.prod(shape)``) of which (N, D) are put together."""
+    return np.split(outputs, np.cumsum([math.prod(shape) for shape in shapes])[:-1], axis=1)
+
+
+def compared(outputs: Images, reference: Images, known: Sequence[Output], *, tolerance: float) -> dict[str, float]:
+    """How far ``outputs`` are from ``reference``, as `compare` says of the output that is farthest by its own scale.
+
+    Raises ExportError beyond ``tolerance`` x the scale of any.
+    """
+    if outputs.shape != reference.shape:
+        raise ExportError(f"an exported network must give outputs of shape {reference.shape}, but gives {outputs.shape}")
+    shapes = [output.shape for output in known]
+    found = []
+    for output, part, wanted in zip(known, split(outputs, shapes), split(reference, shapes), strict=True):
+        try:
+            found.append(compare(part, wanted, tolerance=tolerance, scale=output.scale))
+        except ExportError as problem:
+            raise problem if len(known) == 1 else ExportError(f"{output.name}: {problem}") from problem
+    return max(found, key=lambda item: item["max_abs_error"] / max(item["reference_scale"], 1e-30))
+
+
 class Judge:
     """Compares files with torch: on `check_images` and, where there are some, on the validation images."""
 
@@ -60,19 +83,17 @@ class Judge:
         _check_given(input_shape, classes, given)
         checks = check_images(input_shape)
         reference = run_torch(network, checks)
-        if reference.ndim != 2 or (classes and reference.shape[1] != classes):
-            raise DataError(
-                f"a classifier must give one output per class, ({classes},), but gives {reference.shape[1:]}"
-                if classes
-                else f"a network without classes must give one vector per image, but gives {reference.shape[1:]}"
-            )
-        self.outputs = int(reference.shape[1])
-        check_outputs(network, input_shape, self.outputs, trained=False)
+        shapes = output_shapes(network, input_shape)
+        if classes and list(shapes.values()) != [(classes,)]:
+            raise DataError(f"a classifier must give one output per class, ({classes},), but gives {shapes}")
+        check_outputs(network, input_shape, reference.shape[1], trained=False, structured=not classes)
         self.check_outputs = tuple(map(tuple, reference.astype(float).tolist()))
-        self._embeds = not classes
         self._images = [checks] if given.validation is None else [checks, given.validation]
-        self._labels = given.labels
+        self._labels, self._classes = given.labels, classes
         self._reference = np.concatenate([reference, *(run_torch(network, images) for images in self._images[1:])])
+        parts = zip(shapes.items(), split(self._reference, list(shapes.values())), strict=True)
+        self.outputs = tuple(Output(name=name, shape=shape, scale=float(np.abs(part).max())) for (name, shape), part in parts)
+        self.embeds = not classes and [len(shape) for shape in shapes.values()] == [1]
         self.accuracy = self._accuracy(self._reference)
 
     def _accuracy(self, outputs: Images) -> float | None:
@@ -80,7 +101,7 @@ class Judge:
 
     def not_run(self, tolerance: float | None) -> dict[str, Any]:
         """The same for a file that cannot be run here: unknown, but for what it is to be judged by."""
-        scale = float(np.abs(self._reference).max())
+        scale = max(output.scale or 0.0 for output in self.outputs)
         unknown = dict.fromkeys(("accuracy", "accuracy_delta", "cosine", "max_abs_error"))
         return {**unknown, "reference_scale": scale, "tolerance": None if tolerance is None else tolerance * scale}
 
@@ -92,12 +113,12 @@ class Judge:
         Args:
             run: what the file computes.
             precision: for messages.
-            tolerance: largest error, as a share of the largest absolute output; None when only the task judges.
+            tolerance: largest error, as a share of the largest absolute value of an output; None when only the task judges.
             max_drop: by how much it may be less accurate than torch.
         """
         outputs = np.concatenate([run(images) for images in self._images])
         try:
-            found = compare(outputs, self._reference, tolerance=math.inf if tolerance is None else tolerance)
+            found = compared(outputs, self._reference, self.outputs, tolerance=math.inf if tolerance is None else tolerance)
         except ExportError as problem:
             raise ExportError(f"{precision}: {problem}") from problem
         reached = self._accuracy(outputs)
@@ -108,7 +129,10 @@ class Judge:
                 f"{100 * self.accuracy:.1f} % to {100 * (self.accuracy + delta):.1f} %: use other calibration images or another "
                 "calibration"
             )
-        alike = cosine(outputs, self._reference) if self._embeds else None
+        alike = None
+        if not self._classes:
+            shapes = [output.shape for output in self.outputs]
+            alike = min(map(cosine, split(outputs, shapes), split(self._reference, shapes)))
         if alike is not None and tolerance is None and alike < LEAST_COSINE:
             raise ExportError(
                 f"{precision}: embeddings must have a cosine similarity of at least {LEAST_COSINE} with torch's on the average, "

@@ -17,7 +17,8 @@ from nar_hw.records import Record, read_record, shown
 from nar_hw.runtimes import runtime_class
 from nar_hw.runtimes.exporting import Deployed, Exported
 
-SCHEMA = 2
+SCHEMA, ARCH_SCHEMA = 3, 2
+"""Of the manifest and of arch.json."""
 MANIFEST = "manifest.json"
 _MOST_VALUES = 2**28
 """Of one input: more is no image, but a number that somebody changed."""
@@ -67,12 +68,19 @@ class Input(Record, frozen=True, kw_only=True):
 
 
 class Output(Record, frozen=True, kw_only=True):
-    """What they give."""
+    """One of the tensors that they give."""
 
     name: str = "output"
-    shape: tuple[int]
-    """Numbers per image: scores of the classes, or an embedding."""
+    shape: tuple[int, ...]
+    """Of one image: (classes,), (D,) of an embedding, or anything."""
+    scale: float | None = None
+    """The largest absolute value that torch gave, by which errors are judged; None in bundles of schema 2."""
     type: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Raises RunError for sizes that no tensor has."""
+        if not all(0 < size < 2**31 for size in self.shape) or math.prod(self.shape) > _MOST_VALUES:
+            raise RunError(f"the shape of {shown(self.name)} must be of positive sizes, but is {shown(list(self.shape))}")
 
 
 class Preparation(Record, frozen=True, kw_only=True):
@@ -197,15 +205,17 @@ class Check(Record, frozen=True, kw_only=True):
     """What torch gave for `nar_hw.bundles.judge.check_images`."""
 
     outputs: tuple[tuple[float, ...], ...]
+    """For each image all numbers, output by output."""
 
 
 class Manifest(Record, frozen=True, kw_only=True):
     """manifest.json: everything about a bundle."""
 
-    task: Literal["classification", "embedding"]
+    task: Literal["classification", "embedding", "own"]
     model: Network
     input: Input
-    output: Output
+    outputs: tuple[Output, ...]
+    """In the order in which files give them."""
     preprocessing: Preparation
     classes: tuple[str, ...]
     """In the order of the outputs; none for a network that gives embeddings."""
@@ -227,11 +237,11 @@ class Manifest(Record, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Raises RunError for values that do not go together."""
-        channels, outputs = self.input.shape[0], self.output.shape[0]
+        channels, outputs = self.input.shape[0], sum(math.prod(output.shape) for output in self.outputs)
         smallest = max([self.input.batch[0], *(item.batch[0] for items in self.compiled.values() for item in items.values())])
         if smallest * math.prod(self.input.shape) > _MOST_VALUES:
             raise RunError(f"{smallest} images of {self.input.shape} must be at most {_MOST_VALUES:,} numbers: export it again")
-        if outputs < 1 or len(self.classes) not in (0, outputs):
+        if outputs < 1 or (self.classes and [output.shape for output in self.outputs] != [(len(self.classes),)]):
             raise RunError(f"classes must be one for each of the {outputs} outputs, or none, but there are {len(self.classes)}")
         mean, std = self.preprocessing.mean, self.preprocessing.std
         if not len(mean) == len(std) == channels or not all(value > 0 for value in std):
@@ -304,8 +314,10 @@ def load_bundle(path: Path | str) -> Bundle:
     file = folder / MANIFEST
 
     def current(content: dict[str, Any]) -> dict[str, Any]:
-        if (found := content.pop("schema")) != SCHEMA:
+        if (found := content.pop("schema")) not in (2, SCHEMA):
             raise RunError(f"bundle manifest {file} must have schema {SCHEMA}, but has {found}: export it again")
+        if found == 2 and "output" in content:
+            content["outputs"] = [content.pop("output")]
         return content
 
     manifest = read_record(file, Manifest, what="bundle manifest", schema=SCHEMA, fix=_FIX, upgrade=current)

@@ -2,7 +2,7 @@
 
 import re
 
-from nar_hw.bundles.manifest import Checked, Latency, Manifest, Network
+from nar_hw.bundles.manifest import Checked, Latency, Manifest, Network, Output
 from nar_hw.errors import printable
 from nar_hw.runtimes import RUNTIMES, runtime_class
 
@@ -28,6 +28,9 @@ divide by 255, subtract the mean {mean} and divide by the standard deviation {st
 {parser}{usage}"""
 
 
+_WHAT = {"classification": "an image classifier", "embedding": "an image embedding", "own": "a network of images"}
+
+
 def readme(manifest: Manifest) -> str:
     """The text for a bundle's manifest, in which the README's own hash is not needed."""
     channels, height, width = manifest.input.shape
@@ -36,10 +39,10 @@ def readme(manifest: Manifest) -> str:
     usages = (runtime_class(name).usage(manifest.deployed(name)) for name in RUNTIMES)
     return _TEXT.format(
         name=_plain(manifest.model.name),
-        what="an image classifier" if classes else "an image embedding",
+        what=_WHAT[manifest.task],
         does=f"tells {len(classes)} classes apart ({_some(classes)}) in images of"
         if classes
-        else f"makes {manifest.output.shape[0]} numbers (an embedding) of each image of",
+        else f"makes {_outputs(manifest.outputs)} of each image of",
         channels=channels,
         height=height,
         width=width,
@@ -53,6 +56,14 @@ def readme(manifest: Manifest) -> str:
         parser="".join(f"TensorRT parser on {name}: {said}.\n\n" for name, said in manifest.tensorrt_parser.items()),
         usage="\n".join(filter(None, usages)),
     )
+
+
+def _outputs(outputs: tuple[Output, ...]) -> str:
+    """What it gives, in words; code for one output takes the first of several."""
+    if len(outputs) == 1 and len(outputs[0].shape) == 1:
+        return f"{outputs[0].shape[0]} numbers (an embedding)"
+    named = [f"`{_plain(output.name)}` ({'x'.join(map(str, output.shape)) or 'one number'})" for output in outputs]
+    return ", ".join(named) + (", in this order (the lines of Python below take the first)," if len(named) > 1 else "")
 
 
 def _plain(name: str) -> str:

@@ -5,7 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
-from nar_hw.bundles.manifest import Bundle, load_bundle
+from nar_hw.bundles.manifest import Bundle, Output, load_bundle
 from nar_hw.bundles.targets import ONNX, targets
 from nar_hw.errors import ExportError, unknown_name
 from nar_hw.files import atomic_folder
@@ -75,6 +75,11 @@ def _source(bundle: Bundle, target: str, precision: str) -> tuple[Path, tuple[in
     return bundle.path / files[precision].file, files[precision].batch
 
 
+def _output(output: Output, sizes: list[int], labels: list[str]) -> str:
+    lines = [f'    name: "{output.name}"', "    data_type: TYPE_FP32", f"    dims: {[*sizes, *output.shape]}", *labels]
+    return "\n".join(["  {", *lines, "  }"])
+
+
 def _config(bundle: Bundle, name: str, backend: str, batch: tuple[int, int]) -> str:
     manifest, preparation = bundle.manifest, bundle.manifest.preprocessing
     fixed = batch[0] == batch[1] > 1  # a dimension like the others: Triton neither splits nor collects such requests
@@ -93,12 +98,7 @@ def _config(bundle: Bundle, name: str, backend: str, batch: tuple[int, int]) -> 
         "  }",
         "]",
         "output [",
-        "  {",
-        '    name: "output"',
-        "    data_type: TYPE_FP32",
-        f"    dims: {[*sizes, manifest.output.shape[0]]}",
-        *labels,
-        "  }",
+        *",\n".join(_output(output, sizes, labels) for output in manifest.outputs).split("\n"),
         "]",
         *([] if fixed or batch[1] == 1 else ["dynamic_batching { }"]),
         "parameters {",

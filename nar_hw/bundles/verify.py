@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nar_hw.bundles.judge import accuracy, check_images
+from nar_hw.bundles.judge import accuracy, check_images, compared
 from nar_hw.bundles.manifest import Bundle, Checked, load_bundle
 from nar_hw.bundles.targets import config_for
 from nar_hw.errors import ExportError, RuntimeUnavailableError
 from nar_hw.export.dense import run_dense
-from nar_hw.export.onnx import Images, compare, open_session, run_session
+from nar_hw.export.onnx import Images, open_session, run_session
 from nar_hw.export.tensorrt import parser_verdicts
+from nar_hw.records import replace
 from nar_hw.runtimes import runtime_class
 
 
@@ -71,11 +72,10 @@ def _checked(bundle: Bundle, entry: Checked, run: Any, images: Images | None, la
     error = entry.max_abs_error if entry.max_abs_error is not None else bundle.manifest.variants["int8"].max_abs_error
     assert error is not None, "ONNX files are always run"
     allowed = 2 * error if entry.tolerance is None else entry.tolerance
-    share = allowed / max(float(np.abs(reference).max()), 1e-30)
+    outputs = [output if output.scale else replace(output, scale=entry.reference_scale) for output in bundle.manifest.outputs]
+    made = run(check_images(bundle.manifest.input.shape, len(reference)))
     try:
-        error = compare(run(check_images(bundle.manifest.input.shape, len(reference))), reference, tolerance=share)[
-            "max_abs_error"
-        ]
+        error = compared(made, reference, outputs, tolerance=allowed / entry.reference_scale)["max_abs_error"]
     except ExportError as problem:
         raise ExportError(f"{bundle.path / entry.file}: {problem}") from problem
     found = {"file": entry.file, "max_abs_error": error}

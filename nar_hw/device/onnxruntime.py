@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nar_hw.device.visits import Network
+from nar_hw.device.visits import Network, joined
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -69,7 +69,8 @@ class OnnxRuntimeNetwork(Network):
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy(images)
         self._binding = self._session.io_binding()
         self._binding.bind_ortvalue_input(self._input, self._value)
-        self._binding.bind_output(self._session.get_outputs()[0].name)
+        for output in self._session.get_outputs():
+            self._binding.bind_output(output.name)
 
     @staticmethod
     def version() -> str:
@@ -80,7 +81,7 @@ class OnnxRuntimeNetwork(Network):
 
     def infer(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """The outputs for other images."""
-        return np.asarray(self._session.run(None, {self._input: images})[0], dtype=np.float32)
+        return joined(self._session.run(None, {self._input: images}))
 
     def run(self) -> None:
         """One inference."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nar_hw.device.visits import Network
+from nar_hw.device.visits import Network, joined
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +110,7 @@ class OpenVinoNetwork(Network):
         """The outputs for other images."""
         self._bind(np.ascontiguousarray(images))
         self.run()
-        outputs = np.array(self._request.get_output_tensor(0).data, dtype=np.float32)
+        outputs = joined([tensor.data for tensor in self._request.output_tensors]).copy()
         self._bind(self._images)
         return outputs
 

@@ -182,6 +182,11 @@ def at_once(weights: int) -> int:
     return max(1, int(min(MEMORY, machine / 4) / (2.5 * weights + 1)))
 
 
+def joined(outputs: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """(B, D) float32: all numbers of a network's outputs (B, ...) for each image."""
+    return np.concatenate([np.asarray(item, np.float32).reshape(len(item), -1) for item in outputs], axis=1)
+
+
 class Network(ABC):
     """A network loaded from a file on a device, ready to be timed. Each runtime has its own."""
 
@@ -196,7 +201,7 @@ class Network(ABC):
 
     @abstractmethod
     def infer(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """The outputs (B, ...) for other images (B, C, H, W)."""
+        """The outputs (B, D) for other images (B, C, H, W), as `joined`."""
 
     @abstractmethod
     def run(self) -> None:

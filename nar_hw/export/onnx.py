@@ -21,10 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from nar_hw.device.visits import joined
 from nar_hw.errors import ExportError
 from nar_hw.export.graph import clean, fold_norms, node_path, pad_last_windows, plain_equations
 from nar_hw.files import write_bytes
-from nar_hw.space.network import inference_copy, require_memory
+from nar_hw.space.network import flat, inference_copy, named_outputs, require_memory, run
 from nar_hw.userfile import described, user_code
 
 if TYPE_CHECKING:
@@ -48,20 +49,21 @@ def export_onnx(
     input_shape: tuple[int, int, int],
     batch: Batch = (1, 64),
     metadata: Mapping[str, Any] | None = None,
-    outputs: Sequence[str] = ("output",),
+    outputs: Sequence[str] | None = None,
     larger: bool = False,
 ) -> None:
     """Write ``model`` in evaluation mode to ``path``; the model itself is left as it is.
 
-    The input is called "input" (B, C, H, W), the outputs as ``outputs``. BatchNorms are folded into the layer before them.
+    The input is called "input" (B, C, H, W), the outputs as `named_outputs` does. BatchNorms are folded into the layer before
+    them.
 
     Args:
-        model: any network that maps (B, C, H, W) to one tensor.
+        model: any network that maps (B, C, H, W) to a tensor, or to several in tuples and dicts.
         path: the file; it appears only when it is complete and has passed the full ONNX check.
         input_shape: (C, H, W) of one image.
         batch: (fewest, most) images, or one number for a fixed batch.
         metadata: what the file says of itself; values other than strings are stored as JSON.
-        outputs: names of the tensors that the network gives.
+        outputs: other names for the tensors that the network gives.
         larger: images may be higher and wider than ``input_shape``.
 
     Raises:
@@ -85,7 +87,7 @@ def traced(
     input_shape: tuple[int, int, int],
     batch: Batch,
     *,
-    outputs: Sequence[str] = ("output",),
+    outputs: Sequence[str] | None = None,
     larger: bool = False,
 ) -> "ir.Model":
     """The exporter's graph of ``model`` before any norm is folded: one node per operation, constants already computed.
@@ -118,7 +120,6 @@ def traced(
                     network,
                     (images,),
                     input_names=["input"],
-                    output_names=list(outputs),
                     dynamo=True,
                     opset_version=opset,
                     dynamic_shapes=dims if shapes else None,
@@ -133,9 +134,12 @@ def traced(
     result = exported(OPSET)
     if (needed := _opset_of(result.graph)) > OPSET:
         result = exported(needed)
-    if (given := len(result.graph.outputs)) != len(outputs):
-        count = "one tensor" if len(outputs) == 1 else f"{len(outputs)} tensors"
+    names = list(named_outputs(run(network, images)) if outputs is None else outputs)
+    if (given := len(result.graph.outputs)) != len(names):
+        count = "one tensor" if len(names) == 1 else f"{len(names)} tensors"
         raise ExportError(f"a network must give {count} to be exported, but gives {given}")
+    for value, name in zip(result.graph.outputs, names, strict=True):
+        value.name = name
     _require_float32(result.graph)
     optimizer.fold_constants(result)
     pad_last_windows(result.graph)
@@ -231,7 +235,7 @@ def open_session(path: Path | str, *, threads: int = 1) -> "InferenceSession":
 
 
 def run_session(session: "InferenceSession", images: Images, *, batch: int = 64) -> Images:
-    """The outputs (B, ...) of a network for images (B, C, H, W), a batch at a time; a fixed batch is filled up and cut."""
+    """What a network gives for images (B, C, H, W), as `joined`, a batch at a time; a fixed batch is filled up and cut."""
     source = session.get_inputs()[0]
     fixed = isinstance(source.shape[0], int)
     size = source.shape[0] if fixed else batch
@@ -240,7 +244,7 @@ def run_session(session: "InferenceSession", images: Images, *, batch: int = 64)
         part = images[start : start + size]
         missing = size - len(part) if fixed else 0
         filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
-        outputs.append(session.run(None, {source.name: filled})[0][: len(part)])
+        outputs.append(joined(session.run(None, {source.name: filled}))[: len(part)])
     return np.concatenate(outputs)
 
 
@@ -271,19 +275,19 @@ def verify_onnx(
 
 
 def run_torch(model: nn.Module, images: Images, *, batch: int = 64) -> Images:
-    """The outputs (B, ...) of a copy of ``model`` on the CPU in evaluation mode for images (B, C, H, W)."""
+    """(B, D): all that a copy of ``model`` gives on the CPU in evaluation mode for images (B, C, H, W)."""
     network = inference_copy(model)
     with torch.inference_mode(), user_code("the network must run, but its forward pass"):
         # Copies, which it may change.
-        parts = [network(torch.tensor(images[start : start + batch])).numpy() for start in range(0, len(images), batch)]
+        parts = [flat(network(torch.tensor(images[start : start + batch]))).numpy() for start in range(0, len(images), batch)]
     return np.concatenate(parts)
 
 
-def compare(outputs: Images, reference: Images, *, tolerance: float) -> dict[str, float]:
-    """How far ``outputs`` are from ``reference``. Raises ExportError beyond ``tolerance`` x the largest |reference|."""
+def compare(outputs: Images, reference: Images, *, tolerance: float, scale: float | None = None) -> dict[str, float]:
+    """How far ``outputs`` are from ``reference``. Raises ExportError beyond ``tolerance`` x its largest value, or ``scale``."""
     if outputs.shape != reference.shape:
         raise ExportError(f"an exported network must give outputs of shape {reference.shape}, but gives {outputs.shape}")
-    scale = float(np.abs(reference).max())
+    scale = float(np.abs(reference).max()) if scale is None else scale
     error = float(np.abs(outputs.astype(np.float64) - reference).max())
     if not error <= tolerance * scale:
         raise ExportError(

@@ -78,10 +78,12 @@ def to_bf16(source: Path, target: Path) -> None:
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
                 attribute.i = TensorProto.BFLOAT16
-    source_name, result = graph.input[0].name, graph.output[0].name
-    rename_values(graph, {source_name: f"{source_name}:bf16", result: f"{result}:bf16"})
+    source_name, results = graph.input[0].name, [value.name for value in graph.output]
+    rename_values(graph, {name: f"{name}:bf16" for name in (source_name, *results)})
     graph.node.insert(0, helper.make_node("Cast", [source_name], [f"{source_name}:bf16"], "Cast_input", to=TensorProto.BFLOAT16))
-    graph.node.append(helper.make_node("Cast", [f"{result}:bf16"], [result], "Cast_output", to=TensorProto.FLOAT))
+    for number, name in enumerate(results):
+        last = f"Cast_output{number or ''}"
+        graph.node.append(helper.make_node("Cast", [f"{name}:bf16"], [name], last, to=TensorProto.FLOAT))
     del graph.value_info[:]
     write_model(proto, target)
 
@@ -213,7 +215,7 @@ def _keep_pairs_of_products(graph: "onnx.GraphProto") -> None:
     makers = {name: node for node in graph.node for name in node.output}
     read = {name for node in graph.node if node.op_type in _PRODUCTS for name in node.input}
     weights = {tensor.name for tensor in graph.initializer}
-    result = graph.output[0].name
+    results = [value.name for value in graph.output]
     same: dict[str, str] = {}  # what a pair gives -> what it reads
     idle: list[str] = []  # outputs of the nodes that go
     for node in graph.node:
@@ -224,8 +226,9 @@ def _keep_pairs_of_products(graph: "onnx.GraphProto") -> None:
     kept = [node for node in graph.node if node.output[0] not in idle]
     del graph.node[:]
     graph.node.extend(kept)
-    if result in same:
-        same = {name: result if old == same[result] else old for name, old in same.items()} | {same[result]: result}
+    for result in results:
+        if result in same:
+            same = {name: result if old == same[result] else old for name, old in same.items()} | {same[result]: result}
     rename_values(graph, same)
     used = {name for node in graph.node for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:

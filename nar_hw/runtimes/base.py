@@ -33,6 +33,7 @@ class Runtime(ABC):
     exports: ClassVar[tuple[str, ...]] = ()  # precisions in which `export` makes such files for a bundle
     simulated: ClassVar[bool] = False  # whether its times are made up, whatever else the machine does
     exports_anywhere: ClassVar[bool] = False  # whether `export` works on machines that cannot run the files
+    several: ClassVar[bool] = False  # whether it runs files of networks with several outputs
     triton: ClassVar[Triton | None] = None  # how a Triton Inference Server runs what it runs
     kit: ClassVar[str] = ""  # module of nar_hw.device that runs its files where nar_hw is not installed
 
@@ -145,7 +146,7 @@ class Runtime(ABC):
         """Release everything; may be called twice."""
 
     def predict(self, images: Images) -> Images:
-        """The outputs (B, classes) float32 for images (B, C, H, W), any B. Raises ModelError for another shape."""
+        """(B, D) float32: all outputs for images (B, C, H, W), any B. Raises ModelError for another shape."""
         return in_batches(self._infer, images, self.config.batch, self.input_shape)
 
     def time_ms(self, repeats: int) -> list[float]:

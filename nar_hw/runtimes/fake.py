@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nar_hw.errors import unknown_name
 from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig, Shape
-from nar_hw.space.network import inference_copy
+from nar_hw.space.network import flat, inference_copy
 
 FAULTS = ("", "nan", "zero", "negative", "drifting", "bimodal")
 
@@ -119,7 +119,7 @@ class FakeRuntime(Runtime):
 
     def _infer(self, images: Images) -> Images:
         with torch.inference_mode():
-            outputs: Tensor = self._module(torch.from_numpy(images))
+            outputs = flat(self._module(torch.from_numpy(images)))
         self.run()
         return outputs.numpy()
 

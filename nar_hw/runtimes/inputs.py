@@ -1,6 +1,6 @@
 """What goes into a runtime: images in batches of its size, and the network as the kind of file that it reads.
 
-Shape legend: images (B, C, H, W) float32, outputs (B, classes) float32.
+Shape legend: images (B, C, H, W) float32, outputs (B, D) float32, all that a network gives for an image.
 """
 
 from collections.abc import Callable

@@ -7,9 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from nar_hw.device.onnxruntime import kernel_runs, session_options
+from nar_hw.device.visits import joined
 from nar_hw.errors import ModelError, RuntimeUnavailableError
 from nar_hw.files import Scratch
 from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
@@ -51,6 +50,7 @@ class OnnxRuntime(Runtime):
     precisions = ("fp32", "fp16", "int8")
     devices = ("cpu", "cuda")
     layers = True
+    several = True
     triton = Triton("onnxruntime", "model.onnx")
     kit = "onnxruntime"
 
@@ -111,7 +111,6 @@ class OnnxRuntime(Runtime):
         self._optimized = folder / "optimized.onnx"
         self._session = self._opened(folder)
         self._input = self._checked_input()
-        self._output = self._session.get_outputs()[0].name
         self._binding = self._bound()
 
     def _opened(self, folder: Path) -> Any:
@@ -155,12 +154,12 @@ class OnnxRuntime(Runtime):
         binding = self._session.io_binding()
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy(self.images, device, index)
         binding.bind_ortvalue_input(self._input, self._value)
-        binding.bind_output(self._output, device, index)
+        for output in self._session.get_outputs():
+            binding.bind_output(output.name, device, index)
         return binding
 
     def _infer(self, images: Images) -> Images:
-        outputs: Images = self._session.run([self._output], {self._input: images})[0]
-        return np.asarray(outputs, dtype=np.float32)
+        return joined(self._session.run(None, {self._input: images}))
 
     def run(self) -> None:
         """One inference; returns when it is done."""

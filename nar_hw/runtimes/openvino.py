@@ -40,6 +40,7 @@ class OpenVino(Runtime):
     precisions = ("fp32", "bf16", "int8")
     devices = ("cpu",)
     layers = True
+    several = True
     files = (".xml",)
     exports = ("fp32", "bf16", "int8")
     kit = "openvino"

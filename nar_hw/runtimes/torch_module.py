@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nar_hw.errors import ModelError
 from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
-from nar_hw.space.network import inference_copy
+from nar_hw.space.network import flat, inference_copy
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -33,10 +32,8 @@ def to_device(images: Images, config: RuntimeConfig) -> Tensor:
 
 
 def to_numpy(output: object) -> Images:
-    """A module's output (B, classes) as float32. Raises ModelError for anything but one tensor."""
-    if not isinstance(output, Tensor):
-        raise ModelError(f"a network must return one tensor, but returned {type(output).__name__}")
-    array: Images = output.detach().float().cpu().numpy()
+    """(B, D) float32: all that a module returned. Raises ModelError for anything but tensors."""
+    array: Images = flat(output).detach().float().cpu().numpy()
     return array
 
 

@@ -21,6 +21,7 @@ from nar_hw.search.scoring import Scorer
 from nar_hw.search.strategies import strategy_class
 from nar_hw.search.strategies.base import Strategy
 from nar_hw.search.supernet import FairPaths, Supernet
+from nar_hw.space.network import in_float
 from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import Arch
 from nar_hw.tasks import Task
@@ -110,7 +111,7 @@ class SearchRun:
             self.optimizer.zero_grad(set_to_none=True)  # what does not run is not moved
             with autocast(self.task.device, self.config.precision):
                 output = self.supernet(self.scorer.laid_out(share(images)))
-            loss = self.task.loss(output.float(), share(targets))
+            loss = self.task.loss(in_float(output), share(targets))
             torch.autograd.backward(self.scaler.scale(loss))
             average_gradients(self.supernet)
             self.scaler.step(self.optimizer)

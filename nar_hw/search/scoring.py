@@ -10,6 +10,7 @@ from nar_hw.data.loader import Batch
 from nar_hw.distributed import all_reduce_sum, share
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.supernet import Supernet
+from nar_hw.space.network import detached, in_float
 from nar_hw.space.spec import Arch
 from nar_hw.tasks import Task, evaluating
 from nar_hw.training.precision import autocast
@@ -74,8 +75,8 @@ class Scorer:
         def score() -> Tensor:
             with torch.enable_grad(), self._supernet.gated(gates):
                 output = self._supernet(images)
-                (slopes,) = torch.autograd.grad(self._task.loss(output.float(), targets), gates)
-            return torch.cat([self._task.accuracy(output.detach(), targets)[None], slopes])
+                (slopes,) = torch.autograd.grad(self._task.loss(in_float(output), targets), gates)
+            return torch.cat([self._task.accuracy(detached(output), targets)[None], slopes])
 
         precision: Precision = "fp32" if self._config.precision == "fp16" else self._config.precision  # small slopes vanish
         with evaluating(self._supernet):

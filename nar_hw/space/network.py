@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 from torch.optim.swa_utils import AveragedModel
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map_only
 
 from nar_hw.errors import ModelError
 from nar_hw.userfile import described, user_code
@@ -143,6 +143,53 @@ def run(model: nn.Module, images: Tensor, *, training: bool = False) -> Any:
         plainly(),
     ):
         return model(images.clone())  # which it may change
+
+
+def named_outputs(output: Any) -> dict[str, Tensor]:
+    """The tensors (B, ...) of what a network returned, by name; of dicts, tuples and lists in their order, without None.
+
+    One tensor is called "output", others by the keys and places that lead to them: "boxes", "boxes_1", "output_0". Raises
+    ModelError where there is something else, or nothing.
+    """
+    found: dict[str, Tensor] = {}
+    for path, leaf in tree_flatten_with_path(output)[0]:
+        if leaf is None:
+            continue
+        if not isinstance(leaf, Tensor) or not leaf.ndim:
+            inside = f" in {returned(output)}" if path else ""
+            raise ModelError(
+                f"the model must return a tensor, or several in a tuple or dict, but returns {returned(leaf)}{inside}: wrap it "
+                "so that it does"
+            )
+        keys = [re.sub(r"\W+", "_", str(key)).strip("_") for key in path]
+        name = "_".join(keys) if keys and not keys[0].isdecimal() else "_".join(["output", *keys])
+        found[name if name not in found else f"{name}_{len(found)}"] = leaf
+    if not found:
+        raise ModelError(f"the model must return a tensor, but returns {returned(output)}: wrap it so that it does")
+    return found
+
+
+def flat(output: Any) -> Tensor:
+    """(B, D): all numbers of what a network returned for each image, in the order of `named_outputs`."""
+    return torch.cat([tensor.reshape(len(tensor), -1) for tensor in named_outputs(output).values()], 1)
+
+
+def in_float(output: Any) -> Any:
+    """What a network returned, its tensors in float32."""
+    return tree_map_only(Tensor, Tensor.float, output)
+
+
+def detached(output: Any) -> Any:
+    """What a network returned, without its history."""
+    return tree_map_only(Tensor, Tensor.detach, output)
+
+
+def returned(output: object) -> str:
+    """What a network returned, in words."""
+    kind = type(output).__name__
+    if isinstance(output, list | tuple | dict):
+        return f"a {kind} of {len(output)}"
+    return f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {kind}"
 
 
 @contextmanager

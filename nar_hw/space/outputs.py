@@ -1,5 +1,6 @@
 """What a network must give back to be trained, scored and exported: checked before any work is spent on it."""
 
+import math
 import traceback
 from typing import Any
 
@@ -9,26 +10,29 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nar_hw.errors import ModelError
-from nar_hw.space.network import images_for, plain_copy, run
-from nar_hw.space.trace import described
+from nar_hw.space.network import flat, images_for, named_outputs, plain_copy, returned, run
 from nar_hw.userfile import place
 
 AGREEMENT = 1e-3
 """By which share of the largest output an image's output may change with the images beside it: rounding changes it by less."""
 
 
-def check_outputs(model: nn.Module, input_shape: tuple[int, int, int], outputs: int, *, trained: bool) -> None:
-    """Run a copy of ``model`` on images (C, H, W): its outputs (B, ``outputs``) must be a function of each image alone.
+def check_outputs(
+    model: nn.Module, input_shape: tuple[int, int, int], outputs: int, *, trained: bool, structured: bool = False
+) -> None:
+    """Run a copy of ``model`` on images (C, H, W): its outputs must be a function of each image alone.
 
-    With ``trained``, its parameters must be float32 and it must give the same shape in training mode. Raises ModelError, naming
-    what draws random numbers or which shape is wrong.
+    They are one tensor (B, ``outputs``), or with ``structured`` any tensors, in tuples and dicts, that have ``outputs`` numbers
+    for each image together. With ``trained``, the parameters must be float32 and the outputs of the same names and shapes in
+    training mode. Raises ModelError, naming what draws random numbers or which shape is wrong.
     """
     network = plain_copy(model, input_shape)
     if trained:
         _check_type(network)
     images = images_for(network, input_shape, 2)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    together = _vectors(run(network, images), outputs, "evaluation")
+    kinds = (outputs, structured)
+    shapes, together = _vectors(run(network, images), *kinds, "evaluation")
     changed = [key for key, value in network.state_dict().items() if not torch.equal(value, before[key])]
     if not changed:
         _check_repeatable(network, images, together)
@@ -38,14 +42,23 @@ def check_outputs(model: nn.Module, input_shape: tuple[int, int, int], outputs: 
             f"a network in evaluation mode must leave itself as it is, but {changed[0]} changes: give the network as it is "
             "before it is prepared for quantisation (nar-hw export --precision int8 quantises it)"
         )
-    if trained:
-        _vectors(run(network, images, training=True), outputs, "training")
+    if trained and (other := _vectors(run(network, images, training=True), *kinds, "training")[0]) != shapes:
+        raise ModelError(
+            f"the model must return the same in both modes, but returns {shapes} in evaluation and {other} in training mode"
+        )
+
+
+def output_shapes(model: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of each output for one image (C, H, W), without the batch. Raises ModelError."""
+    network = plain_copy(model, input_shape)
+    outputs = named_outputs(run(network, images_for(network, input_shape, 2)))
+    return {name: tuple(tensor.shape[1:]) for name, tensor in outputs.items()}
 
 
 def _check_repeatable(network: nn.Module, images: Tensor, expected: Tensor) -> None:
     with torch.random.fork_rng(devices=[]), _RandomOperations() as drawn:  # type: ignore[no-untyped-call]
         torch.manual_seed(1 + torch.initial_seed() % 2**31)
-        again = run(network, images)
+        again = flat(run(network, images))
     if not torch.allclose(expected, again, equal_nan=True):
         what = f" ({drawn.first})" if drawn.first else ""
         raise ModelError(
@@ -57,7 +70,7 @@ def _check_repeatable(network: nn.Module, images: Tensor, expected: Tensor) -> N
 def _check_alone(network: nn.Module, images: Tensor, expected: Tensor) -> None:
     tolerance = AGREEMENT * float(expected.abs().max())
     for image, output in zip(images, expected, strict=True):
-        alone = run(network, image[None]).reshape(-1)
+        alone = flat(run(network, image[None]))[0]
         if alone.shape != output.shape or not torch.allclose(alone, output, rtol=0, atol=tolerance, equal_nan=True):
             norms = (path for path, item in network.named_modules() if isinstance(item, _BatchNorm) and item.running_mean is None)
             norm = next(norms, None)
@@ -78,13 +91,22 @@ def _check_type(network: nn.Module) -> None:
             )
 
 
-def _vectors(output: Any, outputs: int, mode: str) -> Tensor:
-    if not isinstance(output, Tensor) or output.shape != (2, outputs):
+def _vectors(output: Any, outputs: int, structured: bool, mode: str) -> tuple[dict[str, tuple[int, ...]], Tensor]:
+    """Name -> shape of each output, and (2, D): all their numbers."""
+    if not structured and (not isinstance(output, Tensor) or output.shape != (2, outputs)):
         raise ModelError(
             f"the model must return one tensor of shape (2, {outputs}) for 2 images in {mode} mode, but returns "
-            f"{described(output)}: wrap it so that it gives one vector of scores for each image"
+            f"{returned(output)}: wrap it so that it gives one vector of scores for each image, or say what its "
+            "outputs are for with --task"
         )
-    return output
+    shapes = {name: tuple(tensor.shape) for name, tensor in named_outputs(output).items()}
+    numbers = {name: math.prod(shape[1:]) for name, shape in shapes.items()}
+    if any(shape[0] != 2 for shape in shapes.values()) or sum(numbers.values()) != outputs:
+        raise ModelError(
+            f"the model must return {outputs} numbers for each of 2 images in {mode} mode, but returns {shapes}: what it "
+            "gives and what its task says must be the same"
+        )
+    return shapes, flat(output)
 
 
 class _RandomOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nar_hw.errors import ModelError
-from nar_hw.space.network import images_for, run
+from nar_hw.space.network import flat, images_for, run
 
 Pair = tuple[int, int]
 
@@ -43,9 +43,9 @@ class Trace:
     residual: frozenset[str]
     """Paths of modules that add two feature maps themselves: residual blocks."""
     num_classes: int
-    """Size of the output's dimension of channels: the second, of maps as of vectors."""
+    """Size of the output's dimension of channels, the second, of maps as of vectors; of several outputs, all numbers."""
     output: Tensor
-    """Of the image that was run."""
+    """(1, D): of the image that was run."""
     hidden: dict[str, str]
     """Path of a module with spatial convolutions that are no nn.Conv2d modules -> why they cannot be searched."""
 
@@ -161,8 +161,7 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
             f"a network must know all parameters that it uses, but {recorder.unregistered[0] or 'the model'} uses some that "
             "would be neither trained nor kept: put modules into an nn.ModuleList or nn.ModuleDict, not into a list or dict"
         )
-    if not isinstance(output, Tensor):
-        raise ModelError(f"the model must return one tensor, but returns {described(output)}: wrap it so that it does")
+    outputs = flat(output)
 
     convs = []
     for path, shapes in calls.items():
@@ -182,18 +181,10 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
     return Trace(
         convs=tuple(convs),
         residual=frozenset(recorder.residual),
-        num_classes=int(output.shape[min(1, output.ndim - 1)]),
-        output=output,
+        num_classes=int(output.shape[1]) if isinstance(output, Tensor) and output.ndim > 1 else outputs.shape[1],
+        output=outputs,
         hidden=recorder.hidden,
     )
-
-
-def described(output: object) -> str:
-    """What a network returned, in words."""
-    kind = type(output).__name__
-    if isinstance(output, list | tuple | dict):
-        return f"a {kind} of {len(output)}"
-    return f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {kind}"
 
 
 def _spatial(args: tuple[Any, ...]) -> bool:

@@ -74,7 +74,7 @@ def search_run(
     if space.size == 1:
         why = next((f"{slot.name}: {slot.reason}" for slot in space.slots if slot.reason is not None), "")
         raise SpaceError(f"a search needs a slot with something to choose, but all are fixed ({why}): nar-hw space lists why")
-    check_outputs(space.model, info.input_shape, info.num_classes, trained=True)
+    check_outputs(space.model, info.input_shape, info.num_classes, trained=True, structured=task.structured)
     allowed = first.check(space, here(first.config), allow_mismatch=allow_mismatch)
     for other in others:  # whose devices are elsewhere
         allowed += other.check(space, allow_mismatch=allow_mismatch)

@@ -88,7 +88,7 @@ def train_child(
     space = info.space()
     codes = space.incumbent if arch is None else space.parse(arch)
     child = space.build(codes)
-    check_outputs(child, info.input_shape, info.num_classes, trained=True)
+    check_outputs(child, info.input_shape, info.num_classes, trained=True, structured=task.structured)
     trained, missing = (None, ()) if baseline is None else _trained(baseline, info)
     if missing and recipe.distill:
         raise RunError(
@@ -148,6 +148,7 @@ def describe_child(
         seed=0,
         init="given",
         accuracy={split: task.evaluate(child, split) for split in HELD_OUT},
+        metric=task.metric,
         params=sum(parameter.numel() for parameter in child.parameters()),
         flops=None if counts is None else counts.flops,
         pool_ops=None if counts is None else counts.pool_ops,
@@ -176,7 +177,7 @@ def score_weights(info: ModelInfo, weights: Path, task: Task, *, out: Path | Non
     network = info.build()
     loaded = load_weights(network, weights, name=f"{info.name} with {info.num_classes} classes (those of {task.name})")
     space = info.space(network)
-    check_outputs(network, info.input_shape, info.num_classes, trained=False)
+    check_outputs(network, info.input_shape, info.num_classes, trained=False, structured=task.structured)
     network.to(task.device)
     network.eval()
     child = describe_child(info, space, space.incumbent, network, task)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nar_hw.data import SplitName
 from nar_hw.data.loader import Batch
 from nar_hw.data.preprocessing import Preprocessing
+from nar_hw.space.network import flat
 
 
 class Task(ABC):
@@ -26,6 +27,8 @@ class Task(ABC):
     """Where the batches lie; a model must be there too."""
     metric: str = "accuracy"
     """What the score is called."""
+    structured: bool = False
+    """Whether a network may give several tensors, which its loss and score then take; else one (B, D)."""
     head: nn.Module | None = None
     """What :meth:`new_head` made last."""
 
@@ -37,7 +40,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def num_classes(self) -> int:
-        """How many outputs the network needs."""
+        """How many numbers the network has to give for each image."""
 
     @property
     @abstractmethod
@@ -62,20 +65,20 @@ class Task(ABC):
         return None
 
     @abstractmethod
-    def loss(self, output: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    def loss(self, output: Any, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
         """The mean loss of a batch: a scalar."""
 
     @abstractmethod
-    def correct(self, output: Tensor, target: Tensor) -> Tensor:
+    def correct(self, output: Any, target: Tensor) -> Tensor:
         """How many of a batch are right, or the sum of its scores: a scalar on the device, so that it is not waited for."""
 
-    def accuracy(self, output: Tensor, target: Tensor) -> Tensor:
+    def accuracy(self, output: Any, target: Tensor) -> Tensor:
         """The score in [0, 1] of a minibatch of validation images: a scalar on the device; by default the share that is right."""
         return self.correct(output, target).double() / len(target)
 
-    def imitation(self, output: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    def imitation(self, output: Any, wanted: Any, temperature: float) -> Tensor:
         """The loss of a network's outputs that are to be its teacher's; by default the mean squared difference."""
-        return F.mse_loss(output, wanted)
+        return F.mse_loss(flat(output), flat(wanted))
 
     @property
     def train_size(self) -> int:

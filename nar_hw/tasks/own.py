@@ -1,6 +1,6 @@
 """A task of one's own: data sets, a loss and a score.
 
-Shape legend: B images of a batch, C channels, H height, W width, D outputs.
+Shape legend: B images of a batch, C channels, H height, W width, D numbers that a network gives for an image.
 """
 
 import hashlib
@@ -28,10 +28,14 @@ class Items(Sized, Protocol):
 
 
 class DatasetTask(Task):
-    """Images and targets from data sets; the network gives D numbers for each image.
+    """Images and targets from data sets; the network gives D numbers for each image, in one tensor (B, ...) or in several.
+
+    Several are in a dict or tuple, as the network likes; loss and score are given just what it returns.
 
     What is random in the data set of the training (augmentation) should draw from torch's global generator, which is seeded.
     """
+
+    structured = True
 
     def __init__(
         self,
@@ -39,8 +43,8 @@ class DatasetTask(Task):
         valid: Items,
         test: Items,
         *,
-        loss: Callable[[Tensor, Tensor], Tensor],
-        score: Callable[[Tensor, Tensor], Tensor],
+        loss: Callable[[Any, Tensor], Tensor],
+        score: Callable[[Any, Tensor], Tensor],
         outputs: int,
         metric: str = "score",
         classes: Sequence[str] = (),
@@ -51,11 +55,11 @@ class DatasetTask(Task):
         """
         Args:
             train, valid, test: disjoint; children are trained on the first, chosen by the second, reported on the third.
-            loss: outputs (B, D) and targets (B, ...) -> the mean loss, a scalar to be differentiated.
-            score: outputs (B, D) and targets (B, ...) -> a score in [0, 1] for each image (B,), whose mean is the metric.
-            outputs: D.
+            loss: outputs and targets (B, ...) -> the mean loss, a scalar to be differentiated.
+            score: outputs and targets (B, ...) -> a score in [0, 1] for each image (B,), whose mean is the metric.
+            outputs: D, of all tensors together.
             metric: what the score is called.
-            classes: the outputs' names, where the largest of D is the answer.
+            classes: the outputs' names, where they are one tensor (B, D) and the largest of D is the answer.
             mean, std: per channel, what the data sets have done to pixels in [0, 1]; written into bundles. By default nothing.
             device: where batches are put.
 
@@ -107,7 +111,7 @@ class DatasetTask(Task):
         """How many images a split has."""
         return len(self._items[split])
 
-    def loss(self, output: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    def loss(self, output: Any, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
         """The given loss. Raises DataError for labels to be smoothed, and where it is no scalar."""
         if label_smoothing:
             raise DataError(
@@ -119,12 +123,12 @@ class DatasetTask(Task):
             raise DataError(f"the loss of {self.name} must be one number, but is {_described(value)}: take the mean")
         return value
 
-    def correct(self, output: Tensor, target: Tensor) -> Tensor:
+    def correct(self, output: Any, target: Tensor) -> Tensor:
         """The sum of the given scores of a batch. Raises DataError where they are not one for each image, in [0, 1]."""
         with torch.no_grad(), user_code(f"the score of {self.name} must be computed, but it", DataError):
             scores = self._score(output, target)
-        if not isinstance(scores, Tensor) or scores.shape != (len(output),):
-            raise DataError(f"the score of {self.name} must be ({len(output)},), one for each image, but is {_described(scores)}")
+        if not isinstance(scores, Tensor) or scores.shape != (len(target),):
+            raise DataError(f"the score of {self.name} must be ({len(target)},), one for each image, but is {_described(scores)}")
         scores = scores.double()
         if not bool(((scores >= 0) & (scores <= 1)).all()):
             raise DataError(

@@ -17,6 +17,7 @@ from nar_hw.errors import RunError, TrainingError
 from nar_hw.locks import one_writer
 from nar_hw.models.weights import save_weights
 from nar_hw.records import plain
+from nar_hw.space.network import detached, in_float
 from nar_hw.tasks import Task
 from nar_hw.training.checkpoints import SCHEMA, check_resumable, load_state, save_state
 from nar_hw.training.memory import kept_memory
@@ -222,9 +223,9 @@ class _Run:
         for some, their in zip(images.chunk(self.pieces), targets.chunk(self.pieces), strict=True):
             with self._autocast(), user_code("the network must train, but its forward pass"):
                 output = self.forward(some)
-            loss = self.task.loss(output.float(), their, label_smoothing=self.recipe.label_smoothing)
+            loss = self.task.loss(in_float(output), their, label_smoothing=self.recipe.label_smoothing)
             if self.teacher is not None:
-                loss = (1 - self.recipe.distill) * loss + self.recipe.distill * self._imitation(some, output.float())
+                loss = (1 - self.recipe.distill) * loss + self.recipe.distill * self._imitation(some, in_float(output))
             if len(some) < len(images):
                 loss = loss * (len(some) / len(images))
             if not losses:
@@ -232,14 +233,14 @@ class _Run:
                 self.optimizer.zero_grad()
             torch.autograd.backward(self.scaler.scale(loss))
             losses.append(loss.detach())
-            counts.append(self.task.correct(output.detach(), their))
+            counts.append(self.task.correct(detached(output), their))
         return (losses[0], counts[0]) if len(losses) == 1 else (torch.stack(losses).sum(), torch.stack(counts).sum())
 
-    def _imitation(self, images: Tensor, output: Tensor) -> Tensor:
+    def _imitation(self, images: Tensor, output: Any) -> Tensor:
         assert self.teacher is not None
         with torch.no_grad(), self._autocast():
             wanted = self.teacher(images)
-        return self.task.imitation(output, wanted.float(), self.recipe.temperature)
+        return self.task.imitation(output, in_float(wanted), self.recipe.temperature)
 
     def _update(self) -> None:
         average_gradients(self.trained)
