@@ -10,12 +10,14 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import nn
@@ -28,7 +30,7 @@ from nar_hw.models.info import ModelInfo
 from nar_hw.models.weights import save_weights
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.sweep import job as jobs
-from nar_hw.sweep.job import Cell, perform, read_cells
+from nar_hw.sweep.job import Answer, Cell, Request, perform, read_cells
 from nar_hw.sweep.page import write_page
 from nar_hw.sweep.plan import Job, line_of, read_plan
 from nar_hw.sweep.processes import in_processes
@@ -284,6 +286,15 @@ def test_cells_are_refined_to_the_end(tables: Path, tmp_path: Path) -> None:
     assert f'<a href="{cell.folder}/report.html">mine</a>' in (tmp_path / "x/report.html").read_text()
 
 
+def test_a_machine_that_does_not_see_the_folder_says_which_it_is(tables: Path, tmp_path: Path) -> None:
+    (job, *_) = read_plan(written(tmp_path, tables)).runs
+    asked = Request(job=job, cwd=str(tmp_path), out=str(tmp_path / "elsewhere"))
+    answer = msgspec.json.decode(perform(msgspec.json.encode(asked)), type=Answer)
+    assert [cell.status for cell in answer.cells] == ["failed", "failed"]
+    assert answer.cells[0].reason.startswith(f"{socket.gethostname()} must see the sweep's folder, but there is no {tmp_path}")
+    assert not (tmp_path / "elsewhere").exists()
+
+
 # Processes
 
 
@@ -366,6 +377,7 @@ GOOD = "networks = ['resnet_digits']\ndata = ['digits']\ntables = [{runtime = 'f
         (GOOD + "seeds = [\n 0,\n 1,\n 'x',\n]\n", r"line 8: seeds\[2\] must be int, but is 'x'"),
         (GOOD + "seeds = [0, -1]\n", r"line 5: seeds\[1\]: a seed must be from 0 to 4294967295, but got -1"),
         (GOOD + "seeds = [1, 1]\n", r"line 5: seeds\[1\]: every one must be another, but 1 comes twice"),
+        (GOOD.replace("0.9,", "0.9, '0.4', '.90',"), r"line 4: targets\[2\]: every one must be .* '\.90' comes twice"),
         (GOOD + "seeds = []\n", r"line 5: seeds: at least one is needed"),
         (GOOD + "strategies = ['evolutoin']\n", r"line 5: strategies\[0\]: unknown strategy 'evolutoin': use one of evolution"),
         (GOOD.replace("0.9,", "1.5,"), r"line 4: targets\[0\]: a target must be a share .* but got '1\.5'"),
@@ -393,7 +405,10 @@ GOOD = "networks = ['resnet_digits']\ndata = ['digits']\ntables = [{runtime = 'f
             GOOD.replace("['resnet_digits']", "[\n 'a',\n {model = 'b', weights = 'none.pt'},\n]"),
             r"line 3: networks\[1\]\.weights: trained weights must be a file .* there is no none\.pt",
         ),
-        (GOOD.replace("['resnet_digits']", "['a', 'a']"), r"line 1: networks\[1\]: every one must be another, but a comes twice"),
+        (
+            GOOD.replace("['resnet_digits']", "['a', 'a']"),
+            r"line 1: networks\[1\]: every one must be another, but 'a' comes twice",
+        ),
         (GOOD.replace("[0.9", "[0.9,, "), r"plan PLAN must be TOML: .*line 4"),
     ],
 )

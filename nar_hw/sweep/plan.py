@@ -21,12 +21,12 @@ from msgspec import structs
 from nar_hw.errors import RunError, TableMismatchError, UserError, unknown_name
 from nar_hw.files import sha256
 from nar_hw.latency.table import LatencyTable
-from nar_hw.records import Record, as_record, plain, replace
+from nar_hw.records import Record, as_record, plain, replace, shown
 from nar_hw.runtimes import RUNTIMES, RuntimeConfig
 from nar_hw.search.config import FITTED, SearchConfig
 from nar_hw.search.strategies import STRATEGIES
 from nar_hw.space.spec import Manner
-from nar_hw.steps.refine import in_ms
+from nar_hw.steps.refine import distinct, in_ms
 from nar_hw.training.child import WEIGHTS
 from nar_hw.training.recipes import recipe_named
 from nar_hw.userfile import is_file_name
@@ -207,7 +207,7 @@ class Sweep:
         plan = self.plan
         each = len(plan.data) * len(plan.strategies) * len(plan.seeds)
         runs = each * sum(map(len, self.tables))
-        return {"cells": runs * len(self.targets), "runs": runs, "profiles": sum(1 for _ in self.table_jobs)}
+        return {"cells": runs * len(self.targets), "runs": runs, "profiles": len({job.id for job in self.table_jobs})}
 
 
 def _table_job(network: Network, data: str, conditions: RuntimeConfig) -> TableJob:
@@ -246,11 +246,13 @@ def _checked(plan: Plan, text: str, where: Callable[[Steps], str]) -> Sweep:
             key = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
             raise type(problem)(f"{where(steps)}: {key}: {problem}") from None
 
-    def differ(axis: str, values: Sequence[Any]) -> None:
-        for index, value in enumerate(values):
-            if value in values[:index]:
+    def differ(axis: str, keys: Sequence[Any]) -> None:
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
                 with at(axis, index):
-                    raise UserError(f"every one must be another, but {value} comes twice: leave one out")
+                    raise UserError(
+                        f"every one must be another, but {shown(getattr(plan, axis)[index])} comes twice: leave one out"
+                    )
 
     for axis in ("networks", "data", "tables", "targets", "strategies", "seeds"):
         if not getattr(plan, axis):
@@ -286,7 +288,7 @@ def _checked(plan: Plan, text: str, where: Callable[[Steps], str]) -> Sweep:
                 )
         configs.append(_search_config(plan, network, where))
     differ("networks", [network.name for network in networks])
-    differ("targets", [in_ms(target, 1.0) for target in targets])
+    differ("targets", [distinct(target) for target in targets])
     for axis in ("data", "strategies", "seeds", "tables"):
         differ(axis, getattr(plan, axis))
     found: list[list[str | RuntimeConfig]] = [[] for _ in networks]
