@@ -402,13 +402,18 @@ GOOD = "networks = ['resnet_digits']\ndata = ['digits']\ntables = [{runtime = 'f
             r"line 5: networks\[1\] has an unknown field 'wieghts' \(is 'weights' meant\?\)",
         ),
         (
-            GOOD.replace("['resnet_digits']", "[\n 'a',\n {model = 'b', weights = 'none.pt'},\n]"),
+            GOOD.replace("['resnet_digits']", "[\n 'resnet18',\n {model = 'resnet50', weights = 'none.pt'},\n]"),
             r"line 3: networks\[1\]\.weights: trained weights must be a file .* there is no none\.pt",
         ),
         (
-            GOOD.replace("['resnet_digits']", "['a', 'a']"),
-            r"line 1: networks\[1\]: every one must be another, but 'a' comes twice",
+            GOOD.replace("['resnet_digits']", "['nin', 'nin']"),
+            r"line 1: networks\[1\]: every one must be another, but 'nin' comes twice",
         ),
+        (
+            GOOD.replace("resnet_digits", "resnet_digit"),
+            r"line 1: networks\[0\]: unknown model 'resnet_digit': use .*resnet_digits",
+        ),
+        (GOOD.replace("['digits']", "[\n'digit',\n]"), r"line 3: data\[0\]: unknown data set 'digit': use one of digits"),
         (GOOD.replace("[0.9", "[0.9,, "), r"plan PLAN must be TOML: .*line 4"),
     ],
 )

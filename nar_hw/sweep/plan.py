@@ -18,9 +18,11 @@ from typing import Any
 import msgspec
 from msgspec import structs
 
+from nar_hw.data import DATA_SETS, FACES
 from nar_hw.errors import RunError, TableMismatchError, UserError, unknown_name
 from nar_hw.files import sha256
 from nar_hw.latency.table import LatencyTable
+from nar_hw.models import builder
 from nar_hw.records import Record, as_record, plain, replace, shown
 from nar_hw.runtimes import RUNTIMES, RuntimeConfig
 from nar_hw.search.config import FITTED, SearchConfig
@@ -247,12 +249,13 @@ def _checked(plan: Plan, text: str, where: Callable[[Steps], str]) -> Sweep:
             raise type(problem)(f"{where(steps)}: {key}: {problem}") from None
 
     def differ(axis: str, keys: Sequence[Any]) -> None:
+        seen = set()
         for index, key in enumerate(keys):
-            if key in keys[:index]:
+            if key in seen:
+                twice = shown(getattr(plan, axis)[index])
                 with at(axis, index):
-                    raise UserError(
-                        f"every one must be another, but {shown(getattr(plan, axis)[index])} comes twice: leave one out"
-                    )
+                    raise UserError(f"every one must be another, but {twice} comes twice: leave one out")
+            seen.add(key)
 
     for axis in ("networks", "data", "tables", "targets", "strategies", "seeds"):
         if not getattr(plan, axis):
@@ -280,7 +283,13 @@ def _checked(plan: Plan, text: str, where: Callable[[Steps], str]) -> Sweep:
     networks = tuple(Network(model=item) if isinstance(item, str) else item for item in plan.networks)
     networks = tuple(replace(network, name=network.name or network.model) for network in networks)
     configs = []
+    for index, name in enumerate(plan.data):
+        with at("data", index):
+            if not is_file_name(name) and "".join(name.partition(":")[:2]) not in (*DATA_SETS, FACES):
+                raise unknown_name("data set", name, (*DATA_SETS, FACES))
     for index, network in enumerate(networks):
+        with at("networks", index):
+            builder(network.model)
         if network.weights is not None and not Path(network.weights).expanduser().exists():
             with at("networks", index, "weights"):
                 raise UserError(
