@@ -34,7 +34,6 @@ from nar_hw.latency.device import fingerprint
 from nar_hw.latency.profiler import profile
 from nar_hw.models.info import ModelInfo
 from nar_hw.runtimes import RuntimeConfig
-from nar_hw.sweep.cluster import connected, on_ray
 from nar_hw.sweep.job import Answer, failed
 from nar_hw.sweep.plan import Job, Resources, RunJob, read_plan
 from nar_hw.sweep.processes import in_processes
@@ -79,6 +78,8 @@ def on(workers: int, ray: bool) -> Iterator[Execute]:
     if not ray:
         yield partial(in_processes, retries=0)
         return
+    from nar_hw.sweep.cluster import connected, on_ray  # not in each process, which runs this script again
+
     with connected(None, cpus=workers, resources=Resources()):
         yield partial(on_ray, resources=Resources())
 
@@ -152,7 +153,7 @@ def main() -> None:
         passes: dict[str, dict[str, Any]] = {}
         count = arguments.cells
         for label, workers, ray, cells in (
-            ("processes", 1, False, count // 4),
+            ("processes", 1, False, count // 10),
             ("ray, 1 worker", 1, True, count),
             ("ray, 2 workers", 2, True, count),
         ):
@@ -177,8 +178,8 @@ def main() -> None:
             "passes": passes,
             "efficiency of 2 workers": efficiency,
             "2 workers as fast as 1, times": round(one["wall seconds"] / two["wall seconds"], 2),
-            "note": "efficiency: seconds in cells by workers times wall seconds. How much faster two workers are depends on what else "
-            "runs: the cores were shared with other programs",
+            "note": "efficiency: seconds in cells by workers times wall seconds. How much faster two workers are depends on what "
+            "else runs: the cores were shared with other programs",
             "driver": drivers,
             "overhead <= 50 ms holds": max(one["overhead of a cell, ms"], two["overhead of a cell, ms"]) <= 50,
             "efficiency >= 0.9 holds": efficiency >= 0.9,

@@ -13,15 +13,15 @@ from typing import Any
 from nar_hw.sweep.job import perform
 from nar_hw.sweep.plan import Job
 
-IMPORTS = ("nar_hw.sweep.job", "torchvision", "torch._dynamo")
-"""What every job imports sooner or later: once for all of them."""
+IMPORTS = ("nar_hw.sweep.job", "torchvision", "torch._dynamo", "nar_hw.cli")
+"""What every job imports sooner or later, once for all of them; and what the script nar-hw does, which is run again in each."""
 
 
 def in_processes(jobs: Iterable[Job], request: Callable[[Job], bytes], *, retries: int) -> Iterator[tuple[Job, bytes | str]]:
     """Each job with its answer, or why its process died, the last of ``retries`` + 1 times."""
     context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":
-        context.set_forkserver_preload(["__main__", *IMPORTS])
+        context.set_forkserver_preload(list(IMPORTS))
     for job in jobs:
         answer: bytes | str = ""
         for _ in range(retries + 1):
