@@ -60,7 +60,7 @@ TARGET, TARGETS = 0.6, ("0.6", "0.4")
 FAST = {"precision": "bf16", "channels_last": True}
 RECIPE = replace(RECIPES["finetune"], epochs=8, compile=True, **FAST)
 SEARCH = replace(FITTED, fit=FitConfig(epochs=3, precision="bf16", channels_last=True), **FAST)
-RATIOS = tuple(round(0.05 * step, 2) for step in range(2, 12))
+RATIOS = tuple(round(0.05 * step, 2) for step in range(2, 17))
 MULTIPLES = (None, 8)
 PRUNED = ("fastnas", "narrowed", "pruned")
 ALTERNATIVES = (*PRUNED, "random")
@@ -178,6 +178,7 @@ def choice(work: Path) -> None:
     rows = {row.subject: row.p50_ms for row in bench(files, input_shape=SHAPE, configs=[RuntimeConfig()], rounds=20)}
     for name, item in found.items():
         item["share"] = rows[name] / rows["network"]
+    write_json(work / "sizes" / "all.json", found)
     chosen = {}
     for method in PRUNED:
         meeting = [item for item in found.values() if item["method"] == method and item["share"] <= TARGET]

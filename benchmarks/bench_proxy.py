@@ -246,7 +246,7 @@ def cost(model: str, batch: int, rounds: int) -> dict[str, Any]:
     taken = [
         [
             seconds(plain),
-            seconds(lambda: study(network(), few, values[: 8 * batch], metric="none", recipe=recipe)),
+            seconds(lambda: study(network(), few, {"none": values[: 8 * batch]}, recipe=recipe)),
         ]
         for _ in range(rounds)
     ]

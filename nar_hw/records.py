@@ -84,14 +84,19 @@ def _setting(name: str, value: Any) -> str:
     return f"{name}={','.join(map(str, value))}" if isinstance(value, tuple) else f"{name}={msgspec.json.encode(value).decode()}"
 
 
-def with_settings(record: RecordKind, settings: Iterable[str], *, error: type[UserError] = UserError) -> RecordKind:
-    """``record`` with what ``name=value`` texts say; lists have commas. Raises ``error`` and what the record raises."""
+def with_settings(
+    record: RecordKind, settings: Iterable[str], *, option: str = "--set", error: type[UserError] = UserError
+) -> RecordKind:
+    """``record`` with what ``name=value`` texts of ``option`` say; lists have commas.
+
+    Raises ``error`` and what the record raises.
+    """
     changed = {}
     for item in settings:
         name, equals, text = item.partition("=")
         if name not in record.__struct_fields__ or not equals:
             problem = unknown_name("setting", name, record.__struct_fields__)
-            raise error(f"--set takes name=value, but got {item!r}: {problem}")
+            raise error(f"{option} takes name=value, but got {item!r}: {problem}")
         kind = next(field.type for field in structs.fields(record) if field.name == name)
         value: Any = [part for part in text.split(",") if part] if get_origin(kind) is tuple else text
         try:
@@ -99,7 +104,7 @@ def with_settings(record: RecordKind, settings: Iterable[str], *, error: type[Us
                 value = msgspec.json.decode(text)
             changed[name] = msgspec.convert(value, kind, strict=False)
         except msgspec.DecodeError as problem:
-            raise error(f"--set {name}: {_broken(str(problem), name, text, kind)}") from None
+            raise error(f"{option} {name}: {_broken(str(problem), name, text, kind)}") from None
     return replace(record, **changed)
 
 
@@ -193,7 +198,7 @@ def _broken(rule: str, field: str, found: Any, kind: Any) -> str:
         return f"{field or 'it'} has an unknown field {shown(name[1])}{f' (is {near[0]!r} meant?)' if near else ''}"
     expected = re.search(r"Expected (.*?)(, got .*)?$", rule)
     return (
-        f"{field} must be {expected[1].replace('`', '')}, but is {shown(found)}"
+        f"{field} must be {expected[1].replace('`', '').replace('int | float', 'a number')}, but is {shown(found)}"
         if expected
         else f"{field} is {shown(found)}: {rule}"
     )

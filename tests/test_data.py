@@ -14,11 +14,15 @@ import torchvision
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
 
+from nar_hw.bundles.bundle import Arch, export_bundle
 from nar_hw.data import SPLITS, Augmentation, ImageData, base, data_root, load_data
-from nar_hw.data.base import Pool, assemble, channel_statistics, stratified
+from nar_hw.data.base import Pool, assemble, channel_covariance, channel_statistics, stratified, subtracting
 from nar_hw.data.loader import DeviceImages
 from nar_hw.errors import DataError, UnknownNameError
+from nar_hw.records import replace
+from nar_hw.tasks import ClassificationTask
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int] = (8, 8), mode: str = "RGB", seed: int = 0) -> None:
@@ -453,6 +457,83 @@ class TestLoader:
             assert all((item in plain) != (item in mirrored) for item in items)
             flips += sum(item in mirrored for item in items)
         assert 90 < flips < 150  # 240 fair coins: 120 +- 30 is almost four deviations
+
+    def test_ten_views_are_the_corners_and_the_centre_and_the_same_mirrored(self) -> None:
+        split, size = self.data.train, 3
+        loader = DeviceImages(split, torch.device("cpu"), mean=self.data.mean, std=self.data.std, crop=size)
+        found = torch.cat([images for images, _ in loader.ten_views(5)])
+        assert found.shape == (12, 10, 2, 3, 3)
+        for row, (top, left) in enumerate([(0, 0), (0, 3), (2, 0), (2, 3), (1, 1)]):
+            window = self.normalised(split.images[:, :, top : top + size, left : left + size])
+            assert np.allclose(found[:, row], window, atol=1e-6)
+            assert np.allclose(found[:, 5 + row], window[..., ::-1], atol=1e-6)
+        with pytest.raises(DataError, match="ten views are of windows smaller than the images"):
+            next(self.loader(Augmentation()).ten_views(5))
+
+    def test_colours_are_shifted_along_the_principal_components(self) -> None:
+        """Against Krizhevsky's formula with the components of scikit-learn."""
+        pixels = self.data.train.images.transpose(0, 2, 3, 1).reshape(-1, 2) / 255.0
+        fitted = PCA().fit(pixels)
+        variances = fitted.explained_variance_ * (len(pixels) - 1) / len(pixels)
+        assert channel_covariance(self.data.train.images) == pytest.approx(np.cov(pixels.T, bias=True))
+        shifts = []
+        for seed in range(60):
+            generator = torch.Generator().manual_seed(seed)
+            (changed, order) = next(
+                self.loader(Augmentation(pca_colour=0.3)).shuffled(12, generator, augment=True, drop_last=False)
+            )
+            generator = torch.Generator().manual_seed(seed)
+            (before, same) = next(self.loader(Augmentation()).shuffled(12, generator, augment=True, drop_last=False))
+            assert order.tolist() == same.tolist()
+            shift = (changed - before).double().numpy()
+            assert np.ptp(shift, axis=(2, 3)).max() < 1e-5  # one for the whole image
+            shifts.append(shift[:, :, 0, 0] * np.array(self.data.std))
+        factors = np.concatenate(shifts) @ fitted.components_.T / (0.3 * variances)  # 720 x 2 of deviation 1
+        assert np.abs(factors.mean(0)).max() < 0.15
+        assert factors.std(0) == pytest.approx(1, abs=0.11)
+        assert abs(np.corrcoef(factors.T)[0, 1]) < 0.15
+
+    def test_the_mean_of_each_pixel_is_subtracted_from_every_window(self) -> None:
+        """Against Caffe's order: the window's mean is subtracted, then all is mirrored; no deviation divides."""
+        data = subtracting(self.data, "made,pixel-mean", "pixel-mean")
+        pixels = self.data.train.images.astype(float)
+        above = pixels - pixels.mean(0)  # (N, C, 5, 6), in [-255, 255]
+        options = {"mean": data.mean, "std": data.std, "crop": 3, "mean_image": data.mean_image}
+        loader = DeviceImages(data.train, torch.device("cpu"), augmentation=Augmentation(flip=True), **options)
+        ((images, _),) = loader.in_order(12)
+        assert np.allclose(images, above[:, :, 1:4, 1:4], atol=1e-3)
+        views = torch.cat([views for views, _ in loader.ten_views(12)])
+        assert np.allclose(views[:, 3], above[:, :, 2:, 3:], atol=1e-3)
+        assert np.allclose(views[:, 8], above[:, :, 2:, 3:][..., ::-1], atol=1e-3)
+        windows = [above[:, :, row : row + 3, column : column + 3] for row in range(3) for column in range(4)]
+        known = np.stack([*windows, *(window[..., ::-1] for window in windows)])  # (24, N, C, 3, 3)
+        places = set()
+        for seed in range(8):
+            generator = torch.Generator().manual_seed(seed)
+            ((images, _),) = loader.shuffled(12, generator, augment=True, drop_last=True)
+            for image in images.numpy():
+                place, _ = np.unravel_index(np.abs(known - image).max(axis=(2, 3, 4)).argmin(), known.shape[:2])
+                assert np.abs(known[place] - image).max(axis=(1, 2, 3)).min() < 1e-3
+                places.add(int(place))
+        assert len(places) > 18
+
+    def test_the_mean_of_each_channel_is_subtracted_and_no_more(self) -> None:
+        data = load_data("fake:3x6x6x3,mean")
+        ((images, _),) = ClassificationTask(data).eval_batches("train", 1000)
+        pixels = data.train.images.astype(float)  # type: ignore[attr-defined]
+        assert np.allclose(images, pixels - pixels.mean((0, 2, 3), keepdims=True), atol=1e-3)
+        assert data.record["name"] == "fake:3x6x6x3,mean"
+        assert data.splits == load_data("fake:3x6x6x3").splits
+
+    def test_a_child_keeps_the_mean_of_each_pixel_and_no_bundle_is_made_with_another(self, tmp_path: Path) -> None:
+        data = load_data("fake:3x6x6x3,pixel-mean")
+        cropped = ClassificationTask(replace(data, crop=4)).preprocessing
+        pixels = data.train.images / 255  # type: ignore[attr-defined]
+        assert cropped.mean_image == pytest.approx(pixels.mean(0)[:, 1:5, 1:5].flatten(), abs=1e-6)
+        with pytest.raises(DataError, match="a bundle subtracts one mean of each channel"):
+            export_bundle(
+                torch.nn.Identity(), tmp_path / "bundle", arch=Arch(name="x", input_shape=(3, 4, 4)), preprocessing=cropped
+            )
 
     @pytest.mark.parametrize("side", [1, 2, 3])
     def test_cutout_sets_one_square_around_a_pixel_to_the_mean(self, side: int) -> None:

@@ -11,11 +11,12 @@ from torch import nn
 
 from nar_hw.data import SPLITS, Augmentation, Split, load_data
 from nar_hw.data.base import channel_statistics
-from nar_hw.data.loader import DeviceImages
+from nar_hw.data.loader import ColourShifts, DeviceImages
 from nar_hw.data.stream import FileSplit, StreamedImages
 from nar_hw.errors import DataError
 from nar_hw.records import replace
 from nar_hw.tasks import ClassificationTask, Task
+from nar_hw.tasks.classification import mean_of_views
 from nar_hw.testing.tasks import TaskConformance
 from nar_hw.training.loop import train
 from nar_hw.training.recipes import Recipe
@@ -87,6 +88,47 @@ class TestSplits:
         sampled = load_data(f"stream:{folder}@12/16").mean
         assert sampled != whole
         assert sampled == pytest.approx(whole, abs=0.1)
+
+
+class TestTenViews:
+    @pytest.mark.parametrize("kind", ["stream", "folder"])
+    def test_the_score_is_of_the_mean_of_ten_passes(self, folder: Path, kind: str) -> None:
+        data = load_data(f"{kind}:{folder}@12/16")
+        task = ClassificationTask(data, workers=0, ten_views=True)
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(800, 3)).eval()
+        whole = replace(load_data(f"{kind}:{folder}@16/16"), mean=(0.0,) * 3, std=(1.0,) * 3)
+        ((images, labels),) = ClassificationTask(whole, workers=0).eval_batches("test")  # (N, 3, 16, 16)
+        mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (data.mean, data.std))
+        passes = []
+        for top, left in ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)):
+            window = ((images[:, :, top : top + 12, left : left + 12] - mean) / std).float()
+            passes += [model(view).softmax(1) for view in (window, window.flip(-1))]
+        expected = torch.stack(passes).mean(0)
+        found = torch.cat([mean_of_views(model, views) for views, _ in task._images("test").ten_views(2)])
+        assert (found - expected).abs().max() < 1e-6
+        assert task.evaluate(model, "test") == pytest.approx(float((expected.argmax(1) == labels).float().mean()))
+        assert task.record["ten_views"] is True
+        assert "ten_views" not in ClassificationTask(data, workers=0).record
+
+    def test_windows_as_large_as_the_images(self, folder: Path) -> None:
+        task = ClassificationTask(load_data(f"stream:{folder}@16/16"), workers=0, ten_views=True)
+        with pytest.raises(DataError, match="use stream:PATH@CROP/SIZE"):
+            task.evaluate(nn.Flatten(), "test")
+
+
+def test_colours_are_shifted_as_in_memory(folder: Path) -> None:
+    """The whole images in their order of drawing; the shifts are of the same statistics and of one value an image."""
+    data = load_data(f"stream:{folder}@12/16")
+    batches = []
+    for pca in (0.0, 0.5):
+        task = ClassificationTask(data, workers=0, augmentation=Augmentation(pca_colour=pca))
+        batches.append(next(task.train_batches(27, torch.Generator().manual_seed(3))))
+    generator = torch.Generator().manual_seed(3)
+    torch.randperm(27, generator=generator), torch.randint(2**62, (27,), generator=generator)
+    expected = ColourShifts(data.train.covariance(), data.std, 0.5, torch.device("cpu")).drawn(27, generator)
+    torch.testing.assert_close(batches[1][0] - batches[0][0], expected.expand(-1, -1, 12, 12), atol=1e-5, rtol=1e-4)
+    assert expected.abs().min() > 0
 
 
 class TestImages:

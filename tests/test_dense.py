@@ -14,13 +14,15 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import resize
 
 from nar_hw.bundles.manifest import load_bundle
 from nar_hw.bundles.verify import verify_bundle
 from nar_hw.errors import ModelError
-from nar_hw.export.dense import convolutionize, export_dense, run_dense
+from nar_hw.export.dense import convolutionize, export_dense, multi_scale, overfeat_sides, run_dense
 from nar_hw.export.onnx import open_session, run_torch
 from nar_hw.models import build_model
+from nar_hw.models.overfeat import OverFeat
 from tests.bundles import exported
 from tests.networks import TinyResNet
 
@@ -186,7 +188,7 @@ def test_a_bundle_holds_it_and_checks_it(strided: nn.Module, tmp_path: Path) -> 
     labels = run_torch(strided, images).argmax(1)
     about: dict[str, Any] = {"shape": SHAPE, "classes": "abc", "mean": (0.5,) * 2, "std": (0.2,) * 2}
     about |= {"operators": (), "codes": ()}
-    out = exported(strided, tmp_path / "bundle", dense=True, images=images, labels=labels, batch=(4, 4), **about)
+    out = exported(strided, tmp_path / "bundle", dense="strided", images=images, labels=labels, batch=(4, 4), **about)
     found = load_bundle(out).manifest.dense
     assert found is not None
     assert (found.file, found.smallest, found.stride, found.accuracy) == ("model.dense.onnx", (20, 14), (2, 2), 1.0)
@@ -295,3 +297,89 @@ def test_inner_adaptive_pools_are_refused_unless_they_are_global(windows: int, r
         return
     with pytest.raises(ModelError, match=rf"^pool pools adaptively to \({windows}, {windows}\) inside the network[^\n]*$"):
         convolutionize(network, (3, 6, 6))
+
+
+class TestOverfeat:
+    """The last pool at every offset (Sermanet et al. 2014, section 3.3)."""
+
+    @pytest.mark.parametrize("kind", ["maximum, then a padded convolution", "mean, then a global mean"])
+    def test_each_offset_is_the_rest_of_the_network_on_the_shifted_map(self, kind: str, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        body = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3))
+        if kind.startswith("maximum"):
+            tail = [nn.MaxPool2d(3, 2), nn.Conv2d(6, 5, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(60, 3)]
+        else:
+            tail = [
+                nn.AvgPool2d((2, 3), (2, 3), count_include_pad=False),
+                nn.BatchNorm2d(6),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+            ]
+            tail.append(nn.Linear(6, 3))
+        steps = tail[0].stride if isinstance(tail[0].stride, tuple) else (2, 2)
+        shape = (2, 13, 11) if kind.startswith("maximum") else (2, 12, 13)
+        network = nn.Sequential(body, *tail).eval()
+        fine = convolutionize(network, shape, form="overfeat")
+        with torch.no_grad():
+            inner = body(torch.zeros(1, *shape)).shape[1:]
+            rest = convolutionize(nn.Sequential(*tail).eval(), tuple(inner))
+            images = torch.randn(2, 2, 25, 24)
+            found, mean = fine(images)
+            maps = body(images)
+            for row in range(steps[0]):
+                for column in range(steps[1]):
+                    expected, _ = rest(maps[:, :, row:, column:])
+                    part = found[:, :, row :: steps[0], column :: steps[1]]
+                    torch.testing.assert_close(part, expected[:, :, : part.shape[2], : part.shape[3]], rtol=1e-4, atol=1e-5)
+                    assert part.shape[2] >= 3
+            torch.testing.assert_close(mean, found.mean((2, 3)))
+        if kind.startswith("maximum"):
+            made = export_dense(network, tmp_path / "x.onnx", input_shape=shape, batch=(1, 4), form="overfeat")
+            assert made == {"smallest": shape[1:], "stride": (1, 1)}
+            assert np.allclose(run_dense(tmp_path / "x.onnx", images.numpy()), mean, atol=1e-5)
+
+    def test_alexnet_says_fifteen_by_fifteen_things_of_448_pixels(self) -> None:
+        torch.manual_seed(0)
+        network = build_model("alexnet", input_shape=(3, 224, 224), num_classes=10).eval()
+        images = torch.randn(1, 3, 448, 448)
+        with torch.inference_mode():
+            coarse, _ = convolutionize(network, (3, 224, 224))(images)
+            fine, _ = convolutionize(network, (3, 224, 224), form="overfeat")(images)
+        assert (coarse.shape, fine.shape) == ((1, 10, 8, 8), (1, 10, 15, 15))
+        assert (fine[:, :, ::2, ::2] - coarse).abs().max() < 1e-5
+        assert (fine[:, :, 1::2, 1::2] - coarse[:, :, :7, :7]).abs().max() > 1e-4
+
+    def test_what_cannot_be_taken_at_every_offset(self) -> None:
+        for tail, message in (
+            ([nn.MaxPool2d(2), nn.Conv2d(6, 6, 3, 2)], "whose last steps are those of a pool, but this one's are those of"),
+            ([nn.MaxPool2d(2, ceil_mode=True)], "needs a last pool whose windows end with the map"),
+            ([nn.MaxPool2d(2), nn.Softmax(1)], "follows the last pool"),
+        ):
+            network = nn.Sequential(nn.Conv2d(2, 6, 3), *tail, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)).eval()
+            side = 18 if "Softmax" in str(tail) else 17
+            assert convolutionize(network, (2, side, side)) is not None
+            with pytest.raises(ModelError, match=message):
+                convolutionize(network, (2, side, side), form="overfeat")
+
+    def test_six_sizes_are_averaged(self) -> None:
+        assert overfeat_sides(221) == (245, 281, 317, 389, 425, 461)
+        torch.manual_seed(0)
+        dense = convolutionize(Head(nn.Flatten(), nn.Linear(96, 3)).eval(), (2, 8, 8))
+        images = torch.rand(2, 2, 40, 40)
+        expected = np.zeros((2, 3))
+        for side in overfeat_sides(12):
+            with torch.no_grad():
+                scores = dense(resize(images, [side, side], antialias=True))[0].double().numpy()
+            odds = np.exp(scores - scores.max(1, keepdims=True))
+            expected += (odds / odds.sum(1, keepdims=True)).reshape(2, 3, -1).max(2) / 6
+        with torch.no_grad():
+            assert np.allclose(multi_scale(dense, images, overfeat_sides(12)), expected, atol=1e-6)
+
+    def test_its_network(self) -> None:
+        with torch.device("meta"):
+            network = OverFeat(input_shape=(3, 231, 231), num_classes=1000)
+        assert sum(parameter.numel() for parameter in network.parameters()) == 145_920_872  # "145 million", table 3
+        small = OverFeat(input_shape=(1, 71, 71), num_classes=2).eval()
+        assert small(torch.zeros(1, 1, 71, 71)).shape == (1, 2)
+        with pytest.raises(ModelError, match="overfeat needs images of at least 71x71 pixels, but got 71x70"):
+            OverFeat(input_shape=(1, 71, 70), num_classes=2)

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,15 +21,16 @@ from torch import nn
 from nar_hw.data import ImageData, load_data
 from nar_hw.data.base import Augmentation, Split
 from nar_hw.errors import DataError, ModelError, RunError, TrainingError, UnknownNameError
+from nar_hw.models.weights import save_weights
 from nar_hw.proxy import METRICS, ProxyIndex, Sample, measure, select, study, subset
 from nar_hw.proxy.canny import canny
 from nar_hw.proxy.findings import findings, quarters
 from nar_hw.proxy.gradients import Gradients, herd
-from nar_hw.proxy.perceptual import MEAN, STD, load_backbone
+from nar_hw.proxy.perceptual import MEAN, STD, Lpips, distances, load_backbone
 from nar_hw.proxy.ranking import Ranking
 from nar_hw.proxy.sketch import Sketch
 from nar_hw.proxy.study import paper_recipe
-from nar_hw.proxy.subset import images_of
+from nar_hw.proxy.subset import images_of, with_valid
 from nar_hw.records import replace
 from nar_hw.tasks import ClassificationTask
 from nar_hw.training.checkpoints import save_state
@@ -264,7 +266,7 @@ def setting() -> tuple[ImageData, NDArray[np.float64], NDArray[np.float64]]:
 
 def test_exact_distances_are_the_naive_ones(setting: tuple[ImageData, NDArray[np.float64], NDArray[np.float64]]) -> None:
     data, values, wanted = setting
-    found = study(network(), data, values, metric="intensity", recipe=RECIPE, exact=True)
+    found = study(network(), data, {"intensity": values}, recipe=RECIPE, exact=True)[0]
     assert found.standard_error == 0
     np.testing.assert_allclose(found.distances, wanted, rtol=1e-4)
 
@@ -273,10 +275,10 @@ def test_the_streamed_distances_are_the_naive_ones_within_their_error(
     setting: tuple[ImageData, NDArray[np.float64], NDArray[np.float64]],
 ) -> None:
     data, values, wanted = setting
-    whole = study(network(), data, values, metric="intensity", recipe=RECIPE)  # 738 numbers: the sketch is the gradient
+    whole = study(network(), data, {"intensity": values}, recipe=RECIPE)[0]  # 738 numbers: the sketch is the gradient
     assert whole.standard_error == 0
     np.testing.assert_allclose(whole.distances, wanted, rtol=1e-4)
-    small = study(network(), data, values, metric="intensity", recipe=RECIPE, width=512)
+    small = study(network(), data, {"intensity": values}, recipe=RECIPE, width=512)[0]
     errors = small.distances / wanted - 1
     assert small.standard_error == pytest.approx(1 / 32)
     assert np.abs(errors).max() < 4 / 32
@@ -287,8 +289,8 @@ def test_the_streamed_distances_are_the_naive_ones_within_their_error(
 def test_a_stopped_study_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
     data = pictures()
     values = metric("intensity", data)
-    options = {"metric": "intensity", "recipe": RECIPE, "exact": exact, "width": 64}
-    whole = study(network(), data, values, out=tmp_path / "whole", **options)  # type: ignore[arg-type]
+    options = {"recipe": RECIPE, "exact": exact, "width": 64}
+    (whole,) = study(network(), data, {"intensity": values}, out=tmp_path / "whole", **options)  # type: ignore[arg-type]
     calls = []
 
     def save(path: Path, state: dict[str, object]) -> None:
@@ -299,13 +301,13 @@ def test_a_stopped_study_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(sys.modules[study.__module__], "save_state", save)
     with pytest.raises(KeyboardInterrupt):
-        study(network(), data, values, out=tmp_path / "part", **options)  # type: ignore[arg-type]
+        study(network(), data, {"intensity": values}, out=tmp_path / "part", **options)  # type: ignore[arg-type]
     monkeypatch.undo()
     with pytest.raises(RunError, match=r"holds a study already \(state.pt\)"):
-        study(network(), data, values, out=tmp_path / "part", **options)  # type: ignore[arg-type]
+        study(network(), data, {"intensity": values}, out=tmp_path / "part", **options)  # type: ignore[arg-type]
     with pytest.raises(RunError, match=r"seed is . there and . now"):
-        study(network(), data, values, out=tmp_path / "part", resume=True, seed=1, **options)  # type: ignore[arg-type]
-    again = study(network(), data, values, out=tmp_path / "part", resume=True, **options)  # type: ignore[arg-type]
+        study(network(), data, {"intensity": values}, out=tmp_path / "part", resume=True, seed=1, **options)  # type: ignore[arg-type]
+    (again,) = study(network(), data, {"intensity": values}, out=tmp_path / "part", resume=True, **options)  # type: ignore[arg-type]
     assert (again.distances == whole.distances).all()
     assert (np.load(tmp_path / "part" / "distances.npy") == whole.distances).all()
     assert {path.name for path in (tmp_path / "part").iterdir()} == {
@@ -321,19 +323,101 @@ def test_a_stopped_study_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: p
     assert page.count("data:image/png;base64,") == 3
     assert "standard error of at most 8.84 %" in page if not exact else "Distances are exact." in page
     written = json.loads((tmp_path / "part" / "study.json").read_text())
-    assert len(written["findings"]) == 5
-    assert len(written["quarters"]) == 12
+    assert len(written["findings"]["intensity"]) == 5
+    assert len(written["quarters"]["intensity"]) == 12
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_metrics_share_one_training(tmp_path: Path, exact: bool) -> None:
+    """Against single batches' gradients by autograd, at the weights that a plain training of random batches passes through."""
+    data = pictures()
+    values = {name: metric(name, data) for name in ("intensity", "edges")}
+    options: dict[str, Any] = {"recipe": RECIPE, "exact": exact, "out": tmp_path / "all"}
+    found = study(still(), data, values, **options)
+    x, y = inputs(data), torch.from_numpy(images_of(data).labels)
+    order = np.random.RandomState(0).permutation(len(y)).reshape(-1, RECIPE.batch)
+    net = still()
+    optimizer = torch.optim.SGD(net.parameters(), RECIPE.lr, RECIPE.momentum, weight_decay=RECIPE.weight_decay)
+    for epoch in range(RECIPE.passes):
+        optimizer.param_groups[0]["lr"] = RECIPE.learning_rate(epoch)
+        for result in found:
+            kept = []
+            for batch in np.argsort(values[result.metric], kind="stable").reshape(-1, RECIPE.batch):
+                gradient = torch.autograd.grad(F.cross_entropy(net(x[batch]), y[batch]), list(net.parameters()))
+                kept.append(torch.cat([item.flatten() for item in gradient]).double())
+            gradients = torch.stack(kept)
+            wanted = (gradients - gradients.mean(0)).norm(dim=1).numpy()
+            np.testing.assert_allclose(result.distances[epoch], wanted, rtol=1e-3)
+        for batch in order:
+            optimizer.zero_grad()
+            F.cross_entropy(net(x[batch]), y[batch]).backward()
+            optimizer.step()
+    assert [result.metric for result in found] == ["intensity", "edges"]
+    written = json.loads((tmp_path / "all" / "study.json").read_text())
+    assert set(written["findings"]) == {"intensity", "edges"}
+    assert (tmp_path / "all" / "edges" / "study.html").is_file()
+    state = torch.load(tmp_path / "all" / "state.pt", weights_only=True)
+    assert state["distances"].shape == (RECIPE.epochs, 2, 8)
+    again = study(still(), data, values, resume=True, **options)
+    assert all((one.distances == two.distances).all() for one, two in zip(found, again, strict=True))
+
+
+def still() -> nn.Module:
+    """Without dropout."""
+    net = network().train()
+    assert isinstance(net, nn.Sequential)
+    net[7] = nn.Identity()
+    return net
+
+
+def test_validation_images_are_joined_in_the_order_of_their_collection() -> None:
+    data = load_data("fake:3x8x8x4")
+    joined = with_valid(data)
+    expected = np.sort(np.concatenate([data.train.indices, data.valid.indices]))
+    assert joined.train.indices.tolist() == expected.tolist()
+    place = int(np.flatnonzero(expected == data.valid.indices[3])[0])
+    assert (images_of(joined).images[place] == data.valid.images[3]).all()  # type: ignore[attr-defined]
+    assert joined.train.labels[place] == data.valid.labels[3]
+    assert joined.mean == joined.train.statistics()[0] != data.mean
+    with pytest.raises(DataError, match="must be of one collection to be joined"):
+        with_valid(replace(data, valid=replace(data.valid, source="val")))
+
+
+def test_lpips_weighs_each_channel(tmp_path: Path) -> None:
+    """Against the formula of Zhang et al. 2018 (their equation 1) in NumPy, and its equal weights against those of none."""
+    torch.manual_seed(0)
+    lpips = Lpips()
+    for head in lpips.heads:
+        head.data.uniform_(0, 1)
+    save_weights(tmp_path / "x.safetensors", lpips)
+    loaded = load_backbone("lpips", tmp_path / "x.safetensors")
+    images, other = 255 * torch.rand(3, 3, 64, 64), 255 * torch.rand(3, 64, 64)
+    found = distances(loaded, images, other)
+    x = torch.cat([other[None], images]) / 255 * 2 - 1  # in [-1, 1], as the authors' code shifts and scales it
+    x = (x - torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1)) / torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1)
+    expected = np.zeros(3)
+    with torch.no_grad():
+        for place, layer in enumerate(lpips.features):
+            x = layer(x)
+            if place in (1, 4, 7, 9, 11):
+                maps = x.double().numpy()
+                unit = maps / (np.sqrt((maps**2).sum(1, keepdims=True)) + 1e-10)
+                weights = lpips.heads[(1, 4, 7, 9, 11).index(place)].double().numpy()
+                expected += np.einsum("bchw,c->b", (unit[1:] - unit[:1]) ** 2, weights) / (maps.shape[2] * maps.shape[3])
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    with pytest.raises(ModelError, match="lpips needs its learned weights: name a file of them"):
+        load_backbone("lpips")
 
 
 def test_studies_that_cannot_be(tmp_path: Path) -> None:
     data = pictures()
     values = metric("intensity", data)
     with pytest.raises(TrainingError, match=r"8 \* batch <= training images must hold, but got \(batch=64, images=40\): lower"):
-        study(network(), data, values, metric="intensity", recipe=paper_recipe(3, 64))
+        study(network(), data, {"intensity": values}, recipe=paper_recipe(3, 64))
     with pytest.raises(TrainingError, match=r"epochs >= 3 must hold, but got 2"):
         paper_recipe(2)
     with pytest.raises(TrainingError, match=r"diverged in epoch 1 .* try --lr 1e\+04"):
-        study(network(), data, values, metric="intensity", recipe=replace(RECIPE, lr=1e5, momentum=0.99))
+        study(network(), data, {"intensity": values}, recipe=replace(RECIPE, lr=1e5, momentum=0.99))
 
 
 def planted(shape: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -134,7 +134,7 @@ def test_settings_make_the_record_again(lr: float, milestones: list[int], clip: 
         ("learning_rate=1", r"--set takes name=value, but got 'learning_rate=1': unknown setting"),
         ("lr", "--set takes name=value, but got 'lr'"),
         ("lr=fast", "--set lr: lr must be float, but is 'fast'"),
-        ("epochs=2.5", "--set epochs: epochs must be int, but is '2.5'"),
+        ("batch=2.5", "--set batch: batch must be int, but is '2.5'"),
     ],
 )
 def test_a_wrong_setting_is_one_line(setting: str, message: str) -> None:

@@ -373,11 +373,11 @@ def test_a_table_of_another_search_is_not_shown(run: Path) -> None:
     assert "Latency per slot" not in found
 
 
-def test_scores_are_called_what_the_task_calls_them(whole: Path) -> None:
+def test_scores_are_called_what_the_task_calls_them(run: Path) -> None:
     for name in ("baseline", "child"):
-        change(whole, f"{name}/child.json", metric="IoU")
-    assert headline(whole)["Test IoU"] == ("97.50 %", "97.00 %", "-0.50 points")
-    found = page(whole).text
+        change(run, f"{name}/child.json", metric="IoU")
+    assert headline(run)["Test IoU"] == ("97.50 %", "97.00 %", "-0.50 points")
+    found = page(run).text
     assert "IoU of sampled children" in found
     assert "Validation IoU" in found
     assert not re.findall(r"(?i)(?:test|validation|sampled) accuracy|accuracy (?:\(%\)|against|of)", found)

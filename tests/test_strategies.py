@@ -12,6 +12,7 @@ from nar_hw.search.strategies import STRATEGIES, strategy_class
 from nar_hw.search.strategies.base import Strategy
 from nar_hw.search.strategies.evolution import EvolutionStrategy
 from nar_hw.search.strategies.gradient import GradientStrategy
+from nar_hw.search.strategies.proxyless import ProxylessStrategy
 from nar_hw.search.strategies.random import RandomStrategy
 from nar_hw.search.strategies.reinforce import GRADIENT_NORM, Baseline, ReinforceStrategy
 from nar_hw.search.strategies.surrogate import PAIRS, SHRINKAGE, SurrogateStrategy
@@ -92,17 +93,45 @@ def test_learning_beats_random_search_at_equal_evaluations(name: str, random_qua
     assert mean_quality(name) > random_quality + 0.5
 
 
-def test_slopes_lead_to_the_best_arch_under_the_target() -> None:
+@pytest.mark.parametrize("name", ["gradient", "proxyless"])
+def test_slopes_lead_to_the_best_arch_under_the_target(name: str) -> None:
     """The loss is the sum of the operators' own; its slope in an operator's output is then that operator's, with noise."""
     limits = feasible()
     rng = np.random.default_rng(0)
     losses = rng.normal(size=limits.cost_ms.shape)
-    strategy = GradientStrategy(limits, seed=0)
+    strategy = strategy_class(name)(limits, seed=0)
     for _ in range(150):
         archs = strategy.ask(10)
         slopes = [[losses[p, code] + 0.3 * rng.normal() for p, code in enumerate(arch)] for arch in archs]
         strategy.tell(archs, [0.0] * 10, slopes)
     assert strategy.best() == limits.best(-losses)
+
+
+def test_the_sampled_paths_compete_and_the_others_keep_their_probabilities() -> None:
+    """BinaryConnect's gradient, equation 3 of ProxylessNAS, among the sampled: dL/da_i = sum_j dL/dg_j p_j (d_ij - p_i)."""
+    limits = feasible(share=1.0)
+    strategy = ProxylessStrategy(limits, seed=0, lr=1e-3, latency_weight=0.0)
+    with torch.no_grad():
+        strategy.logits.copy_(torch.randn(6, 4, generator=torch.Generator().manual_seed(1)))
+    before = strategy.logits.detach().clone()
+    probabilities = strategy._log_probs().exp().detach()
+    archs = [(0, 1, 2, 2, 0, 3), (0, 3, 1, 2, 2, 3), (1, 1, 2, 2, 0, 0)]
+    slopes = np.random.default_rng(0).normal(size=(3, 6))
+    strategy.tell(archs, [0.5] * 3, slopes.tolist())
+    gradient = strategy.logits.grad
+    assert gradient is not None
+    after = strategy._log_probs().exp().detach()
+    for slot, codes in enumerate(CANDIDATES):
+        seen = sorted({arch[slot] for arch in archs})
+        means = {code: np.mean([slopes[row, slot] for row in range(3) if archs[row][slot] == code]) for code in seen}
+        odds = np.exp(before[slot, seen].numpy())
+        share = dict(zip(seen, odds / odds.sum(), strict=True))
+        for code in codes:
+            wanted = sum(means[other] * share[other] * ((other == code) - share[code]) for other in seen) if code in seen else 0.0
+            assert gradient[slot, code] == pytest.approx(wanted, abs=1e-12)
+            if code not in seen:
+                assert after[slot, code] == pytest.approx(float(probabilities[slot, code]), rel=1e-9)
+    assert not torch.equal(after, probabilities)
 
 
 def test_noise_given_a_choice_is_that_of_draws_that_made_the_choice() -> None:

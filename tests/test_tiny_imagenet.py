@@ -18,7 +18,8 @@ from PIL import Image
 from nar_hw.cli import main
 from nar_hw.data import load_data
 from nar_hw.models import build_model
-from nar_hw.training.recipes import recipe_named
+from nar_hw.training.filters import kept_filters
+from nar_hw.training.recipes import fine_tuning, recipe_named
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny_imagenet"
 CLASSES = ("n01443537", "n01698640", "n02094433")
@@ -78,8 +79,40 @@ def train(line: str) -> None:
 def small(name: str, tmp_path: Path) -> Path:
     """A recipe of the example for 27 training images."""
     path = tmp_path / name
-    path.write_text(json.dumps({**json.loads((EXAMPLE / name).read_text()), "batch": 9, "accumulate": 2}))
+    recipe, fewer = json.loads((EXAMPLE / name).read_text()), {"batch": 9, "accumulate": 2}
+    if "first_phase" in recipe:
+        recipe["first_phase"] |= fewer
+    path.write_text(json.dumps(recipe | fewer))
     return path
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "batch", "rate", "size", "iterations", "decay"),
+    [
+        ("finetune_vgg16.json/first", 256, 256, 0.1, 2000, 6000, 1e-4),  # section 3.1
+        ("finetune_vgg16.json", 256, 256, 0.001, 4000, 12000, 1e-4),
+        ("finetune_resnet50.json/first", 256, 128, 0.1, 100, 200, 1e-3),  # section 3.2
+        ("finetune_resnet50.json", 256, 128, 0.01, 5000, 17500, 1e-3),
+        ("finetune_resnet101_152.json/first", 256, 32, 0.1, 100, 200, 1e-3),
+        ("finetune_resnet101_152.json", 256, 32, 0.01, 5000, 17500, 1e-3),
+        ("scratch.json", 256, 256, 0.1, 5000, 22500, 1e-4),  # section 4.1
+        ("scratch_resnet50.json", 128, 128, 0.1, 10000, 45000, 1e-3),
+        ("scratch_less.json", 256, 256, 0.1, 5000, 17500, 1e-4),  # section 4.2
+    ],
+)
+def test_recipes_are_the_studys_to_the_iteration(
+    name: str, images: int, batch: int, rate: float, size: int, iterations: int, decay: float
+) -> None:
+    """Caffe's step policy, lr * 0.1 ** floor(iteration / size), on the 90,000 images that are trained on here."""
+    file, _, first = name.partition("/")
+    recipe = recipe_named(str(EXAMPLE / file))
+    recipe = fine_tuning(recipe)[not first] if recipe.first_phase else recipe
+    assert (recipe.batch, recipe.momentum, recipe.nesterov, recipe.weight_decay) == (images, 0.9, False, decay)
+    assert images // recipe.accumulate <= batch  # in memory at once
+    steps = 90_000 // images
+    assert recipe.steps(steps) == iterations
+    rates = [recipe.learning_rate(step // steps + step % steps / steps) for step in range(iterations)]
+    assert rates == pytest.approx([rate * 0.1 ** (step // size) for step in range(iterations)], rel=1e-9)
 
 
 def test_the_annotations_decide_the_classes(prepared: Path, published: Path) -> None:
@@ -110,10 +143,10 @@ def test_from_scratch_with_pictures_and_an_ensemble(prepared: Path, tmp_path: Pa
     )
     child = json.loads((out / "child.json").read_text())
     assert child["ensemble"]["epochs"] == [1, 2]
-    script("pictures.py", out)
-    for name in ("filters.png", "wrong.png"):
-        with Image.open(out / name) as image:
-            assert np.asarray(image.convert("L")).std() > 5  # something is drawn
+    train(f"report {out}")
+    page = (out / "report.html").read_text()
+    assert page.count("<h3>goldfish</h3>") == 1  # of words.txt
+    assert list(kept_filters(out)) == [0, 1, 2]
 
 
 def test_two_phases_from_a_file_of_weights(prepared: Path, tmp_path: Path) -> None:
@@ -123,10 +156,10 @@ def test_two_phases_from_a_file_of_weights(prepared: Path, tmp_path: Path) -> No
     out = tmp_path / "resnet18"
     train(
         f"train --arch incumbent --model {EXAMPLE}/networks.py:resnet18 --data folder:{prepared}@57/64 --init inherited"
-        f" --baseline {tmp_path}/resnet18.pth --recipe {small('finetune.json', tmp_path)} --epochs 2 --out {out}"
+        f" --baseline {tmp_path}/resnet18.pth --recipe {small('finetune_resnet50.json', tmp_path)} --epochs 2 --out {out}"
     )
     epochs = json.loads((out / "history.json").read_text())["epochs"]
-    assert [log["phase"] for log in epochs] == [1, 2]
+    assert [(log["phase"], log["lr"]) for log in epochs] == [(1, pytest.approx(0.01)), (2, 0.01), (2, 0.01)]
     from safetensors.torch import load_file
 
     first = load_file(out / "first/last.safetensors")
@@ -134,7 +167,7 @@ def test_two_phases_from_a_file_of_weights(prepared: Path, tmp_path: Path) -> No
     assert first["fc.weight"].shape == (3, 512)
 
 
-@pytest.mark.parametrize("name", ["vgg16", "resnet18", "resnet50", "resnet101", "resnet152"])
+@pytest.mark.parametrize("name", ["vgg16", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
 def test_published_weights_fit_all_but_the_head(name: str) -> None:
     with torch.device("meta"):
         network = build_model(f"{EXAMPLE}/networks.py:{name}", input_shape=(3, 57, 57), num_classes=200)
@@ -150,8 +183,3 @@ def test_vgg16_sees_57_pixels() -> None:
     with torch.no_grad():
         assert network.features(torch.zeros(1, 3, 57, 57)).shape == (1, 512, 1, 1)
         assert network(torch.zeros(1, 3, 57, 57)).shape == (1, 5)
-
-
-@pytest.mark.parametrize("name", ["scratch.json", "finetune.json", "finetune_vgg16.json"])
-def test_the_recipes_are_recipes_of_256_images(name: str) -> None:
-    assert recipe_named(str(EXAMPLE / name)).batch == 256

@@ -21,7 +21,7 @@ from nar_hw.data import Augmentation, load_data
 from nar_hw.data.loader import Batch
 from nar_hw.errors import ModelError, RunError, TrainingError, UnknownNameError
 from nar_hw.models.weights import load_weights, save_weights
-from nar_hw.records import as_record, plain, replace
+from nar_hw.records import as_record, plain, replace, with_settings
 from nar_hw.tasks import ClassificationTask
 from nar_hw.training.checkpoints import load_state
 from nar_hw.training.loop import train
@@ -120,11 +120,11 @@ class TestRecipes:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"epochs": 0}, r"epochs >= 1 must hold in a recipe, but got \(epochs=0\)"),
+            ({"epochs": 0}, r"0 < epochs < 1e9 must hold in a recipe, but got \(epochs=0\)"),
             ({"batch": 4, "accumulate": 5}, r"1 <= accumulate <= batch .* \(accumulate=5, batch=4\)"),
             ({"lr": 0.1, "lr_min": 0.2}, r"0 <= lr_min <= lr .* \(lr_min=0\.2, lr=0\.1\)"),
             ({"lr": math.inf}, r"lr <= 1e6 and .* lr=inf"),
-            ({"t_0": 0}, "t_0 >= 1"),
+            ({"t_0": 0}, "t_0 > 0"),
             ({"t_mult": 0}, "t_mult >= 1"),
             ({"warmup": 1.0}, "0 <= warmup < 1"),
             ({"milestones": (3, 2)}, r"milestones in ascending order .*milestones=\(3, 2\)"),
@@ -154,7 +154,7 @@ class TestRecipes:
     def test_files_of_the_wrong_kind(self) -> None:
         with pytest.raises(TrainingError, match="it must have 'epochs'"):
             as_record({"lr": 0.1}, Recipe, where="recipe", error=TrainingError)
-        with pytest.raises(TrainingError, match="epochs must be int, but is 'many'"):
+        with pytest.raises(TrainingError, match="epochs must be a number, but is 'many'"):
             as_record({"epochs": "many"}, Recipe, where="recipe", error=TrainingError)
 
     def test_two_phases_share_the_epochs(self) -> None:
@@ -162,8 +162,62 @@ class TestRecipes:
         assert (first.epochs, then.epochs) == (7, 28)
         assert (first.t_0, then.t_0) == (7, 28)
         assert then.lr < first.lr == RECIPES["paper"].lr
+        assert (first.schedule, then.schedule) == ("sgdr", "sgdr")
+
+    def test_each_phase_keeps_its_schedule(self) -> None:
+        step = Recipe(epochs=20, schedule="step", milestones=(10, 15), lr=1.0, lr_min=0.0)
+        first, then = fine_tuning(step)
+        assert (first.epochs, first.milestones, then.epochs, then.milestones) == (4, (2, 3), 16, (8, 12))
+        assert [first.learning_rate(epoch) for epoch in (0, 1.99, 2, 3.5)] == pytest.approx([1, 1, 0.1, 0.01])
+        assert [then.learning_rate(epoch) for epoch in (0, 7.99, 8, 12)] == pytest.approx([0.3, 0.3, 0.03, 0.003])
+        cycle = Recipe(epochs=10, schedule="one-cycle", warmup=0.5, lr=1.0, lr_min=0.0)
+        first, then = fine_tuning(cycle)
+        assert [first.learning_rate(epoch) for epoch in (0, 0.5, 1, 2)] == pytest.approx([0, 0.5, 1, 0])
+        assert [then.learning_rate(epoch) for epoch in (0, 2, 4, 8)] == pytest.approx([0, 0.15, 0.3, 0])
+
+    def test_a_first_phase_is_as_it_is_written(self, tmp_path: Path) -> None:
+        first = Recipe(epochs=0.5, batch=40, schedule="step", milestones=(0.25,), lr=0.2)
+        recipe = replace(SHORT, first_phase=first)
+        assert fine_tuning(recipe) == (first, SHORT)
+        (tmp_path / "two.json").write_text(json.dumps(plain(recipe)))
+        assert recipe_named(str(tmp_path / "two.json")) == recipe
+        assert with_settings(SHORT, [f"first_phase={json.dumps(plain(first))}"]) == recipe
+        with pytest.raises(TrainingError, match="a recipe with a first_phase is of networks that inherit weights"):
+            train(network(), task(), recipe)
+        with pytest.raises(TrainingError, match="no first phase of a first phase must hold"):
+            replace(recipe, first_phase=recipe)
+        with pytest.raises(TrainingError, match=r"batch <= training images must hold, but got \(batch=999, images=280\)"):
+            two_phase(network(), task(), replace(recipe, batch=999), new=[], out=tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_a_part_of_an_epoch_has_a_part_of_its_steps(self, tmp_path: Path) -> None:
+        """7 steps an epoch: 0.5 epochs are 4 (3.5 to the even), of which the third and fourth have the second rate."""
+        rates: list[float] = []
+        recipe = Recipe(epochs=0.5, batch=40, schedule="step", milestones=(0.25,), lr=0.2)
+        assert (recipe.passes, recipe.steps(7)) == (1, 4)
+        assert [recipe.learning_rate(step / 7) for step in range(4)] == pytest.approx([0.2, 0.2, 0.02, 0.02])
+        counted = Counting(DATA, augmentation=Augmentation())
+        log = rates.append
+        result = train(network(), counted, replace(recipe, epochs=1.3), out=tmp_path, on_epoch=lambda epoch: log(epoch["lr"]))
+        assert counted.losses == 7 + 2  # 1.3 epochs are 9.1 steps
+        assert rates == pytest.approx([0.02, 0.02])
+        assert [log.epoch for log in result.history] == [1, 2]
+        with pytest.raises(RunError, match=r"goes on from a whole epoch, but .* has ended after 1.3 and 2 were asked for"):
+            train(network(), task(), replace(recipe, epochs=2), out=tmp_path, resume=True)
+        again = train(network(), task(), replace(recipe, epochs=1.3), out=tmp_path, resume=True)
+        assert numbers(again) == numbers(result)
+
+    def test_two_phases_need_two_epochs(self) -> None:
         with pytest.raises(TrainingError, match="epochs >= 2 must hold for training in two phases"):
             fine_tuning(Recipe(epochs=1))
+
+
+class Counting(ClassificationTask):
+    losses = 0
+
+    def loss(self, output: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+        self.losses += 1
+        return super().loss(output, target, label_smoothing=label_smoothing)
 
 
 class TestSteps:
@@ -393,10 +447,10 @@ class TestResume:
 
     def test_an_existing_training_is_not_overwritten(self, tmp_path: Path) -> None:
         train(network(), task(), SHORT, out=tmp_path)
-        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
         with pytest.raises(RunError, match="holds a training already: resume it, or choose another folder"):
             train(network(), task(), SHORT, out=tmp_path)
-        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
     @pytest.mark.parametrize(
         ("recipe", "seed", "augmentation", "message"),

@@ -2,7 +2,10 @@
 
 import copy
 import json
+import shutil
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from nar_hw.data import Augmentation, load_data
-from nar_hw.errors import RunError, TrainingError
-from nar_hw.models.weights import load_weights, save_weights
+from nar_hw.errors import RunError, TrainingError, UserError
+from nar_hw.models.info import ModelInfo
+from nar_hw.models.weights import load_weights
 from nar_hw.records import plain, replace
+from nar_hw.steps.ensemble import ensemble, plain_scores
+from nar_hw.steps.train import train_child
 from nar_hw.tasks import ClassificationTask
+from nar_hw.training.child import Child
 from nar_hw.training.loop import train
 from nar_hw.training.phases import two_phase
 from nar_hw.training.recipes import RECIPES, Recipe, fine_tuning, recipe_named
-from nar_hw.training.snapshots import score_ensemble, snapshot_epochs, snapshot_path
+from nar_hw.training.snapshots import kept_snapshots, score_ensemble, snapshot_epochs, snapshot_path, with_snapshots
 
 DATA = load_data("fake:3x8x8x7")
 SHORT = Recipe(epochs=6, batch=35, t_0=2, t_mult=1, lr=0.05)
@@ -86,8 +93,9 @@ class Constant(nn.Module):
 class TestEnsembles:
     def test_mean_and_majority_against_numpy(self, tmp_path: Path) -> None:
         result = train(model := network(), task(), SHORT, out=tmp_path, snapshots=3)
-        assert result.snapshots == (2, 4, 6)
-        found = score_ensemble(model, task(), "test", out=tmp_path, epochs=result.snapshots)
+        assert result.snapshots == kept_snapshots(tmp_path) == (2, 4, 6)
+        asked = task()
+        found = score_ensemble(((item, asked) for item in with_snapshots(model, tmp_path, result.snapshots)), "test", fallback=1)
         labels = DATA.test.labels
         chances, choices = [], []
         for epoch in (2, 4, 6):
@@ -98,35 +106,45 @@ class TestEnsembles:
             chances.append(odds / odds.sum(axis=1, keepdims=True))
             choices.append(logits.argmax(axis=1))
         mean = np.mean(chances, axis=0)
-        winners = []
-        for row, votes in enumerate(np.array(choices).T.tolist()):
-            most = max(votes.count(choice) for choice in votes)
-            winners.append(max((choice for choice in votes if votes.count(choice) == most), key=lambda choice: mean[row, choice]))
+        winners, undecided = [], 0
+        for votes in np.array(choices).T.tolist():
+            ranked = Counter(votes).most_common()
+            tie = len(ranked) > 1 and ranked[0][1] == ranked[1][1]
+            undecided += tie
+            winners.append(votes[1] if tie else ranked[0][0])
         assert found.members == pytest.approx([np.mean(choice == labels) for choice in choices])
         assert found.mean == pytest.approx(np.mean(mean.argmax(axis=1) == labels))
         best_five = np.argsort(-mean, axis=1)[:, :5]
         assert found.mean_top5 == pytest.approx(np.mean([label in row for label, row in zip(labels, best_five, strict=True)]))
         assert found.vote == pytest.approx(np.mean(np.array(winners) == labels))
+        assert found.undecided == undecided
         assert len(set(found.members)) > 1
 
-    @pytest.mark.parametrize(("members", "chosen"), [([(1, 0.1), (1, 0.1), (4, 50.0)], 1), ([(1, 0.1), (4, 50.0)], 4)])
-    def test_a_majority_wins_against_the_surest_who_wins_among_equals(
-        self, members: list[tuple[int, float]], chosen: int, tmp_path: Path
-    ) -> None:
-        for number, (label, height) in enumerate(members):
-            save_weights(snapshot_path(tmp_path, number), Constant(label, height))
+    @pytest.mark.parametrize(
+        ("answers", "fallback", "chosen", "undecided"),
+        [
+            ([1, 1, 4], 2, 1, 0),  # a majority wins against the fallback
+            ([1, 4], 0, 1, 4),
+            ([1, 4], 1, 4, 4),
+            ([1, 2, 3], -1, 3, 4),  # no two agree
+            ([1, 1, 2, 2, 3], 4, 3, 4),  # the fallback may be neither of the equals
+            ([1, 1, 2, 3], 3, 1, 0),  # more votes than every other, though not more than half
+        ],
+    )
+    def test_the_tie_rule(self, answers: list[int], fallback: int, chosen: int, undecided: int) -> None:
         images = DATA.test.images[:4]  # type: ignore[attr-defined]
         part = replace(DATA.test, labels=np.full(4, chosen), images=images, indices=np.arange(4))  # type: ignore[call-arg]
         only = ClassificationTask(replace(DATA, test=part))
-        found = score_ensemble(Constant(), only, "test", out=tmp_path, epochs=range(len(members)))
-        assert found.vote == 1
+        found = score_ensemble([(Constant(label, 50.0), only) for label in answers], "test", fallback=fallback)
+        assert (found.vote, found.undecided) == (1, undecided)
 
     def test_five_classes_have_no_top_five(self, tmp_path: Path) -> None:
         data = ClassificationTask(load_data("fake:3x8x8x5"))
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
         result = train(model, data, replace(SHORT, epochs=2, batch=20), out=tmp_path, snapshots=1)
-        assert score_ensemble(model, data, "test", out=tmp_path, epochs=result.snapshots).mean_top5 is None
+        assert result.snapshots == (2,)
+        assert score_ensemble([(model, data)], "test").mean_top5 is None
 
     def test_snapshots_of_the_second_phase(self, tmp_path: Path) -> None:
         result = two_phase(network(), task(), SHORT, new=[], out=tmp_path, snapshots=2)
@@ -142,6 +160,54 @@ class TestEnsembles:
         result = train(network(), task(), SHORT, out=tmp_path, snapshots=2, resume=True)  # that of epoch 4 is the last one
         assert result.snapshots == (4, 6)
         assert {path.name for path in (tmp_path / "snapshots").iterdir()} == {"epoch4.safetensors", "epoch6.safetensors"}
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("ensemble")
+    (root / "net.py").write_text(
+        "from torch import nn\n\n\ndef build(num_classes):\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, num_classes))\n"
+    )
+    info = ModelInfo(name=f"{root / 'net.py'}:build", input_shape=(3, 8, 8), num_classes=7, manner="conv")
+    for seed in (0, 1):
+        train_child(info, None, task(), out=root / str(seed), recipe=replace(SHORT, epochs=4), seed=seed, ensemble=2)
+    return root / "0", root / "1"
+
+
+class TestAcrossTrainings:
+    """What `nar-hw ensemble` does, on two networks whose weights are known."""
+
+    def test_the_latest_snapshots_of_each(self, trainings: tuple[Path, Path]) -> None:
+        found = ensemble(trainings, snapshots=2, fallback=trainings[0])
+        assert found.members == tuple((folder, epoch) for folder in trainings for epoch in (2, 4))
+        assert found.fallback == (trainings[0], 4)
+        kept = [Child.load(folder).ensemble for folder in trainings]
+        assert found.scores.members == tuple(value for record in kept if record for value in record["members"])
+        single = ensemble(trainings[1:], snapshots=2)
+        assert kept[1] == json.loads(json.dumps({"epochs": (2, 4), **asdict(single.scores)}))
+
+    def test_the_last_weights_and_the_best_fallback(self, trainings: tuple[Path, Path]) -> None:
+        found = ensemble(trainings)
+        children = [Child.load(folder) for folder in trainings]
+        assert found.scores.members == tuple(child.accuracy["test"] for child in children)
+        valid = [child.accuracy["valid"] for child in children]
+        assert found.fallback == (trainings[valid.index(max(valid))], None)
+        assert plain_scores(found)["fallback"] == {"folder": str(found.fallback.folder), "epoch": None}
+
+    def test_what_cannot_be(self, trainings: tuple[Path, Path], tmp_path: Path) -> None:
+        with pytest.raises(RunError, match=r"must hold 3 snapshots or more, but holds 2: train it with --ensemble 3"):
+            ensemble(trainings, snapshots=3)
+        with pytest.raises(UserError, match=r"--fallback must be one of the trainings .*, but got elsewhere"):
+            ensemble(trainings, fallback=Path("elsewhere"))
+        with pytest.raises(UserError, match="each training must be named once"):
+            ensemble([trainings[0]] * 2)
+        other = tmp_path / "other"
+        shutil.copytree(trainings[0], other)
+        content = json.loads((other / "child.json").read_text())
+        (other / "child.json").write_text(json.dumps({**content, "data": "fake:3x8x8x6"}))
+        with pytest.raises(UserError, match="all trainings must be of the same test images and classes"):
+            ensemble([trainings[0], other])
 
 
 class TestTeachers:

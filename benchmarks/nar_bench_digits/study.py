@@ -198,7 +198,7 @@ def scored(supernet: Supernet, children: Iterable[int], seed: int, *, recalibrat
 def table_part(seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
     feasible = limits(target_ms())
     for name in STRATEGIES:
-        if name != "gradient":
+        if not strategy_class(name).wants_slopes:
             yield name, {"regret": played(name, feasible, target_ms(), seed, alone(seed), known().valid[0])[0]}
 
 
@@ -238,7 +238,7 @@ def correlations(score: NDArray[np.float64], quality: NDArray[np.float64]) -> di
 def checkpoint_part(seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
     feasible = limits(target_ms())
     for name in STRATEGIES:
-        if name != "gradient":
+        if not strategy_class(name).wants_slopes:
             yield name, {"regret": played(name, feasible, target_ms(), seed, shared(seed), correct(seed).mean(axis=1))[0]}
 
 

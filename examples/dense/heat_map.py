@@ -37,7 +37,7 @@ def main() -> None:
         arguments.out / "bundle",
         arch=Arch(name="digit_windows", input_shape=(1, 8, 8)),
         preprocessing=Preprocessing(mean=(0.0,), std=(1.0,), classes=CLASSES),
-        config=ExportConfig(dense=True),
+        config=ExportConfig(dense="strided"),
         images=BundleImages(images, labels),
     )
     picture = compose()

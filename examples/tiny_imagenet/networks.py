@@ -18,6 +18,7 @@ def resnet(name: str, *, num_classes: int) -> nn.Module:
 
 
 resnet18 = partial(resnet, "resnet18")
+resnet34 = partial(resnet, "resnet34")
 resnet50 = partial(resnet, "resnet50")
 resnet101 = partial(resnet, "resnet101")
 resnet152 = partial(resnet, "resnet152")

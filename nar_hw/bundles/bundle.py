@@ -35,8 +35,9 @@ from nar_hw.bundles.readme import readme
 from nar_hw.bundles.targets import FILES, config_for, plan
 from nar_hw.bundles.verify import parsed
 from nar_hw.data.preprocessing import Preprocessing
-from nar_hw.errors import ExportError, RunError, RuntimeUnavailableError
+from nar_hw.errors import DataError, ExportError, RunError, RuntimeUnavailableError
 from nar_hw.export.dense import DENSE_FILE, export_dense, run_dense
+from nar_hw.export.forms import Form
 from nar_hw.export.onnx import export_onnx, open_session, run_session
 from nar_hw.export.quantize import check_calibration, to_fp16, to_int8
 from nar_hw.files import atomic_folder, sha256, write_bytes, write_text
@@ -87,10 +88,15 @@ def export_bundle(
     Raises:
         UnknownNameError: an unknown target, precision or calibration.
         RuntimeUnavailableError: a target that does not work here.
-        DataError: images, labels and classes do not go together.
+        DataError: images, labels and classes do not go together, or the normalisation is per pixel.
         ExportError: a file differs from torch by more than its tolerance, or ``out`` cannot be written.
     """
     out = Path(out)
+    if preprocessing.mean_image:
+        raise DataError(
+            "a bundle subtracts one mean of each channel, but the network was trained with the mean of each pixel: train with "
+            "another normalisation, such as --data NAME,mean"
+        )
     compiled, left_out = plan(config.targets, config.precisions, config.device)
     for target, precision in compiled:
         absent = runtime_class(target).left_out(precision, config.gpus)
@@ -127,7 +133,7 @@ def export_bundle(
             gpus=config.gpus,
         )
         variants = _variants(judge, files, config, images)
-        dense = _dense(judge, source) if config.dense else None
+        dense = _dense(judge, source, config.dense) if config.dense else None
         made: dict[str, dict[str, Compiled]] = {}
         for target, precision in compiled:
             made.setdefault(target, {})[precision] = _compiled(judge, target, precision, source, config)
@@ -177,10 +183,12 @@ def _variants(judge: Judge, files: dict[str, Path], config: ExportConfig, images
     return found
 
 
-def _dense(judge: Judge, source: Source) -> Dense:
+def _dense(judge: Judge, source: Source, form: Form) -> Dense:
     """Make the dense file; its entry in the manifest. At the training size its one answer is the network's."""
     file = source.folder / DENSE_FILE
-    sizes = export_dense(source.network, file, input_shape=source.input_shape, batch=source.batch, metadata=source.metadata)
+    sizes = export_dense(
+        source.network, file, input_shape=source.input_shape, batch=source.batch, metadata=source.metadata, form=form
+    )
     judged = judge(partial(run_dense, file), "dense", tolerance=TOLERANCES["fp32"])
     return Dense(file=file.name, **sizes, **judged)
 

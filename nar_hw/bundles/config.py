@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from nar_hw.errors import UserError
 from nar_hw.export.calibration import Calibration
+from nar_hw.export.forms import Form
 from nar_hw.export.gpus import capabilities
 from nar_hw.records import Record
 
@@ -25,8 +26,9 @@ class ExportConfig(Record, frozen=True, kw_only=True):
     """Where files shall run that are made for one device: "cpu" or "cuda"."""
     gpus: tuple[str, ...] = ()
     """For which GPUs "tensorrt-rtx" builds: compute capabilities ("sm89"), cards ("RTX 4090") or "all"."""
-    dense: bool = False
-    """Write model.dense.onnx too, for images of any size from the training's on: the class map, and its mean."""
+    dense: Form | None = None
+    """Write model.dense.onnx too, for images of any size from the training's on: the class map, and its mean. "strided", or
+    "overfeat" with the last pool at every offset; see `nar_hw.export.dense.convolutionize`."""
     calibration: Calibration = "minmax"
     """How int8 finds its ranges."""
     max_accuracy_drop: float = 0.02

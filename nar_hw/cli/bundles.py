@@ -30,6 +30,7 @@ from nar_hw.cli.app import (
 )
 from nar_hw.cli.values import MOST_BATCH, MOST_ROUNDS, choice, span, whole, wholes
 from nar_hw.export.calibration import Calibration
+from nar_hw.export.forms import Form
 from nar_hw.records import plain
 from nar_hw.runtimes import PRECISIONS
 
@@ -81,8 +82,12 @@ def export(
         ),
     ] = None,
     dense: Annotated[
-        bool,
-        typer.Option("--dense", help="Write the network for larger images too: a map of classes.", rich_help_panel=WHAT),
+        Form | None,
+        typer.Option(
+            "--dense",
+            help="Write the network for larger images too: a map of classes, or one with its last pool at every offset.",
+            rich_help_panel=WHAT,
+        ),
     ] = USUAL.dense,
     data_root: DataRoot = None,
     as_json: Json = False,

@@ -46,7 +46,15 @@ ScoreEpochs = Annotated[
         "--score-epochs", "Epochs of the short training that loss, el2n, grand and gradient go by.", 1, MOST_EPOCHS, panel=LONG
     ),
 ]
-Backbone = Annotated[str, typer.Option(metavar="NETWORK", help="Whose features perceptual compares.", rich_help_panel=FINE)]
+Backbone = Annotated[
+    str,
+    typer.Option(
+        metavar="NETWORK", help="Whose features perceptual compares; lpips: with learned weights.", rich_help_panel=FINE
+    ),
+]
+AllTrain = Annotated[
+    bool, typer.Option("--all-train", help="Use the validation images too: of cifar10, 50,000.", rich_help_panel=WHAT)
+]
 BackboneWeights = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Its weights; default: torchvision's, which are downloaded.", rich_help_panel=FINE),
@@ -58,7 +66,13 @@ def study(
     model: Model,
     data: Data,
     out: Out,
-    metric: Metric = "intensity",
+    metric: Annotated[
+        str,
+        choice(
+            "--metric", "What images are ordered by; all: the paper's four in one study.", "metric", (*METRICS, "all"), panel=WHAT
+        ),
+    ] = "intensity",
+    all_train: AllTrain = False,
     batch: Annotated[int, whole("--batch", "Images per mini-batch.", 1, MOST_BATCH, panel=WHAT)] = 256,
     epochs: Annotated[
         int,
@@ -87,24 +101,33 @@ def study(
     from nar_hw.records import plain
 
     with launched(device) as device, progress_bar() as progress:
-        scorer = _scorer(model, data, data_root, score_epochs, backbone, backbone_weights, device, seed, progress)
-        found = run_study(scorer, metric, epochs=epochs, batch=batch, lr=lr, exact=exact, out=out, resume=resume)
-    value: dict[str, Any] = {
-        "out": str(out),
-        "epochs": found.distances.shape[0],
-        "batches": found.distances.shape[1],
-        "standard_error": found.standard_error,
-        "quarters": plain(found.quarters),
-        "findings": plain(found.findings),
-    }
+        scorer = _scorer(model, data, data_root, score_epochs, backbone, backbone_weights, device, seed, progress, all_train)
+        studies = run_study(scorer, metric, epochs=epochs, batch=batch, lr=lr, exact=exact, out=out, resume=resume)
+    parts: list[dict[str, Any]] = [
+        {
+            "metric": found.metric,
+            "epochs": found.distances.shape[0],
+            "batches": found.distances.shape[1],
+            "standard_error": found.standard_error,
+            "quarters": plain(found.quarters),
+            "findings": plain(found.findings),
+        }
+        for found in studies
+    ]
+    value: dict[str, Any] = {"out": str(out), **(parts[0] if len(parts) == 1 else {"studies": parts})}
 
     def show() -> None:
         rows = []
-        for item in found.findings:
-            intervals = "\n".join(f"{one.mean:+.1f} % ({one.low:+.1f} to {one.high:+.1f})" for one in item.differences)
-            rows.append((str(item.number), item.text, item.verdict, intervals))
-        console.print(grid(("", "finding of the paper", "this run", "farther than the others by (95 % interval)"), rows))
-        console.print(f"heat maps and quartiles: {out / 'study.html'}", highlight=False, soft_wrap=True)
+        for found in studies:
+            for item in found.findings:
+                if len(studies) > 1 and item.verdict == "not tested":
+                    continue
+                intervals = "\n".join(f"{one.mean:+.1f} % ({one.low:+.1f} to {one.high:+.1f})" for one in item.differences)
+                rows.append((str(item.number), found.metric, item.text, item.verdict, intervals))
+        titles = ("", "metric", "finding of the paper", "this run", "farther than the others by (95 % interval)")
+        console.print(grid(titles, rows))
+        pages = [folder / "study.html" for folder in ([out] if len(studies) == 1 else [out / found.metric for found in studies])]
+        console.print(f"heat maps and quartiles: {', '.join(map(str, pages))}", highlight=False, soft_wrap=True)
 
     emit(as_json, value, show)
 
@@ -170,12 +193,13 @@ def _scorer(
     device: str,
     seed: int,
     progress: Progress,
+    all_train: bool = False,
 ) -> "Scorer":
     from nar_hw.proxy.steps import Scorer, load
 
     return Scorer(
         model,
-        load(data, data_root),
+        load(data, data_root, all_train=all_train),
         epochs=epochs,
         backbone=backbone,
         backbone_weights=backbone_weights,

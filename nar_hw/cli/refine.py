@@ -1,7 +1,7 @@
-"""The main road: refine; and eval, which scores weights as they are."""
+"""The main road: refine; and eval and ensemble, which score weights as they are."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -37,6 +37,8 @@ from nar_hw.cli.app import (
     progress_bar,
     sentence,
 )
+from nar_hw.cli.runs import accuracies
+from nar_hw.cli.values import MOST_EPOCHS, choice, whole
 from nar_hw.records import plain, with_settings
 from nar_hw.runtimes.config import RuntimeConfig
 from nar_hw.search.config import FITTED
@@ -252,6 +254,16 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FOLDER", help="Keep it as a trained network, for --baseline and export.", rich_help_panel=WRITTEN),
     ] = None,
+    test_views: Annotated[
+        str,
+        choice(
+            "--test-views",
+            "Score the centre of an image, or the mean of corners, centre, and these mirrored (data @CROP/SIZE).",
+            "number of views",
+            ("1", "10"),
+            panel=WHAT,
+        ),
+    ] = "1",
     classes: Classes = None,
     device: TrainDevice = "cpu",
     data_root: DataRoot = None,
@@ -263,7 +275,7 @@ def evaluate(
     from nar_hw.steps.train import score_weights
 
     with launched(device) as device:
-        task = load_task(data, root=data_root, device=device)
+        task = load_task(data, root=data_root, device=device, ten_views=test_views == "10")
         shape = input or "x".join(map(str, task.input_shape))
         info = model_info(model, shape, "conv", None, classes or task.num_classes)
         child, loaded = score_weights(info, weights, task, out=out)
@@ -272,5 +284,56 @@ def evaluate(
     def show() -> None:
         scores = ", ".join(f"{split} {100 * accuracy:.2f} %" for split, accuracy in child.accuracy.items())
         console.print(f"{loaded}\n{child.metric}: {scores}; {sentence(plain(child))}", highlight=False, soft_wrap=True)
+
+    emit(as_json, value, show)
+
+
+@app.command("ensemble")
+def ensemble_(
+    trainings: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Of trained networks.")],
+    snapshots: Annotated[
+        int,
+        whole(
+            "--snapshots",
+            "Of each, the latest that nar-hw train --ensemble kept; 1: its last weights.",
+            1,
+            MOST_EPOCHS,
+            panel=WHAT,
+        ),
+    ] = 1,
+    fallback: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Whose last snapshot decides where votes are equal; default: the best on the validation images.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    split: Annotated[Literal["valid", "test"], typer.Option(help="Images to score on.", rich_help_panel=WHAT)] = "test",
+    device: TrainDevice = "cpu",
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Score trained networks together, by mean and by majority vote. Example: nar-hw ensemble runs/a runs/b --fallback runs/b"""
+    from nar_hw.distributed import launched
+    from nar_hw.steps.ensemble import ensemble, plain_scores
+
+    with launched(device) as device:
+        found = ensemble(trainings, snapshots=snapshots, fallback=fallback, split=split, root=data_root, device=device)
+    value = plain_scores(found)
+
+    def show() -> None:
+        rows = [
+            (str(member.folder), "last" if member.epoch is None else str(member.epoch), f"{100 * accuracy:.2f} %")
+            for member, accuracy in zip(found.members, found.scores.members, strict=True)
+        ]
+        console.print(grid(("training", "epoch", split), rows))
+        scores = found.scores
+        console.print(
+            f"{len(rows)} together: {accuracies(scores.mean, scores.mean_top5)} by mean, {100 * scores.vote:.2f} % by majority "
+            f"vote; {found.fallback.folder} decided {scores.undecided:,} images of equal votes",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     emit(as_json, value, show)

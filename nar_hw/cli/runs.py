@@ -274,6 +274,23 @@ def train(
         int | None,
         whole("--workers", "Processes that read stream: images; default: one a core, to 8.", 0, MOST_THREADS, panel=WHERE),
     ] = None,
+    batches: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEEP:METRIC",
+            help="Batches by a metric, some left out: keep-all, -middle, -lowest or -highest; intensity, colour or edges.",
+            rich_help_panel=FINE,
+        ),
+    ] = None,
+    augment: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--augment",
+            metavar="NAME=VALUE",
+            help="Another augmentation than the data's own, such as pca_colour=0.1 or cutout=8; once for each.",
+            rich_help_panel=FINE,
+        ),
+    ] = None,
     data_root: DataRoot = None,
     download: Annotated[
         bool,
@@ -305,7 +322,11 @@ def train(
             f"but got --init {init}, --distill {chosen.distill:g} and --baseline {baseline}"
         )
     with launched(device) as device, progress_bar() as progress:
-        task = load_task(data, root=data_root, device=device, workers=workers, download=download)
+        task = load_task(data, root=data_root, device=device, workers=workers, download=download, augment=augment or ())
+        if batches is not None:
+            from nar_hw.proxy.batches import chosen_batches
+
+            task = chosen_batches(task, batches, chosen.batch)
         wanted = find_arch(
             arch,
             model=model,
@@ -352,14 +373,24 @@ def accuracies(top1: float, top5: float | None) -> str:
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="A run, or trainings of nar-hw train to be shown side by side.")
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The page; default: report.html in the run.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The page; default: report.html in the first folder."),
     ] = None,
+    data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """One self-contained HTML page of a run. Example: nar-hw report runs/x"""
-    from nar_hw.report import write_report
+    """One self-contained HTML page of a run, or of trainings. Example: nar-hw report runs/x"""
+    page = output or runs[0] / "report.html"
+    if len(runs) == 1 and not (runs[0] / "child.json").is_file():
+        from nar_hw.report import write_report
 
-    page = write_report(run, output)
+        write_report(runs[0], page)
+    else:
+        from nar_hw.steps.trainings import report_trainings
+
+        report_trainings(runs, page, root=data_root)
     emit(as_json, {"report": str(page)}, lambda: console.print(f"report {page}", highlight=False, soft_wrap=True))

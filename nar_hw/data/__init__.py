@@ -5,7 +5,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from nar_hw.data.base import SPLITS, Augmentation, ImageData, Part, Split, SplitName
+from nar_hw.data.base import MEAN, PIXEL_MEAN, SPLITS, Augmentation, ImageData, Part, Split, SplitName, subtracting
 from nar_hw.errors import DataError, unknown_name
 from nar_hw.files import expanded
 
@@ -33,7 +33,8 @@ def load_data(name: str, *, root: str | Path | None = None, seed: int = 0, downl
     The splits are disjoint, have every class in its proportion, and depend on the seed only. The test split is the official
     one where there is one. digits: 70/10/20; cifar10, cifar100, fashion-mnist: 90/10 of the official training images, and the
     official test images; ``folder:PATH[@[CROP/]SIZE]`` (in memory): see :mod:`nar_hw.data.folder`; ``stream:PATH[@CROP[/SIZE]]``
-    (read when needed): see :mod:`nar_hw.data.stream`; ``fake:CxHxWxclasses``: 70/10/20.
+    (read when needed): see :mod:`nar_hw.data.stream`; ``fake:CxHxWxclasses``: 70/10/20. Each may be followed by ``,mean`` or
+    ``,pixel-mean``: pixels in [0, 255] of which the mean of the channel or of the pixel is subtracted, and no more.
 
     Args:
         name: a key of :data:`DATA_SETS`, with its detail behind the colon where it ends in one.
@@ -45,6 +46,9 @@ def load_data(name: str, *, root: str | Path | None = None, seed: int = 0, downl
         UnknownNameError: there is no such data set.
         DataError: the images are absent or cannot be used.
     """
+    base, comma, subtracted = name.rpartition(",")
+    if comma and subtracted in (MEAN, PIXEL_MEAN):
+        return subtracting(load_data(base, root=root, seed=seed, download=download), name, subtracted)
     key, colon, detail = name.partition(":")
     if key + colon == FACES:
         raise DataError(f"{name!r} holds identities, not classes: load it with nar_hw.faces.data.load_faces")

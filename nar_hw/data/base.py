@@ -6,14 +6,17 @@ Shape legend: N images, C channels, H height, W width; images are uint8 (N, C, H
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nar_hw.errors import DataError, unknown_name
+from nar_hw.records import Record, plain, replace
 
+MEAN, PIXEL_MEAN = "mean", "pixel-mean"
+"""What may be subtracted from images instead of normalising them: behind a comma in a data set's name."""
 SplitName = Literal["train", "valid", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 HOLD_OUT = (70, 10, 20)
@@ -24,8 +27,7 @@ MEMORY_LIMIT_GIB = 16
 """Data sets that would need more than this are refused instead of filling the memory."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
+class Augmentation(Record, frozen=True, kw_only=True):
     """Random changes of training images: of images in memory applied to whole batches on the device."""
 
     crop_padding: int = 0
@@ -37,15 +39,25 @@ class Augmentation:
     least_area: float = 1.0
     """Of images in files: least share of the image that a random crop holds, which is then scaled (Szegedy et al. 2015); 1: the
     centre is taken as in evaluation."""
+    pca_colour: float = 0.0
+    """Deviation of the random factors by which each image's colour is shifted along the principal components of the training
+    pixels, times the component's variance, for pixels in [0, 1] (Krizhevsky et al. 2012, section 4.1: 0.1); 0: none."""
 
     def __post_init__(self) -> None:
-        """Raises DataError for a negative size or an area that is no share."""
+        """Raises DataError for a negative size or deviation or an area that is no share."""
+        if not 0 <= self.pca_colour <= 1e3:
+            raise DataError(f"0 <= pca_colour <= 1000 must hold, but got {self.pca_colour}")
         if not 0 < self.least_area <= 1:
             raise DataError(f"0 < least_area <= 1 must hold, but got {self.least_area}")
         if self.crop_padding < 0 or self.cutout < 0:
             raise DataError(
                 f"crop_padding >= 0 and cutout >= 0 must hold, but got (crop_padding={self.crop_padding}, cutout={self.cutout})"
             )
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For JSON; without ``pca_colour`` where it is not used, so that trainings begun before it was there can go on."""
+        return {name: value for name, value in plain(self).items() if name != "pca_colour" or value}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,6 +83,10 @@ class Part(ABC):
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation per channel, for pixels scaled to [0, 1]."""
 
+    @abstractmethod
+    def covariance(self) -> NDArray[np.float64]:
+        """Of the channels (C, C), for pixels scaled to [0, 1]."""
+
     @property
     def record(self) -> dict[str, Any]:
         """Source, size and the SHA-256 of the indices (little-endian int64), for JSON."""
@@ -95,6 +111,10 @@ class Split(Part):
         """Mean and standard deviation per channel, of all images."""
         return channel_statistics(self.images)
 
+    def covariance(self) -> NDArray[np.float64]:
+        """Of the channels (C, C), of all images."""
+        return channel_covariance(self.images)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageData:
@@ -111,6 +131,8 @@ class ImageData:
     """Per channel over the training split (of images in files, a sample of it), for pixels scaled to [0, 1]."""
     std: tuple[float, ...]
     augmentation: Augmentation
+    mean_image: NDArray[np.float32] | None = None
+    """Mean of the training images (C, H, W) scaled to [0, 1], which is subtracted instead of ``mean``."""
     crop: int | None = None
     """Side of the window of images in memory that a network sees: a random one in training, else the centre; None: all."""
 
@@ -133,7 +155,7 @@ class ImageData:
     @property
     def record(self) -> dict[str, Any]:
         """Name, seed, splits and augmentation, for JSON."""
-        return {"name": self.name, "seed": self.seed, "splits": self.splits, "augmentation": asdict(self.augmentation)}
+        return {"name": self.name, "seed": self.seed, "splits": self.splits, "augmentation": self.augmentation.record}
 
     def split(self, name: str) -> Part:
         """The split called "train", "valid" or "test". Raises UnknownNameError."""
@@ -264,6 +286,36 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tu
         means.append(first / (total * 255))
         deviations.append(variance**0.5)
     return tuple(means), tuple(deviations)
+
+
+def channel_covariance(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The covariance (C, C) of the channels of ``images`` (N, C, H, W) scaled to [0, 1], from exact integer sums."""
+    channels = images.shape[1]
+    count, first, second = 0, np.zeros(channels, np.int64), np.zeros((channels, channels), np.int64)
+    for start in range(0, len(images), 512):
+        pixels = images[start : start + 512].transpose(1, 0, 2, 3).reshape(channels, -1).astype(np.float64)  # (C, pixels)
+        count += pixels.shape[1]
+        first += pixels.sum(1).astype(np.int64)  # whole numbers below 2**53: exact
+        second += (pixels @ pixels.T).astype(np.int64)
+    mean = first / count
+    covariance: NDArray[np.float64] = (second / count - np.outer(mean, mean)) / 255**2
+    return covariance
+
+
+def subtracting(data: ImageData, name: str, what: str) -> ImageData:
+    """``data`` as ``name``, of whose pixels in [0, 255] nothing but the mean of the channel or of the pixel is subtracted.
+
+    Raises DataError for the mean of pixels whose images are read when they are needed.
+    """
+    data = replace(data, name=name, std=(1 / 255,) * len(data.std))
+    if what == MEAN:
+        return data
+    if not isinstance(data.train, Split):
+        raise DataError(
+            f"the mean of each pixel is of images in memory, but {name!r} reads them when needed: use ,{MEAN}, or folder:PATH"
+        )
+    total = sum(data.train.images[start : start + 512].sum(0, dtype=np.int64) for start in range(0, len(data.train), 512))
+    return replace(data, mean_image=(total / (255 * len(data.train))).astype(np.float32))
 
 
 def require_memory(name: str, count: int, shape: tuple[int, int, int], fix: str) -> None:

@@ -5,12 +5,14 @@ from nar_hw.records import Record
 
 
 class Preprocessing(Record, frozen=True, kw_only=True):
-    """Normalisation per channel, for pixels in [0, 1], and the classes in the order of the outputs."""
+    """Normalisation for pixels in [0, 1], and the classes in the order of the outputs."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[str, ...]
     """Names; none for a network that gives embeddings."""
+    mean_image: tuple[float, ...] = ()
+    """Of a normalisation per pixel, what is subtracted from each instead of ``mean``: C x H x W values; else none."""
 
     def __post_init__(self) -> None:
         """Raises DataError when mean and standard deviation do not go together."""

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from nar_hw.data.base import Augmentation, ImageData, Part, Unsplit, assemble, channel_statistics
+from nar_hw.data.base import Augmentation, ImageData, Part, Unsplit, assemble, channel_covariance, channel_statistics
 from nar_hw.data.folder import classes_of, colour, files_of, parsed, parts_of
-from nar_hw.data.loader import Batch, Normalisation
+from nar_hw.data.loader import Batch, ColourShifts, Normalisation
 from nar_hw.distributed import share
 from nar_hw.errors import DataError
 
@@ -43,6 +43,13 @@ class FileSplit(Part):
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation per channel, estimated from SAMPLE images."""
+        return channel_statistics(self._sample())
+
+    def covariance(self) -> NDArray[np.float64]:
+        """Of the channels (3, 3), estimated from the same images."""
+        return channel_covariance(self._sample())
+
+    def _sample(self) -> NDArray[np.uint8]:
         chosen = np.linspace(0, len(self) - 1, min(SAMPLE, len(self))).round().astype(int).tolist()
         reader = _Reader(self, Augmentation())
         images = np.empty((len(chosen), *self.shape), np.uint8)
@@ -53,7 +60,7 @@ class FileSplit(Part):
         with ThreadPoolExecutor() as executor:
             for _ in executor.map(read, range(len(chosen))):
                 pass
-        return channel_statistics(images)
+        return images
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,20 +113,21 @@ Item = tuple[int, int | None]
 class _Reader(Dataset[Tensor | DataError]):
     """Reads and transforms single images, in a worker or here."""
 
-    def __init__(self, split: FileSplit, augmentation: Augmentation) -> None:
+    def __init__(self, split: FileSplit, augmentation: Augmentation, *, ten_views: bool = False) -> None:
         if augmentation.crop_padding or augmentation.cutout:
             raise DataError(
                 "images in files are cropped by least_area and mirrored, but crop_padding or cutout is set: use folder:PATH"
             )
         self._files = split.files
-        self._whole = v2.Compose([v2.Resize(split.size), v2.CenterCrop(split.crop)])
+        views = [v2.CenterCrop(split.size), v2.TenCrop(split.crop), torch.stack] if ten_views else [v2.CenterCrop(split.crop)]
+        self._whole = v2.Compose([v2.Resize(split.size), *views])
         crop = v2.RandomResizedCrop(split.crop, scale=(augmentation.least_area, 1))
         self._changed = v2.Compose(
             [crop if augmentation.least_area < 1 else self._whole, v2.RandomHorizontalFlip(0.5 if augmentation.flip else 0)]
         )
 
     def read(self, position: int, seed: int | None) -> Tensor:
-        """The image at ``position`` as uint8 (3, CROP, CROP)."""
+        """The image at ``position`` as uint8 (3, CROP, CROP), or ten views of it (10, 3, CROP, CROP)."""
         image = v2.functional.pil_to_tensor(colour(Path(self._files[position])))
         if seed is None:
             return self._whole(image)  # type: ignore[no-any-return]  # torchvision is untyped
@@ -156,17 +164,27 @@ class StreamedImages:
         workers: int,
         augmentation: Augmentation | None = None,
     ) -> None:
-        self._reader = _Reader(split, augmentation or Augmentation())
+        augmentation = augmentation or Augmentation()
+        self._split, self._reader = split, _Reader(split, augmentation)
         self._labels = torch.from_numpy(split.labels)
         self._device, self._workers = device, workers
         self._normalised = Normalisation(mean, std, device)
+        self._shifts = None
+        if augmentation.pca_colour:
+            self._shifts = ColourShifts(split.covariance(), std, augmentation.pca_colour, device)
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def in_order(self, batch: int) -> Iterator[Batch]:
         """All images in their order, none changed; the last batch may be smaller."""
-        yield from self._batches([[(index, None) for index in part] for part in _parts(range(len(self)), batch)])
+        yield from self._batches(self._unchanged(batch), self._reader)
+
+    def ten_views(self, batch: int) -> Iterator[Batch]:
+        """As :meth:`nar_hw.data.loader.DeviceImages.ten_views`, of the central SIZE x SIZE pixels."""
+        if self._split.crop == self._split.size:
+            raise DataError("ten views are of windows smaller than the images, but these are as large: use stream:PATH@CROP/SIZE")
+        yield from self._batches(self._unchanged(batch), _Reader(self._split, Augmentation(), ten_views=True))
 
     def shuffled(
         self, batch: int, generator: torch.Generator, *, augment: bool, drop_last: bool, shared: bool = False
@@ -175,16 +193,22 @@ class StreamedImages:
         count = len(self)
         order = torch.randperm(count, generator=generator)
         seeds = torch.randint(2**62, (count,), generator=generator)
-        batches = []
+        drawn = self._shifts.drawn(count, generator) if augment and self._shifts is not None else None
+        batches, shifts = [], []
         for part in _parts(range(count - count % batch if drop_last else count), batch):
             mine = torch.tensor(share(part) if shared else part)
             chosen = order[mine].tolist()
             batches.append(list(zip(chosen, seeds[mine].tolist() if augment else [None] * len(chosen), strict=True)))
-        yield from self._batches(batches)
+            shifts.append(0.0 if drawn is None else drawn[mine])
+        for shift, (images, labels) in zip(shifts, self._batches(batches, self._reader), strict=True):
+            yield images.add_(shift), labels
 
-    def _batches(self, batches: list[list[Item]]) -> Iterator[Batch]:
+    def _unchanged(self, batch: int) -> list[list[Item]]:
+        return [[(index, None) for index in part] for part in _parts(range(len(self)), batch)]
+
+    def _batches(self, batches: list[list[Item]], reader: _Reader) -> Iterator[Batch]:
         loader = DataLoader(
-            self._reader,
+            reader,
             batch_sampler=batches,
             num_workers=self._workers,
             collate_fn=_stacked,

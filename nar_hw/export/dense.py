@@ -1,13 +1,14 @@
 """Classifiers as networks without linear layers: on an image larger than those of the training they answer at every place.
 
 A linear layer on a flattened map is a convolution as large as the map (Sermanet et al., OverFeat, 2014); a global average is a
-window that slides. Everything before the head stays as it is.
+window that slides. Everything before the head stays as it is; but OverFeat's own form, "overfeat", takes its last pool at every
+offset, so that there are as many times more answers as that pool has strides.
 
 Shape legend: B images, C channels, h x w of the map that reaches the head at the training size, O outputs of a layer.
 """
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional
 
 from nar_hw.errors import ModelError
+from nar_hw.export.forms import Form
 from nar_hw.export.onnx import Images, compare, export_onnx, open_session
 from nar_hw.space.network import inference_copy
 
@@ -58,6 +60,7 @@ def export_dense(
     input_shape: tuple[int, int, int],
     batch: tuple[int, int] = (1, 64),
     metadata: Mapping[str, Any] | None = None,
+    form: Form = "strided",
 ) -> dict[str, Any]:
     """Write the dense form of ``model`` as ONNX for images of ``input_shape`` or larger; its outputs are "map" and "output".
 
@@ -68,7 +71,7 @@ def export_dense(
         ModelError: it cannot become dense.
         ExportError: it cannot be exported, or the file differs from torch on larger images.
     """
-    dense = convolutionize(model, input_shape)
+    dense = convolutionize(model, input_shape, form=form)
     export_onnx(dense, path, input_shape=input_shape, batch=batch, metadata=metadata, outputs=OUTPUTS, larger=True)
     channels, height, width = input_shape
     count = batch[0]
@@ -96,7 +99,7 @@ def run_dense(path: Path, images: Images) -> Images:
     return np.concatenate([session.run(["output"], {"input": part})[0] for part in parts])[: len(images)]
 
 
-def convolutionize(model: nn.Module, input_shape: tuple[int, int, int]) -> Dense:
+def convolutionize(model: nn.Module, input_shape: tuple[int, int, int], *, form: Form = "strided") -> Dense:
     """``model`` as a fully convolutional network in evaluation mode; ``model`` itself is left as it is.
 
     On images of the training size the map has one place, whose scores are the model's up to rounding. Adaptive pools keep the
@@ -106,9 +109,11 @@ def convolutionize(model: nn.Module, input_shape: tuple[int, int, int]) -> Dense
         model: maps (B, C, H, W) to (B, classes); its head may hold pools, flattening, linear layers, activations, dropout and
             batch norms, one after the other.
         input_shape: (C, H, W) of the training.
+        form: "strided", or "overfeat": the last pool that takes steps takes single ones, and all that follows skips places
+            accordingly, so that the places at its old steps answer as before and others lie between them.
 
     Raises:
-        ModelError: the network cannot be traced, or its head is of another kind.
+        ModelError: the network cannot be traced, or its head is of another kind; for "overfeat", its last steps are no pool's.
     """
     network = inference_copy(model)
     example = torch.zeros((2, *input_shape))
@@ -130,11 +135,84 @@ def convolutionize(model: nn.Module, input_shape: tuple[int, int, int]) -> Dense
         raise ModelError("a dense network needs a head of pools and linear layers at its end, but this one ends otherwise")
     _Rewriter(graph).rewrite(head)
     _check_inner_pools(graph)
+    if form == "overfeat":
+        _take_every_offset(graph)
     graph.graph.lint()
     graph.recompile()
     dense = Dense(graph).eval()
     _check(dense, model, input_shape)
     return dense
+
+
+def multi_scale(dense: nn.Module, images: Tensor, sides: Sequence[int]) -> Tensor:
+    """Probabilities (B, classes) of square images (B, C, S, S), by OverFeat's rule (section 3.3).
+
+    At each of ``sides`` (pixels; see `overfeat_sides`), every class has the greatest probability that it has at any place; these
+    are averaged over the sides.
+    """
+    greatest = []
+    for side in sides:
+        scaled = functional.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+        greatest.append(dense(scaled)[0].softmax(1).amax((2, 3)))
+    return torch.stack(greatest).mean(0)
+
+
+def overfeat_sides(side: int) -> tuple[int, ...]:
+    """The six shorter sides of OverFeat's table 5, for a network of ``side`` instead of its 221 pixels."""
+    return tuple(round(side * scale / 221) for scale in (245, 281, 317, 389, 425, 461))
+
+
+def _take_every_offset(graph: fx.GraphModule) -> None:
+    """Let the last strided pool take single steps, and dilate what follows by its stride."""
+    nodes = list(graph.graph.nodes)
+    strided = [node for node in nodes if node.op == "call_module" and _steps(graph.get_submodule(str(node.target))) != (1, 1)]
+    last = strided[-1] if strided else None
+    pool = None if last is None else graph.get_submodule(str(last.target))
+    if last is None or not isinstance(pool, nn.MaxPool2d | nn.AvgPool2d):
+        raise ModelError(
+            "the dense form overfeat is of networks whose last steps are those of a pool, but this one's are "
+            f"{'none' if last is None else f'those of {last.target}'}: use the form strided"
+        )
+    steps, kernel, padding = _steps(pool), _pair(pool.kernel_size), _pair(pool.padding)
+    before = _shape(cast(fx.Node, last.args[0]))[1:]
+    left = [(size + 2 * pad - side) % step for size, pad, side, step in zip(before, padding, kernel, steps, strict=True)]
+    if pool.ceil_mode or any(left):
+        raise ModelError(
+            f"the dense form overfeat needs a last pool whose windows end with the map, but {last.target} leaves places of "
+            f"{before[0]}x{before[1]} or reaches beyond: use the form strided"
+        )
+    pool.stride = (1, 1)
+    for node in nodes[nodes.index(last) + 1 :]:
+        if node.op == "call_module":
+            _dilate(graph, node, steps)
+        elif node.op != "output" and node.target not in (*_KEPT_CALLS, operator.add, torch.add, torch.cat):
+            raise ModelError(f"{node.name} follows the last pool: the dense form overfeat cannot have it, use the form strided")
+
+
+def _dilate(graph: fx.GraphModule, node: fx.Node, steps: tuple[int, int]) -> None:
+    """Let a layer see every ``steps``-th place."""
+    module = graph.get_submodule(str(node.target))
+    if isinstance(module, nn.Conv2d | nn.MaxPool2d):
+        module.dilation = tuple(old * step for old, step in zip(_pair(module.dilation), steps, strict=True))
+        if not isinstance(module.padding, str):
+            module.padding = tuple(old * step for old, step in zip(_pair(module.padding), steps, strict=True))
+    elif isinstance(module, nn.AvgPool2d) and _pair(module.padding) == (0, 0):  # torch's has no dilation
+        kernel, channels = _pair(module.kernel_size), _shape(cast(fx.Node, node.args[0]))[0]
+        mean = nn.Conv2d(channels, channels, kernel, groups=channels, bias=False, dilation=steps)
+        nn.init.constant_(mean.weight, 1 / (kernel[0] * kernel[1]))
+        graph.add_submodule(str(node.target), mean.eval())
+    elif not isinstance(module, (*_KEPT, nn.BatchNorm2d)) and not _pointwise(module):
+        raise ModelError(f"{node.target} follows the last pool: the dense form overfeat cannot have it, use the form strided")
+
+
+def _steps(module: nn.Module) -> tuple[int, int]:
+    """The stride of a convolution or pool; of others, one."""
+    kinds = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+    return _pair(module.stride) if isinstance(module, kinds) else (1, 1)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
 def _check_inner_pools(graph: fx.GraphModule) -> None:

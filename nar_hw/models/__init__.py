@@ -40,6 +40,7 @@ OWN: dict[str, str] = {
     "resnet152_tiny_less": "resnet_tiny:resnet152_tiny_less",
     "lenet5": "classic:LeNet5",
     "nin": "classic:NiN",
+    "overfeat": "overfeat:OverFeat",
     "dpn92": "dpn:dpn92",
 }
 

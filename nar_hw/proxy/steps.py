@@ -21,12 +21,14 @@ from nar_hw.proxy.perceptual import load_backbone
 from nar_hw.proxy.ranking import ranking
 from nar_hw.proxy.select import select
 from nar_hw.proxy.study import Study, paper_recipe, study
+from nar_hw.proxy.subset import with_valid
 from nar_hw.space.space import SearchSpace
 from nar_hw.tasks import ClassificationTask
 from nar_hw.training.loop import train
 from nar_hw.training.recipes import Recipe, recipe_named
 
 BATCH = 128
+PAPER_METRICS = ("intensity", "colour", "edges", "perceptual")
 RANDOM = 10
 """Random subsets of equal size that a proxy's mean gradient is compared with."""
 
@@ -89,14 +91,13 @@ def run_study(
     exact: bool,
     out: Path,
     resume: bool,
-) -> Study:
-    """A study by the paper's recipe. Raises what `nar_hw.proxy.study` raises."""
+) -> list[Study]:
+    """A study by the paper's recipe, or with the metric "all" those of its four. Raises what `nar_hw.proxy.study` raises."""
     recipe = paper_recipe(epochs, batch, lr)
     return study(
         scorer.fresh(),
         scorer.data,
-        scorer.values(metric),
-        metric=metric,
+        {name: scorer.values(name) for name in (PAPER_METRICS if metric == "all" else (metric,))},
         recipe=recipe,
         device=scorer.device,
         exact=exact,
@@ -141,9 +142,12 @@ def run_select(
     return found
 
 
-def load(name: str, root: Path | None) -> ImageData:
-    """A data set of classes in memory. Raises DataError, UnknownNameError."""
+def load(name: str, root: Path | None, *, all_train: bool = False) -> ImageData:
+    """A data set of classes in memory; with ``all_train``, to learn from its validation images too.
+
+    Raises DataError, UnknownNameError.
+    """
     data = load_data(name, root=root)
     if data.crop is not None:
         raise DataError(f"proxy data is made of whole images, but {name!r} shows windows of them: use folder:PATH@SIZE")
-    return data
+    return with_valid(data) if all_train else data

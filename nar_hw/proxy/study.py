@@ -7,12 +7,13 @@ forgotten; since a sketch is linear, |sketch(g_k) - mean of sketches| estimates 
 error, g_k must be computed twice: once for the mean and once for the distances (``exact``).
 
 Memory beside the two networks: a gradient, half of one for the sketch's map, and K sketches; exact: two gradients.
-Forward and backward passes over the data per epoch: two; exact: three.
+Forward and backward passes over the data per epoch: two; exact: three. Of several metrics together, one network is trained (on
+batches drawn once at random) and the batches of each metric are compared at its weights: 1 + M passes instead of 2 M.
 """
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -41,7 +42,7 @@ from nar_hw.training.checkpoints import load_state, save_state
 from nar_hw.training.recipes import Recipe
 
 STATE, RESULT, DISTANCES = "state.pt", "study.json", "distances.npy"
-SCHEMA = 1
+SCHEMA = 2
 
 
 def paper_recipe(epochs: int = 150, batch: int = 256, lr: float = 0.1) -> Recipe:
@@ -99,17 +100,17 @@ class StudyFile(Record, frozen=True, kw_only=True):
     batches: int
     standard_error: float
     phases: tuple[tuple[int, int], ...]
-    quarters: tuple[Quarter, ...]
-    findings: tuple[Finding, ...]
+    quarters: Mapping[str, tuple[Quarter, ...]]
+    """Metric -> its quarters in every phase."""
+    findings: Mapping[str, tuple[Finding, ...]]
 
 
 @one_writer()
 def study(
     network: nn.Module,
     data: ImageData,
-    values: NDArray[np.float64],
+    values: Mapping[str, NDArray[np.float64]],
     *,
-    metric: str,
     recipe: Recipe,
     device: str | torch.device = "cpu",
     exact: bool = False,
@@ -118,8 +119,11 @@ def study(
     out: Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
-) -> Study:
-    """Train ``network`` on the training images in ascending order of ``values`` and compare gradients on the way.
+) -> list[Study]:
+    """Train ``network`` on the training images in ascending order of a metric and compare gradients on the way.
+
+    Of several metrics, the network is trained on batches in a random order, the same in every epoch, and at the beginning of each
+    the gradients of every metric's batches are compared; the study of a metric is in a folder of its name then.
 
     No image is augmented, and what is left of the images after the last whole batch is not used. After every epoch ``out`` holds
     a state to resume from (on a CPU to the same bits); at the end study.json, distances.npy, a heat map of each phase and
@@ -127,8 +131,7 @@ def study(
 
     Args:
         network: changed in place; it ends trained.
-        values: the metric of each training image, (N,).
-        metric: its name.
+        values: metrics of each training image by name, (N,).
         recipe: batch, epochs, learning rates, momentum and weight decay (the rest is not used).
         exact: distances without the sketch's error, for three passes over the data per epoch instead of two.
         width: numbers in a sketch, at most 2**14.
@@ -139,18 +142,20 @@ def study(
         TrainingError: there are too few images for this batch, or the training diverged.
         RunError: ``out`` has a study already and ``resume`` is not set, or one with other settings.
     """
-    batches = len(values) // recipe.batch
+    count = len(data.train)
+    batches = count // recipe.batch
     if batches < LEAST_BATCHES:
         raise TrainingError(
             f"a study compares {LEAST_BATCHES} batches or more, so {LEAST_BATCHES} * batch <= training images must hold, but got "
-            f"(batch={recipe.batch}, images={len(values)}): lower the batch"
+            f"(batch={recipe.batch}, images={count}): lower the batch"
         )
-    order = np.argsort(values, kind="stable")
+    orders = {name: np.argsort(items, kind="stable") for name, items in values.items()}
+    digests = [hashlib.sha256(order.astype("<i8").tobytes()).hexdigest() for order in orders.values()]
     identity = StudyIdentity(
-        metric=metric,
+        metric=",".join(values),
         data=data.name,
         data_sha256=fingerprint(data),
-        order_sha256=hashlib.sha256(order.astype("<i8").tobytes()).hexdigest(),
+        order_sha256=",".join(digests),
         network=hashlib.sha256(str(network).encode()).hexdigest(),
         recipe=recipe,
         exact=exact,
@@ -159,39 +164,62 @@ def study(
     )
     if out is not None and not resume and (found := [name for name in (RESULT, STATE) if (out / name).exists()]):
         raise RunError(f"{out} holds a study already ({found[0]}): resume it, or choose another folder")
-    task = ClassificationTask(subset(data, order[: batches * recipe.batch]), device, augmentation=Augmentation())
-    with torch.random.fork_rng(devices=[task.device] if task.device.type == "cuda" else []):
-        run = _Run(network, task, recipe, batches, exact=exact, width=width, seed=seed)
+
+    def task_of(order: NDArray[np.int64]) -> ClassificationTask:
+        return ClassificationTask(subset(data, order[: batches * recipe.batch]), device, augmentation=Augmentation())
+
+    compared = [task_of(order) for order in orders.values()]
+    trained = compared[0] if len(compared) == 1 else task_of(np.random.RandomState(seed).permutation(count))
+    with torch.random.fork_rng(devices=[trained.device] if trained.device.type == "cuda" else []):
+        run = _Run(network, trained, compared, recipe, batches, exact=exact, width=width, seed=seed)
         if out is not None and (out / STATE).exists():
             run.restore(load_state(out / STATE), identity, out)
         bar = progress or Progress(disable=True)
-        row = bar.add_task("study", total=recipe.epochs * batches, completed=len(run.rows) * batches)
-        while len(run.rows) < recipe.epochs:
+        row = bar.add_task("study", total=recipe.passes * run.passes, completed=len(run.rows) * run.passes)
+        while len(run.rows) < recipe.passes:
             for _ in run.epoch():
                 bar.advance(row)
-            bar.update(row, description=f"study: epoch {len(run.rows)} of {recipe.epochs}, loss {run.loss:.3f}")
+            bar.update(row, description=f"study: epoch {len(run.rows)} of {recipe.passes}, loss {run.loss:.3f}")
             if out is not None:
                 save_state(out / STATE, {"identity": plain(identity), **run.state_dict()})
-    result = Study(
-        metric=metric,
-        distances=torch.stack(run.rows).numpy(),
-        standard_error=0.0 if exact else run.sketch.standard_error,
-        phases=_phases(recipe),
-    )
+    results = [
+        Study(
+            metric=metric,
+            distances=torch.stack([row[place] for row in run.rows]).numpy(),
+            standard_error=0.0 if exact else run.sketch.standard_error,
+            phases=_phases(recipe),
+        )
+        for place, metric in enumerate(values)
+    ]
     if out is not None:
-        _write(out, result, identity)
-    return result
+        for result in results:
+            _write(out if len(results) == 1 else out / result.metric, result, identity)
+        if len(results) > 1:
+            _write_record(out, results, identity)
+    return results
 
 
 class _Run:
     """Two networks, and the distances so far."""
 
     def __init__(
-        self, network: nn.Module, task: ClassificationTask, recipe: Recipe, batches: int, *, exact: bool, width: int, seed: int
+        self,
+        network: nn.Module,
+        task: ClassificationTask,
+        compared: Sequence[ClassificationTask],
+        recipe: Recipe,
+        batches: int,
+        *,
+        exact: bool,
+        width: int,
+        seed: int,
     ) -> None:
         self.normal = network.to(task.device).train()
         self.compare = deepcopy(self.normal)
         self.task, self.recipe, self.batches, self.exact, self.seed = task, recipe, batches, exact, seed
+        self.compared = compared
+        self.passes = batches * (1 + len(compared))
+        """Steps of an epoch."""
         self.optimizer = torch.optim.SGD(
             self.normal.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
         )
@@ -200,32 +228,26 @@ class _Run:
             sizes = [parameter.numel() for parameter in self.parameters]
             self.sketch = Sketch(sizes, width=width, seed=seed, device=task.device)
         self.rows: list[Tensor] = []
-        """The distances (K,) of each epoch, float64 on the CPU."""
+        """The distances (metrics, K) of each epoch, float64 on the CPU."""
         self.loss = float("nan")
         """Mean over the last epoch."""
 
     def epoch(self) -> Iterator[None]:
-        """Train for an epoch, add its distances; yields after every batch."""
+        """Add an epoch's distances, then train for it; yields after every batch."""
         self.compare.load_state_dict(self.normal.state_dict())
         rate = self.recipe.learning_rate(len(self.rows))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        kept: list[Tensor] = []
+        rows: list[Tensor] = []
+        for task in self.compared:
+            rows.append((yield from self._distances(task)))  # noqa: PERF401  # a comprehension cannot yield
         losses = []
-        mean = [torch.zeros_like(parameter) for parameter in self.parameters] if self.exact else []
         for number, batch in enumerate(self.task.eval_batches("train", self.recipe.batch)):
             losses.append(self._backward(self.normal, number, batch))
             self.optimizer.step()
             self.optimizer.zero_grad()
-            gradients = self._gradients(number, batch)
-            if self.exact:
-                for total, gradient in zip(mean, gradients, strict=True):
-                    if gradient is not None:
-                        total.add_(gradient, alpha=1 / self.batches)
-            else:
-                kept.append(self.sketch(gradients))
             yield
-        row = self._from(mean) if self.exact else _lengths(torch.stack(kept))
+        row = torch.stack(rows)
         self.loss = float(torch.stack(losses).mean())
         if not (np.isfinite(self.loss) and bool(row.isfinite().all())):
             raise TrainingError(
@@ -234,10 +256,25 @@ class _Run:
             )
         self.rows.append(row)
 
-    def _from(self, mean: Sequence[Tensor]) -> Tensor:
+    def _distances(self, task: ClassificationTask) -> Generator[None, None, Tensor]:
+        """The distance of each of its batches from the mean of all, (K,); yields after every batch."""
+        kept: list[Tensor] = []
+        mean = [torch.zeros_like(parameter) for parameter in self.parameters] if self.exact else []
+        for number, batch in enumerate(task.eval_batches("train", self.recipe.batch)):
+            gradients = self._gradients(number, batch)
+            if self.exact:
+                for total, gradient in zip(mean, gradients, strict=True):
+                    if gradient is not None:
+                        total.add_(gradient, alpha=1 / self.batches)
+            else:
+                kept.append(self.sketch(gradients))
+            yield
+        return self._from(task, mean) if self.exact else _lengths(torch.stack(kept))
+
+    def _from(self, task: ClassificationTask, mean: Sequence[Tensor]) -> Tensor:
         """The distance of each batch's gradient, computed again, from ``mean``."""
         squares = []
-        for number, batch in enumerate(self.task.eval_batches("train", self.recipe.batch)):
+        for number, batch in enumerate(task.eval_batches("train", self.recipe.batch)):
             gradients = self._gradients(number, batch)
             parts = [
                 (whole if gradient is None else gradient - whole).double().square().sum()
@@ -261,7 +298,8 @@ class _Run:
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next epoch needs."""
-        rows = torch.stack(self.rows)
+        rows = torch.stack(self.rows)  # (E, metrics, K); of one metric (E, K)
+        rows = rows[:, 0] if len(self.compared) == 1 else rows
         return {"network": self.normal.state_dict(), "optimizer": self.optimizer.state_dict(), "distances": rows}
 
     def restore(self, state: dict[str, Any], identity: StudyIdentity, out: Path) -> None:
@@ -269,7 +307,8 @@ class _Run:
         check_same(state.get("identity"), identity, where=str(out))
         self.normal.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.rows = list(state["distances"])
+        rows = state["distances"]
+        self.rows = list(rows[:, None] if len(self.compared) == 1 else rows)
 
 
 def _lengths(sketches: Tensor) -> Tensor:
@@ -280,7 +319,7 @@ def _lengths(sketches: Tensor) -> Tensor:
 
 
 def _phases(recipe: Recipe) -> tuple[range, ...]:
-    bounds = [0, *recipe.milestones, recipe.epochs]
+    bounds = [0, *map(int, recipe.milestones), recipe.passes]
     return tuple(range(start, end) for start, end in pairwise(bounds))
 
 
@@ -299,13 +338,19 @@ def _write(out: Path, result: Study, identity: StudyIdentity) -> None:
         quarters=result.quarters,
         findings=result.findings,
     )
+    _write_record(out, [result], identity)
+
+
+def _write_record(out: Path, results: Sequence[Study], identity: StudyIdentity) -> None:
+    """study.json; of several metrics, with the quarters and findings of all."""
+    first = results[0]
     file = StudyFile(
         identity=identity,
-        epochs=result.distances.shape[0],
-        batches=result.distances.shape[1],
-        standard_error=result.standard_error,
-        phases=tuple((phase.start, phase.stop) for phase in result.phases),
-        quarters=tuple(result.quarters),
-        findings=tuple(result.findings),
+        epochs=first.distances.shape[0],
+        batches=first.distances.shape[1],
+        standard_error=first.standard_error,
+        phases=tuple((phase.start, phase.stop) for phase in first.phases),
+        quarters={result.metric: tuple(result.quarters) for result in results},
+        findings={result.metric: tuple(result.findings) for result in results},
     )
     write_record(out / RESULT, file, schema=SCHEMA)

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,27 @@ def subset(data: ImageData, positions: Sequence[int] | NDArray[np.int64]) -> Ima
     whole, chosen = images_of(data), np.asarray(positions, np.int64)
     train = replace(whole, images=whole.images[chosen], labels=whole.labels[chosen], indices=whole.indices[chosen])
     return replace(data, train=train)
+
+
+def with_valid(data: ImageData) -> ImageData:
+    """``data`` with its validation images among the training images too, in the order of their collection.
+
+    Raises DataError where the two are not of one collection, or not in memory.
+    """
+    train, valid = images_of(data), data.valid
+    if not isinstance(valid, Split) or valid.source != train.source:
+        raise DataError(
+            f"training and validation images must be of one collection to be joined, but those of {data.name!r} are not"
+        )
+    order = np.argsort(np.concatenate([train.indices, valid.indices]))
+
+    def joined(name: str) -> NDArray[Any]:
+        both: NDArray[Any] = np.concatenate([getattr(train, name), getattr(valid, name)])[order]
+        return both
+
+    train = replace(train, images=joined("images"), labels=joined("labels"), indices=joined("indices"))
+    mean, std = train.statistics()
+    return replace(data, train=train, mean=mean, std=std)
 
 
 def fingerprint(data: ImageData) -> str:

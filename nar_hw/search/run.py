@@ -55,7 +55,7 @@ class SearchRun:
     ) -> None:
         """``supernet``: weights that are scored as they are; by default fresh ones, which every epoch trains."""
         self.space, self.task, self.config = space, task, config
-        self.epochs = config.recipe.epochs
+        self.epochs = config.recipe.passes
         self.steps = task.train_size // config.batch
         if self.steps == 0:
             raise TrainingError(

@@ -1,5 +1,6 @@
 """Data sets as tasks, for every step that reads images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,29 @@ from nar_hw.errors import DataError, UserError
 from nar_hw.faces.data import load_faces
 from nar_hw.faces.task import FacesTask
 from nar_hw.models.info import ModelInfo
-from nar_hw.records import replace
+from nar_hw.records import replace, with_settings
 from nar_hw.tasks import ClassificationTask, Task
 from nar_hw.tasks.own import load_own_task
 from nar_hw.userfile import is_file_name
 
 
 def load_task(
-    data: str, *, root: Path | None = None, device: str = "cpu", workers: int | None = None, download: bool = False
+    data: str,
+    *,
+    root: Path | None = None,
+    device: str = "cpu",
+    workers: int | None = None,
+    download: bool = False,
+    augment: Sequence[str] = (),
+    ten_views: bool = False,
 ) -> Task:
     """A data set, or what ``path/to/file.py:function`` returns for a device, as a task.
 
-    With ``download`` the first process fetches it. Raises UnknownNameError or DataError.
+    With ``download`` the first process fetches it. ``augment``: ``name=value`` texts that change its augmentation. ``ten_views``:
+    see :class:`nar_hw.tasks.ClassificationTask`. Raises UnknownNameError or DataError.
     """
+    if (augment or ten_views) and (data.startswith(FACES) or is_file_name(data)):
+        raise DataError(f"--augment and --test-views are of our own classification data, but {data!r} is none: leave them out")
     if download and (data.startswith(FACES) or is_file_name(data)):
         raise DataError(f"--download fetches cifar10, cifar100 and fashion-mnist, but {data!r} is yours: leave it out")
     if is_file_name(data):
@@ -36,7 +47,8 @@ def load_task(
     found = load_data(data, root=root, download=download and first)
     if download and first:
         barrier()
-    return ClassificationTask(found, device, workers=workers)
+    changed = with_settings(found.augmentation, augment, option="--augment", error=DataError)
+    return ClassificationTask(found, device, workers=workers, augmentation=changed, ten_views=ten_views)
 
 
 def fitted_to(info: ModelInfo, task: Task) -> ModelInfo:

@@ -34,7 +34,7 @@ from nar_hw.training.phases import two_phase
 from nar_hw.training.recipes import Recipe
 from nar_hw.training.result import TrainResult
 from nar_hw.training.seed import set_seed
-from nar_hw.training.snapshots import score_ensemble
+from nar_hw.training.snapshots import score_ensemble, with_snapshots
 from nar_hw.training.tensorboard import TensorBoard
 
 HELD_OUT: tuple[SplitName, ...] = ("valid", "test")
@@ -123,7 +123,8 @@ def train_child(
     )
     if rank() == 0:
         if ensemble and isinstance(task, ClassificationTask):
-            found = replace(found, ensemble=asdict(score_ensemble(child, task, "test", out=out, epochs=result.snapshots)))
+            members = ((network, task) for network in with_snapshots(child, out, result.snapshots))
+            found = replace(found, ensemble={"epochs": result.snapshots, **asdict(score_ensemble(members, "test"))})
         found.save(out, child)
     return found
 

@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,14 +34,17 @@ class ClassificationTask(Task):
         *,
         augmentation: Augmentation | None = None,
         workers: int | None = None,
+        ten_views: bool = False,
     ) -> None:
         """``augmentation`` replaces the data set's own. A split in memory moves to ``device`` when it is first used.
 
+        With ``ten_views`` networks are scored by the mean of their probabilities for the corners and the centre of an image, and
+        the same mirrored (Krizhevsky et al. 2012, section 4.1).
         ``workers`` processes read images in files; by default one per core, at most 8.
         """
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.workers = min(8, cores) if workers is None else workers
-        self.data, self.name = data, data.name
+        self.data, self.name, self.ten_views = data, data.name, ten_views
         self.device = torch.device(device)
         self.augmentation = data.augmentation if augmentation is None else augmentation
         self._loaded: dict[SplitName, DeviceImages | StreamedImages] = {}
@@ -59,8 +61,9 @@ class ClassificationTask(Task):
 
     @property
     def record(self) -> dict[str, Any]:
-        """Name, seed and splits of the data, and the augmentation used."""
-        return {**self.data.record, "augmentation": asdict(self.augmentation)}
+        """Name, seed and splits of the data, the augmentation used, and whether scores are of ten views."""
+        views = {"ten_views": True} if self.ten_views else {}
+        return {**self.data.record, "augmentation": self.augmentation.record, **views}
 
     def loss(self, output: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
         """Mean cross-entropy of logits (B, classes) and labels (B,)."""
@@ -72,8 +75,14 @@ class ClassificationTask(Task):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Mean and standard deviation of the pixels, and the names of the classes."""
-        return Preprocessing(mean=self.data.mean, std=self.data.std, classes=tuple(self.data.classes))
+        """Mean and standard deviation of the pixels, the mean at each where that is subtracted, and the names of the classes."""
+        data, image = self.data, self.data.mean_image
+        if image is not None:
+            height, width = self.input_shape[1:]
+            top, left = ((whole - part) // 2 for whole, part in zip(image.shape[1:], (height, width), strict=True))
+            image = image[:, top : top + height, left : left + width]
+        mean_image = () if image is None else tuple(image.flatten().tolist())
+        return Preprocessing(mean=data.mean, std=data.std, classes=tuple(data.classes), mean_image=mean_image)
 
     def size(self, split: SplitName) -> int:
         """How many images a split has."""
@@ -106,10 +115,12 @@ class ClassificationTask(Task):
         if not 1 <= k <= self.num_classes:
             raise DataError(f"1 <= k <= {self.num_classes} (classes) must hold for a top-k accuracy, but got k={k}")
         right = torch.zeros((), dtype=torch.int64, device=self.device)
+        most = min(batch, self.scored_batch)
+        batches = self._images(split).ten_views(max(1, most // 10)) if self.ten_views else self.eval_batches(split, most)
         with evaluating(model):
-            for images, labels in self.eval_batches(split, min(batch, self.scored_batch)):
+            for images, labels in batches:
                 with user_code("the network must be scored, but its forward pass"):
-                    output = model(images)
+                    output = mean_of_views(model, images) if self.ten_views else model(images)
                 right += (output.topk(k).indices == labels[:, None]).sum()
         return int(right) / len(self.data.split(split))
 
@@ -124,7 +135,13 @@ class ClassificationTask(Task):
             augmentation = self.augmentation if name == "train" else None
             if isinstance(split, Split):
                 self._loaded[name] = DeviceImages(
-                    split, self.device, mean=data.mean, std=data.std, augmentation=augmentation, crop=data.crop
+                    split,
+                    self.device,
+                    mean=data.mean,
+                    std=data.std,
+                    augmentation=augmentation,
+                    crop=data.crop,
+                    mean_image=data.mean_image,
                 )
             else:
                 from nar_hw.data.stream import FileSplit, StreamedImages
@@ -134,3 +151,9 @@ class ClassificationTask(Task):
                     split, self.device, mean=data.mean, std=data.std, augmentation=augmentation, workers=self.workers
                 )
         return self._loaded[name]
+
+
+def mean_of_views(model: nn.Module, images: Tensor) -> Tensor:
+    """The mean over views of the probabilities: (B, views, C, H, W) -> (B, classes)."""
+    chances: Tensor = model(images.flatten(0, 1)).softmax(1)
+    return chances.view(*images.shape[:2], -1).mean(1)

@@ -48,8 +48,13 @@ def check_resumable(state: dict[str, Any], out: Path, *, recipe: Recipe, seed: i
             f"{out} must have a training state of schema {SCHEMA}: it was written by another version of nar_hw, train anew"
         )
     old, done = as_record(state.get("recipe"), Recipe, where="recipe", error=TrainingError), len(state["history"])
-    if recipe.epochs < done:
+    if recipe.epochs < min(done, old.epochs):
         raise RunError(f"{out} has trained for {done} epochs already, but {recipe.epochs} were asked for: ask for {done} or more")
+    if recipe.epochs != old.epochs and done > old.epochs:
+        raise RunError(
+            f"a training goes on from a whole epoch, but {out} has ended after {old.epochs} and {recipe.epochs} were asked for: "
+            "train anew"
+        )
     if recipe.epochs != old.epochs and recipe.one_cycle and old.one_cycle:
         raise RunError(
             "a training whose learning rate falls once (one-cycle, two phases) cannot change its number of epochs, but "

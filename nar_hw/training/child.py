@@ -48,7 +48,7 @@ class Child(Record, frozen=True, kw_only=True):
     record: Mapping[str, Any] = {}
     """Of the data: seed, size and hash of each split, augmentation; see `nar_hw.tasks.Task.record`."""
     ensemble: Mapping[str, Any] | None = None
-    """Test accuracies of the training's snapshots, see `nar_hw.training.snapshots.Ensemble`; None without them."""
+    """Epochs and test accuracies of the training's snapshots, see `nar_hw.training.snapshots.Ensemble`; None without them."""
     uncounted: str | None = None
     """Why ``flops`` and ``pool_ops`` are not known."""
 

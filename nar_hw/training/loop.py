@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -20,6 +21,7 @@ from nar_hw.records import plain
 from nar_hw.space.network import detached, in_float
 from nar_hw.tasks import Task
 from nar_hw.training.checkpoints import SCHEMA, check_resumable, load_state, save_state
+from nar_hw.training.filters import keep_filters
 from nar_hw.training.memory import kept_memory
 from nar_hw.training.precision import autocast
 from nar_hw.training.progress import Bar
@@ -50,6 +52,7 @@ def train(
     """Train the parameters of ``model`` that require a gradient; the model ends on the task's device, in eval mode.
 
     After every epoch ``out`` holds ``state.pt`` (to resume), ``last.safetensors``, ``best.safetensors`` and ``history.json``,
+    and in ``filters`` those of the first convolution before the training, after epochs 1, 2, 4, 8, ... and after the last,
     each written atomically: a training that was stopped anywhere goes on from its last whole epoch, on a CPU to the same bits,
     and Ctrl-C needs no care. The global generators of PyTorch are left as they were; all randomness comes from ``seed``.
 
@@ -88,14 +91,26 @@ def train(
             run.restore(load_state(out / STATE), out)
             if rank() == 0:
                 run.publish(out)
-        bar = Bar(progress if rank() == 0 else None, steps=run.steps, epochs=recipe.epochs, done=len(run.history))
-        while len(run.history) < recipe.epochs:
+        elif out is not None and not earlier and rank() == 0:
+            keep_filters(out, model, 0)
+        bar = Bar(progress if rank() == 0 else None, steps=run.steps, epochs=recipe.passes, done=len(run.history))
+        while len(run.history) < recipe.passes:
             run.epoch(bar)
             if out is not None and rank() == 0:
                 run.save(out)
             if on_epoch is not None and rank() == 0:
                 on_epoch(plain(run.history[-1]))
     return run.result()
+
+
+def steps_of_epoch(recipe: Recipe, task: Task) -> int:
+    """How many batches the training images make. Raises TrainingError when there are too few for one."""
+    if recipe.batch > task.train_size:
+        raise TrainingError(
+            f"batch <= training images must hold, but got (batch={recipe.batch}, images={task.train_size}): "
+            "lower the recipe's field batch (train --recipe FILE.json, search --batch)"
+        )
+    return task.train_size // recipe.batch
 
 
 class _Run:
@@ -111,11 +126,11 @@ class _Run:
         snapshots: int,
         earlier: Sequence[EpochLog],
     ) -> None:
-        self.steps = task.train_size // recipe.batch
-        if self.steps == 0:
+        self.steps = steps_of_epoch(recipe, task)
+        if recipe.first_phase is not None:
             raise TrainingError(
-                f"batch <= training images must hold, but got (batch={recipe.batch}, images={task.train_size}): "
-                "lower the recipe's field batch (train --recipe FILE.json, search --batch)"
+                "a recipe with a first_phase is of networks that inherit weights, but this one does not: use --init inherited, "
+                "or a recipe without it"
             )
         if recipe.batch % ranks():
             raise TrainingError(f"batch must be a multiple of the {ranks()} processes, but got {recipe.batch}")
@@ -155,15 +170,17 @@ class _Run:
         return self.model if self.average is None else self.average.module
 
     def epoch(self, bar: Bar) -> None:
-        """One pass over the training images and a validation."""
+        """One pass over the training images, as far as the recipe goes, and a validation."""
         done, device, recipe = len(self.history), self.task.device, self.recipe
-        losses = torch.zeros(self.steps, device=device)
+        steps = min(self.steps, recipe.steps(self.steps) - done * self.steps)
+        losses = torch.zeros(steps, device=device)
         right = torch.zeros((), dtype=torch.float64, device=device)
         interval = _steps_between_checks(device)
         rate, checked = 0.0, 0
         self.model.train()
         start = time.perf_counter()
-        for step, (images, targets) in enumerate(self.task.train_batches(recipe.batch, self.generator, shared=True)):
+        batches = self.task.train_batches(recipe.batch, self.generator, shared=True)
+        for step, (images, targets) in enumerate(islice(batches, steps)):
             rate = recipe.learning_rate(done + step / self.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -171,7 +188,7 @@ class _Run:
             self._update()
             losses[step] = loss
             right += count
-            if step + 1 - checked >= interval or step + 1 == self.steps:
+            if step + 1 - checked >= interval or step + 1 == steps:
                 self._check_losses(all_reduce_sum(losses[checked : step + 1]).div_(ranks()), done, checked)
                 checked = step + 1
             bar.step()
@@ -179,8 +196,8 @@ class _Run:
         self.model.eval()
         for network in (self.trained, self.scored):  # twice the same changes nothing
             average_buffers(network)
-        self._check_weights(done)
-        images_seen = self.steps * recipe.batch
+        self._check_weights(done, steps - 1)
+        images_seen = steps * recipe.batch
         with self._autocast():
             valid_accuracy = self.task.evaluate(self.scored, "valid")
         log = EpochLog(
@@ -261,10 +278,10 @@ class _Run:
             if not math.isfinite(loss):
                 self._diverged(f"the loss is {loss}", done, step)
 
-    def _check_weights(self, done: int) -> None:
+    def _check_weights(self, done: int, step: int) -> None:
         sums = torch.stack([parameter.detach().sum() for parameter in self.trained.parameters()])
         if not bool(sums.isfinite().all()):
-            self._diverged("a weight is not finite", done, self.steps - 1)
+            self._diverged("a weight is not finite", done, step)
 
     def _diverged(self, what: str, done: int, step: int) -> NoReturn:
         rate = self.recipe.learning_rate(done + step / self.steps)
@@ -292,6 +309,9 @@ class _Run:
 
     def save(self, out: Path) -> None:
         """Write the checkpoint of the last epoch."""
+        epoch = self.history[-1].epoch
+        if epoch & (epoch - 1) == 0 or len(self.history) == self.recipe.passes:  # a power of two, or the last
+            keep_filters(out, self.scored, epoch)
         # The state is what counts: the best weights are there before it, so that it never speaks of older ones.
         if self._best() is self.history[-1]:
             save_weights(out / BEST, self.scored)

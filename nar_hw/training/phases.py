@@ -9,9 +9,11 @@ from torch import nn
 
 from nar_hw.errors import ModelError, RunError
 from nar_hw.tasks import Task
-from nar_hw.training.loop import STATE, train
+from nar_hw.training.checkpoints import load_state
+from nar_hw.training.loop import STATE, steps_of_epoch, train
 from nar_hw.training.recipes import Recipe, fine_tuning
 from nar_hw.training.result import TrainResult
+from nar_hw.training.snapshots import snapshot_epochs
 
 
 def two_phase(
@@ -31,8 +33,8 @@ def two_phase(
 ) -> TrainResult:
     """Fine-tune a network that inherited weights: first what is new and the head with the rest frozen, then everything.
 
-    The recipes of the phases are those of :func:`fine_tuning`. The first phase keeps its checkpoints in ``out/first``. The number
-    of epochs cannot be changed on resume, for both phases depend on it.
+    The recipes of the phases are those of :func:`fine_tuning`. The first phase keeps its checkpoints in ``out/first``. The recipe
+    of the first phase cannot be changed on resume.
 
     Args:
         new: parameters or modules that start from scratch, such as :meth:`nar_hw.space.space.SearchSpace.inherit` returns.
@@ -45,9 +47,18 @@ def two_phase(
         TrainingError, RunError: as :func:`train`.
     """
     first, then = fine_tuning(recipe)
+    steps_of_epoch(then, task)  # here, not after the first phase
+    snapshot_epochs(then, snapshots)
     learned = _below(model, (*new, _head(model) if head is None else head))
     if out is not None and (out / STATE).exists() and not resume:
         raise RunError(f"{out} holds a training already: resume it, or choose another folder")
+    if out is not None and (out / "first" / STATE).exists():
+        begun = load_state(out / "first" / STATE)["recipe"]["epochs"]
+        if begun != first.epochs:
+            raise RunError(
+                f"the first of two phases cannot change its number of epochs, but {out} was started for {begun} and "
+                f"{first.epochs} were asked for: ask for the same, or train anew"
+            )
     frozen = [parameter for name, parameter in model.named_parameters() if parameter.requires_grad and name not in learned]
     for parameter in frozen:
         parameter.requires_grad_(False)

@@ -16,9 +16,10 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 
 
 class Recipe(Record, frozen=True, kw_only=True):
-    """One way to train with SGD. Epochs may be fractions wherever a learning rate depends on them."""
+    """One way to train with SGD. Epochs may be fractions: steps of a training set are named by them."""
 
-    epochs: int
+    epochs: int | float
+    """Of a fraction the last epoch has fewer steps."""
     batch: int = 128
     """Images per step, whatever ``accumulate`` is."""
     accumulate: int = 1
@@ -28,13 +29,13 @@ class Recipe(Record, frozen=True, kw_only=True):
     lr_min: float = 1e-4
     """Least learning rate of sgdr and one-cycle."""
     schedule: Schedule = "sgdr"
-    t_0: int = 5
+    t_0: int | float = 5
     """sgdr: epochs of the first cosine (SGDR paper, section 3)."""
     t_mult: int = 2
     """sgdr: each cosine is this many times as long as the one before."""
     warmup: float = 0.25
     """one-cycle: share of the training in which the learning rate rises in a line; it falls by a cosine."""
-    milestones: tuple[int, ...] = ()
+    milestones: tuple[int | float, ...] = ()
     """step: epochs after which the learning rate is multiplied by ``gamma``."""
     gamma: float = 0.1
     momentum: float = 0.9
@@ -57,6 +58,9 @@ class Recipe(Record, frozen=True, kw_only=True):
     """Store images and weights with the channels innermost, as tensor cores like them."""
     compile: bool = False
     """Run the network through torch.compile."""
+    first_phase: "Recipe | None" = None
+    """Of a fine-tuning in two phases: how the new parts and the head learn alone, before everything learns as the other fields
+    say; None: see `nar_hw.training.recipes.fine_tuning`."""
 
     def __post_init__(self) -> None:
         """Raises TrainingError for a value outside its range, UnknownNameError for a schedule or precision."""
@@ -64,10 +68,10 @@ class Recipe(Record, frozen=True, kw_only=True):
             raise unknown_name("schedule", self.schedule, SCHEDULES)
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
-        _require(self, "epochs >= 1", self.epochs >= 1, "epochs")
+        _require(self, "0 < epochs < 1e9", 0 < self.epochs < 1e9, "epochs")
         _require(self, "1 <= accumulate <= batch", 1 <= self.accumulate <= self.batch, "accumulate", "batch")
         _require(self, "0 <= lr_min <= lr <= 1e6 and lr > 0", 0 <= self.lr_min <= self.lr <= 1e6 and self.lr > 0, "lr_min", "lr")
-        _require(self, "t_0 >= 1 and t_mult >= 1", self.t_0 >= 1 and self.t_mult >= 1, "t_0", "t_mult")
+        _require(self, "t_0 > 0 and t_mult >= 1", self.t_0 > 0 and self.t_mult >= 1, "t_0", "t_mult")
         _require(self, "0 <= warmup < 1", 0 <= self.warmup < 1, "warmup")
         _require(self, "milestones in ascending order", list(self.milestones) == sorted(set(self.milestones)), "milestones")
         _require(self, "0 < gamma <= 1", 0 < self.gamma <= 1, "gamma")
@@ -78,6 +82,8 @@ class Recipe(Record, frozen=True, kw_only=True):
         _require(self, "0 <= distill <= 1", 0 <= self.distill <= 1, "distill")
         _require(self, "temperature > 0", self.temperature > 0, "temperature")
         _require(self, "clip_norm > 0", self.clip_norm is None or self.clip_norm > 0, "clip_norm")
+        nested = self.first_phase is not None and self.first_phase.first_phase is not None
+        _require(self, "no first phase of a first phase", not nested, "first_phase")
         _require(self, "0 < ema_decay < 1", self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay")
 
     def learning_rate(self, epoch: float) -> float:
@@ -101,6 +107,15 @@ class Recipe(Record, frozen=True, kw_only=True):
         return ["--recipe", name, *settings(self, RECIPES[name], but=but)]
 
     @property
+    def passes(self) -> int:
+        """How often the training images are begun; each time a validation and a checkpoint follow."""
+        return math.ceil(self.epochs)
+
+    def steps(self, steps: int) -> int:
+        """How many steps the training has where an epoch has ``steps``; every pass has one or more."""
+        return max(round(self.epochs * steps), (self.passes - 1) * steps + 1)
+
+    @property
     def one_cycle(self) -> bool:
         """Whether the learning rate falls once, however many epochs there are."""
         return self.schedule == "one-cycle" or (self.schedule == "sgdr" and self.t_0 == self.epochs)
@@ -111,7 +126,7 @@ class Recipe(Record, frozen=True, kw_only=True):
         while self.schedule == "sgdr" and ends[-1] < self.epochs:
             length *= self.t_mult
             ends.append(ends[-1] + length)
-        return (*(end for end in ends[:-1] if self.schedule == "sgdr"), self.epochs)
+        return (*(max(1, round(end)) for end in ends[:-1] if self.schedule == "sgdr"), self.passes)
 
     def _cosine(self, progress: float) -> float:
         return self.lr_min + (self.lr - self.lr_min) * (1 + math.cos(math.pi * progress)) / 2
@@ -162,18 +177,25 @@ def recipe_named(name: str) -> Recipe:
 
 
 def fine_tuning(recipe: Recipe) -> tuple[Recipe, Recipe]:
-    """The recipes of the two phases that take together as many epochs as ``recipe``: a fifth, then the rest at 0.3 of the rate.
+    """The recipes of the two phases: the recipe's ``first_phase`` and itself, each as it is written.
 
-    Each phase is one cosine. (On 4,000 CIFAR-10 images a second rate of 0.1 of the first was clearly too low for five epochs.)
+    Without a ``first_phase``, they take together as many epochs as ``recipe``: a fifth, then the rest at 0.3 of the rate, each
+    with its schedule on a shorter scale: the milestones of a step schedule, the cycle of one-cycle; of sgdr, one cosine without
+    a restart. (On 4,000 CIFAR-10 images a second rate of 0.1 of the first was clearly too low for five epochs.)
 
     Raises:
-        TrainingError: a recipe of one epoch.
+        TrainingError: a recipe of one epoch without a first phase.
     """
+    if recipe.first_phase is not None:
+        return recipe.first_phase, replace(recipe, first_phase=None)
     if recipe.epochs < 2:
         raise TrainingError(f"epochs >= 2 must hold for training in two phases, but got (epochs={recipe.epochs})")
     first = max(1, round(recipe.epochs / 5))
     rest = recipe.epochs - first
-    return (
-        replace(recipe, schedule="sgdr", epochs=first, t_0=first),
-        replace(recipe, schedule="sgdr", epochs=rest, t_0=rest, lr=0.3 * recipe.lr, lr_min=0.3 * recipe.lr_min),
-    )
+    return _part(recipe, first), replace(_part(recipe, rest), lr=0.3 * recipe.lr, lr_min=0.3 * recipe.lr_min)
+
+
+def _part(recipe: Recipe, epochs: int | float) -> Recipe:
+    """``recipe`` on the scale of ``epochs``."""
+    milestones = tuple(milestone * epochs / recipe.epochs for milestone in recipe.milestones)
+    return replace(recipe, epochs=epochs, milestones=milestones, t_0=epochs if recipe.schedule == "sgdr" else recipe.t_0)

@@ -1,25 +1,24 @@
-"""Snapshots of one training as an ensemble (Huang et al. 2017: the ends of the cosines of SGDR)."""
+"""Ensembles: snapshots of one training (Huang et al. 2017: the ends of the cosines of SGDR), or of several (Zhai, section 5)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nar_hw.data import SplitName
 from nar_hw.errors import TrainingError
 from nar_hw.models.weights import load_weights
+from nar_hw.records import is_whole
 from nar_hw.tasks import ClassificationTask, evaluating
 from nar_hw.training.recipes import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble:
-    """Accuracies in [0, 1] of several snapshots together."""
+    """Accuracies in [0, 1] of several networks together."""
 
-    epochs: tuple[int, ...]
-    """After which the snapshots were taken."""
     members: tuple[float, ...]
     """Top-1 accuracy of each."""
     mean: float
@@ -27,22 +26,24 @@ class Ensemble:
     mean_top5: float | None
     """Top-5 accuracy of that mean; None for five classes or fewer."""
     vote: float
-    """Top-1 accuracy of the majority; among equals, the class with the greatest mean probability."""
+    """Top-1 accuracy of the majority vote; see :func:`score_ensemble`."""
+    undecided: int
+    """Images on which no class had more votes than every other."""
 
 
 def snapshot_epochs(recipe: Recipe, count: int) -> tuple[int, ...]:
     """The epochs after which ``count`` snapshots are taken: the ends of the last cosines, or else the last epochs.
 
     The last epoch is always one of them. Without that many cosines in an sgdr recipe, or with another schedule, the snapshots
-    are of the last epochs (as Zhai's, section 4.4, whose snapshots follow each other).
+    are of the last epochs (as Zhai's, section 5, whose snapshots follow each other).
 
     Raises:
         TrainingError: there are fewer epochs than that.
     """
-    if not 0 <= count <= recipe.epochs:
-        raise TrainingError(f"0 <= snapshots <= epochs must hold, but got (snapshots={count}, epochs={recipe.epochs})")
+    if not 0 <= count <= recipe.passes:
+        raise TrainingError(f"0 <= snapshots <= epochs must hold, but got (snapshots={count}, epochs={recipe.passes})")
     ends = recipe.cosine_ends()
-    epochs = ends if len(ends) >= count else range(1, recipe.epochs + 1)
+    epochs = ends if len(ends) >= count else range(1, recipe.passes + 1)
     return tuple(epochs[len(epochs) - count :])
 
 
@@ -51,28 +52,47 @@ def snapshot_path(out: Path, epoch: int) -> Path:
     return out / "snapshots" / f"epoch{epoch}.safetensors"
 
 
-def score_ensemble(model: nn.Module, task: ClassificationTask, split: SplitName, *, out: Path, epochs: Sequence[int]) -> Ensemble:
-    """The accuracies of the snapshots after ``epochs`` of a training in ``out``; ``model`` ends with the weights of the last.
+def kept_snapshots(out: Path) -> tuple[int, ...]:
+    """The epochs whose snapshots the training in ``out`` has kept, ascending."""
+    names = [
+        path.name.removeprefix("epoch").removesuffix(".safetensors") for path in (out / "snapshots").glob("epoch*.safetensors")
+    ]
+    return tuple(sorted(int(name) for name in names if is_whole(name)))
 
-    Raises RunError when one is absent.
-    """
-    labels = torch.cat([targets for _, targets in task.eval_batches(split)])
-    mean = torch.zeros(len(labels), task.num_classes, device=task.device)
-    votes = torch.zeros_like(mean)
-    members = []
+
+def with_snapshots(model: nn.Module, out: Path, epochs: Iterable[int]) -> Iterator[nn.Module]:
+    """``model`` with the weights after each of ``epochs`` in turn. Raises RunError when they are absent."""
     for epoch in epochs:
         load_weights(model, snapshot_path(out, epoch))
-        with evaluating(model):
-            outputs = torch.cat([model(images).float() for images, _ in task.eval_batches(split, task.scored_batch)])
-        members.append(_accuracy(outputs, labels))
-        mean += outputs.softmax(1) / len(epochs)
-        votes.scatter_add_(1, outputs.argmax(1, keepdim=True), torch.ones_like(mean[:, :1]))
+        yield model
+
+
+def score_ensemble(members: Iterable[tuple[nn.Module, ClassificationTask]], split: SplitName, *, fallback: int = -1) -> Ensemble:
+    """The accuracies of networks together, each asked about the images of ``split`` as its own task prepares them.
+
+    The majority vote is that of Zhai, section 5: the class with the most votes, or, where several have as many, the answer of the
+    member at position ``fallback``. Members are asked in turn, so that one network with other weights may be several of them.
+    """
+    chances: list[Tensor] = []  # their sum (N, classes)
+    choices, accuracies = [], []
+    labels = torch.empty(0)
+    for model, task in members:
+        with evaluating(model.to(task.device)):
+            batches = [(model(images).float(), labels) for images, labels in task.eval_batches(split, task.scored_batch)]
+        outputs, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        chances = [sum(chances, outputs.softmax(1))]
+        choices.append(outputs.argmax(1))
+        accuracies.append(_accuracy(outputs, labels))
+    mean, answers = chances[0] / len(choices), torch.stack(choices, 1)  # (N, classes), (N, members)
+    votes = torch.zeros_like(mean).scatter_add_(1, answers, torch.ones_like(answers, dtype=mean.dtype))
+    undecided = (votes == votes.amax(1, keepdim=True)).sum(1) > 1
+    majority = torch.where(undecided, answers[:, fallback], votes.argmax(1))
     return Ensemble(
-        epochs=tuple(epochs),
-        members=tuple(members),
+        members=tuple(accuracies),
         mean=_accuracy(mean, labels),
-        mean_top5=_accuracy(mean, labels, 5) if task.num_classes > 5 else None,
-        vote=_accuracy(votes + mean / 2, labels),  # half a vote at most
+        mean_top5=_accuracy(mean, labels, 5) if mean.shape[1] > 5 else None,
+        vote=float((majority == labels).double().mean()),
+        undecided=int(undecided.sum()),
     )
 
 
