@@ -30,8 +30,10 @@ _held: set[tuple[int, Path]] = set()
 
 
 @contextmanager
-def writing(out: Path, *, whole: bool = False) -> Iterator[None]:
+def writing(out: Path, *, whole: bool = False, wait: Callable[[str], object] | None = None) -> Iterator[None]:
     """Keep ``out``, a folder that is filled (and made), to this process; ``whole``: a file, or a folder that is replaced at once.
+
+    ``wait`` is told who writes it before that is waited for; by default nothing is waited for.
 
     What killed processes left unfinished there is deleted first. May be nested. Of several processes of torchrun, the first has
     the lock.
@@ -48,7 +50,9 @@ def writing(out: Path, *, whole: bool = False) -> Iterator[None]:
     lock = folder / (f".{out.name}.lock" if whole else LOCK)
 
     def busy(who: str) -> None:
-        raise RunError(f"{out} is being written by {who}: wait for it, or choose another")
+        if wait is None:
+            raise RunError(f"{out} is being written by {who}: wait for it, or choose another")
+        wait(f"waiting for {who}, which writes {out}")
 
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:

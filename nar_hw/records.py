@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar, Union, cast, get_args, get_origin
@@ -185,28 +185,39 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def as_record(
-    value: Any, kind: type[Kind], *, where: str, error: type[UserError] = RunError, fix: str = "it was cut or edited by hand"
+    value: Any,
+    kind: type[Kind],
+    *,
+    where: str | Callable[[Sequence[str | int]], str],
+    error: type[UserError] = RunError,
+    fix: str = "it was cut or edited by hand",
 ) -> Kind:
     """``value``, JSON values, as a record of ``kind``.
 
     Raises ``error`` in one line that names the field, the rule and the value; the record's own error where a rule of its own is
-    broken. ``where`` begins the line and ``fix`` ends it.
+    broken. ``where`` begins the line, or what it makes of the keys and indices that lead to the fault; ``fix`` ends it.
     """
+
+    def begin(steps: Sequence[str | int]) -> str:
+        return where if isinstance(where, str) else where(steps)
+
     try:
         return msgspec.convert(value, kind, dec_hook=_array)
     except UnicodeEncodeError as problem:  # half a character, which other readers of JSON let pass
-        raise error(f"{where} must hold texts that can be written, but holds {shown(problem.object)}: {fix}") from None
+        raise error(f"{begin(())} must hold texts that can be written, but holds {shown(problem.object)}: {fix}") from None
     except msgspec.ValidationError as problem:
         rule, _, path = str(problem).partition(" - at `$")
         steps = _steps(value, kind, path.rstrip("`"), str(problem))
         field = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
         if isinstance(problem.__cause__, UserError):
-            raise type(problem.__cause__)(f"{where}: {field + ': ' if field else ''}{problem.__cause__}") from None
+            raise type(problem.__cause__)(f"{begin(steps)}: {field + ': ' if field else ''}{problem.__cause__}") from None
         found = _at(value, steps)
         if rule.startswith("Invalid enum value"):
             known = list(map(str, get_args(_type_at(kind, steps))))
-            raise UnknownNameError(f"{where}: {unknown_name(str(steps[-1]), str(found), known)}") from None
-        raise error(f"{where}: {_broken(rule, field, found, _type_at(kind, steps))}: {fix}") from None
+            raise UnknownNameError(f"{begin(steps)}: {unknown_name(str(steps[-1]), str(found), known)}") from None
+        unknown = re.search(r"unknown field `(.*)`", rule)
+        begun = begin([*steps, unknown[1]] if unknown else steps)
+        raise error(f"{begun}: {_broken(rule, field, found, _type_at(kind, steps))}: {fix}") from None
 
 
 def _array(kind: Any, value: Any) -> Any:

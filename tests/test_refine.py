@@ -173,6 +173,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(weights: Path, t
     refused(UserError, "no slot with a choice", fixed, table=None)
     with pytest.raises(TargetError, match="every target must be another one"):
         replace(CONFIG, targets=("0.5", ".5"))
+    assert replace(CONFIG, targets=("0.5", "0.5ms")).targets == ("0.5", "0.5ms")
 
 
 # The command

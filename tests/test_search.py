@@ -604,6 +604,23 @@ def test_one_search_finds_an_arch_for_each_target(tmp_path: Path) -> None:
     assert outcome(run(target_ms=targets, out=tmp_path, resume=True, measure=measure)) == outcome(result)
 
 
+@pytest.mark.parametrize("strategy", ["surrogate", "reinforce", "evolution", "random"])
+def test_of_more_targets_than_updates_all_have_their_turn(strategy: str, tmp_path: Path) -> None:
+    lowest, highest = TABLE.bounds()
+    targets = [lowest + share * (highest - lowest) for share in (0.9, 0.7, 0.5)]
+    config = replace(CONFIG, strategy=strategy, warmup_epochs=0, epochs=2, updates=2)
+    made = SearchRun(SPACE, made_task(), [Budget.of(SPACE, [TABLE], [target], config) for target in targets], config)
+    asked: list[int] = []
+    for number, player in enumerate(made.players):
+        ask = player.strategy.ask
+        player.strategy.ask = lambda n, ask=ask, number=number: (asked.append(number), ask(n))[1]  # type: ignore[method-assign]
+    made.advance()
+    made.advance()
+    assert list(dict.fromkeys(asked)) == [0, 1, 2]
+    assert all(math.isfinite(value) for log in made.history for value in log.values())
+    json.dumps(made.history, allow_nan=False)  # as run.json wants it
+
+
 def test_a_score_counts_for_every_target(monkeypatch: pytest.MonkeyPatch) -> None:
     lowest, highest = TABLE.bounds()
     targets = [highest, (lowest + highest) / 2]

@@ -69,7 +69,7 @@ _results: TextIO = sys.stdout
 
 
 GROUPS = {
-    "Start here": ("demo", "refine", "report"),
+    "Start here": ("demo", "refine", "sweep", "report"),
     "Look": ("doctor", "space", "count", "eval", "classify", "ensemble"),
     "Step by step": ("profile", "search", "train", "export", "bench"),
     "Tables, bundles, data": ("table", "bundle", "data", "proxy"),

@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from nar_hw.bundles.config import ExportConfig
 from nar_hw.cli.app import (
     FINE,
     LONG,
@@ -117,7 +116,7 @@ def refine(
     from nar_hw.distributed import launched
     from nar_hw.errors import UserError
     from nar_hw.steps.plan import estimate
-    from nar_hw.steps.refine import RefineConfig, Refinement
+    from nar_hw.steps.refine import RefineConfig, Refinement, export_for
     from nar_hw.steps.task import load_task
     from nar_hw.training.recipes import RECIPES, recipe_named
 
@@ -127,29 +126,25 @@ def refine(
         task = load_task(data, root=data_root, device=device)
         shape = "x".join(map(str, task.input_shape))
         info = model_info(model, shape, manner, operators, task.num_classes, slots, limit_params)
-        precisions = tuple(dict.fromkeys(("fp32", precision)))
+        conditions = RuntimeConfig(
+            runtime=runtime,
+            precision=precision,
+            batch=batch,
+            threads=threads,
+            device=device if runtime != "openvino" else "cpu",
+        )
         config = RefineConfig(
             model=info,
             data=data,
             targets=tuple(item.strip() for item in targets.split(",")),
-            conditions=RuntimeConfig(
-                runtime=runtime,
-                precision=precision,
-                batch=batch,
-                threads=threads,
-                device=device if runtime != "openvino" else "cpu",
-            ),
+            conditions=conditions,
             search=with_settings(FITTED, search_settings or ()),
             recipe=recipe_named(recipe),
-            export=ExportConfig(
-                targets=("onnx", "aoti") if runtime == "aoti" else ("onnx",),
-                precisions=precisions,
-                batch=(batch if runtime == "aoti" else 1, max(64, batch)),
-            ),
+            export=export_for(conditions),
             seed=seed,
         )
         words = ["refine", *info.options(but=("input_shape", "num_classes")), "--data", data, "--targets", targets]
-        words += config.conditions.options(but=("device", "memory_format"))
+        words += conditions.options(but=("device", "memory_format"))
         for option, value in (("weights", weights), ("baseline", baseline), ("table", table), ("data-root", data_root)):
             words += [] if value is None else [f"--{option}", str(value)]
         words += [word for item in search_settings or () for word in ("--set", item)]

@@ -39,6 +39,7 @@ from nar_hw.cli.app import (
     table_app,
 )
 from nar_hw.cli.values import MOST_BATCH, MOST_CHILDREN, MOST_ROUNDS, MOST_THREADS, choice, number, whole, wholes
+from nar_hw.errors import UserError
 from nar_hw.runtimes import MEMORY_FORMATS, PRECISIONS, RUNTIMES
 
 if TYPE_CHECKING:
@@ -122,7 +123,6 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Measure a latency table on this device. Example: nar-hw profile --model resnet18 --input 3x32x32 -o table.json"""
-    from nar_hw.errors import UserError
     from nar_hw.latency.fill import fill as run_fill
     from nar_hw.latency.kit import table_from, write_kit
     from nar_hw.latency.shell import times_in
@@ -238,15 +238,15 @@ def table_list(
     model: Annotated[str | None, typer.Option(metavar="NETWORK", help="Only this network.")] = None,
     as_json: Json = False,
 ) -> None:
-    """The tables of a folder. Example: nar-hw table list --runtime onnxruntime --model resnet18"""
-    from nar_hw.errors import TableError, UserError
+    """The tables of a folder and of the folders in it. Example: nar-hw table list --runtime onnxruntime --model resnet18"""
+    from nar_hw.errors import TableError
     from nar_hw.latency.table import LatencyTable, shipped_tables
 
     if folder is not None and not folder.is_dir():
         raise TableError(
             f"a folder of tables must exist, but {folder} does not: leave it out for the tables that ship with nar_hw"
         )
-    paths = shipped_tables() if folder is None else sorted(folder.glob("*.json"))
+    paths = shipped_tables() if folder is None else tables_in(folder)
     found, skipped = [], {}
     for path in paths:
         try:
@@ -353,8 +353,23 @@ def table_validate(
 
 
 @table_app.command("diff")
-def table_diff(first: Path, second: Path, as_json: Json = False) -> None:
-    """Two tables of one network slot by slot: devices, runtimes or days. Example: nar-hw table diff monday.json friday.json"""
+def table_diff(
+    first: Annotated[Path, typer.Argument(help="A table; or a folder of the tables of several devices.")],
+    second: Annotated[
+        Path | None,
+        typer.Argument(help="Another of the same network; or a folder with the same names of files. None: all pairs in FIRST."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Two tables of one network slot by slot, or those of folders in pairs: devices, runtimes or days.
+
+    Example: nar-hw table diff monday.json friday.json
+    """
+    if first.is_dir():
+        diff_folders(first, second, as_json)
+        return
+    if second is None:
+        raise UserError(f"a table is compared with another, but got {first} alone: add one, or give a folder of tables")
     from nar_hw.latency.diff import diff
     from nar_hw.latency.table import LatencyTable
     from nar_hw.records import plain
@@ -393,6 +408,80 @@ def table_diff(first: Path, second: Path, as_json: Json = False) -> None:
     changes = [{**plain(item), "beyond_noise": item.beyond_noise} for item in found.changes]
     value = {**plain(found), "beyond_noise": len(real), "changes": changes}
     emit(as_json, value, show)
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """The JSON files in a folder and in the folders in it, one for each device."""
+    return sorted({*folder.glob("*.json"), *folder.glob("*/*.json")})
+
+
+def diff_folders(first: Path, second: Path | None, as_json: bool) -> None:
+    """Compare the tables in a folder that are of one network, all pairs, or those of two folders that have the same names.
+
+    Raises TableError where nothing can be compared, and of the first file that is no table.
+    """
+    from itertools import combinations
+
+    from nar_hw.errors import TableError
+    from nar_hw.latency.diff import diff
+    from nar_hw.latency.table import LatencyTable
+    from nar_hw.records import plain
+
+    if second is not None and not second.is_dir():
+        raise UserError(f"a folder is compared with a folder, but {second} is none: give two tables, or two folders")
+    tables = {path: LatencyTable.load(path) for path in [*tables_in(first), *([] if second is None else tables_in(second))]}
+
+    def network(path: Path) -> tuple[object, ...]:
+        of = tables[path].network
+        return of.name, of.input_shape, of.manner, tuple(slot.name for slot in tables[path].slots)
+
+    if second is None:
+        pairs = [pair for pair in combinations(tables, 2) if network(pair[0]) == network(pair[1])]
+    else:
+        others = {path.relative_to(first): path for path in tables_in(first)}
+        pairs = [(others[name], path) for path in tables_in(second) if (name := path.relative_to(second)) in others]
+    if not pairs:
+        how = "of one network" if second is None else "with the same names"
+        folders = " and ".join(map(str, filter(None, (first, second))))
+        raise TableError(f"there must be two tables {how} in {folders}, but there are none")
+    rows = []
+    for one, other in pairs:
+        found = diff(tables[one], tables[other])
+        real = sum(item.beyond_noise is True for item in found.changes)
+        rows.append(
+            {
+                "model": tables[one].network.name,
+                "first": str(one),
+                "second": str(other),
+                "incumbent_ms": list(found.incumbent_ms),
+                "ratio": found.incumbent_ms[1] / found.incumbent_ms[0],
+                "spearman": found.spearman,
+                "entries": len(found.changes),
+                "beyond_noise": real,
+                "flips": plain(list(found.flips)),
+                "conditions": plain(found.conditions),
+            }
+        )
+
+    def show() -> None:
+        cells = [
+            (
+                row["model"],
+                row["first"],
+                row["second"],
+                f"{row['ratio']:.2f}",
+                "" if row["spearman"] is None else f"{row['spearman']:.3f}",
+                f"{row['beyond_noise']} of {row['entries']}",
+                str(len(row["flips"])),
+            )
+            for row in rows
+        ]
+        console.print(grid(("network", "first", "second", "ratio", "rank correlation", "beyond noise", "flips"), cells))
+        console.print(
+            "ratio: of the network itself, second / first; flips: pairs of operators that change their order beyond noise"
+        )
+
+    emit(as_json, {"pairs": rows}, show)
 
 
 def outline(table: "LatencyTable") -> dict[str, Any]:

@@ -83,7 +83,7 @@ def build_model(
         raise ModelError(f"num_classes must be at least 1, but got {num_classes}")
     from nar_hw.space.network import bare, settle
 
-    network = bare(_builder(name)(input_shape=tuple(input_shape), num_classes=num_classes))
+    network = bare(builder(name)(input_shape=tuple(input_shape), num_classes=num_classes))
     settle(network, input_shape)
     if pretrained_weights is not None:
         from nar_hw.models.weights import load_weights
@@ -124,7 +124,8 @@ def known_models() -> list[str]:
     return sorted({*OWN, *by_name.torchvision_classifiers()})
 
 
-def _builder(name: str) -> "Callable[..., nn.Module]":
+def builder(name: str) -> "Callable[..., nn.Module]":
+    """What makes the network called ``name``. Raises UnknownNameError, or ModelError for a file without such a function."""
     from nar_hw.models import by_name
 
     if name in OWN:

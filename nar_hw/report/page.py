@@ -77,11 +77,11 @@ def _printable(value: object) -> object:
 
 
 @functools.cache
-def template(name: str) -> "Template":
-    """A page of this folder."""
+def template(name: str, folder: Path | None = None) -> "Template":
+    """A page of ``folder`` (default: of reports), which may include the parts of reports."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    here = FileSystemLoader(Path(__file__).parent)
+    here = FileSystemLoader([Path(__file__).parent, *([] if folder is None else [folder])])
     return Environment(
         loader=here, autoescape=True, finalize=_printable, undefined=StrictUndefined, trim_blocks=True
     ).get_template(name)

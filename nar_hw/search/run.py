@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -161,8 +161,9 @@ class SearchRun:
         timed = self.players[0].budget.timed
         rewards, accuracies, latencies, loads = (np.empty((config.updates, config.samples)) for _ in range(4))
         self.scorer.renew()
+        before = (self.epoch - config.warmup_epochs) * config.updates
         for update in range(config.updates):
-            turn = update % len(self.players)
+            turn = (before + update) % len(self.players)  # of more targets than updates, all have their turn
             player = self.players[turn]
             archs = self._within(player, player.strategy.ask, config.samples)
             slopes = None
@@ -189,7 +190,7 @@ class SearchRun:
             "load": float(loads.mean()),
             "best_reward": float(rewards[finite].max()),
             "dropped": int((~finite).sum()),
-            **{name: float(np.mean([item[name] for item in scalars])) for name in scalars[0]},
+            **_means(scalars),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -226,6 +227,13 @@ class SearchRun:
         scores = zip(state["scores"].tolist(), state["epochs"].tolist(), strict=True)
         self.scores = dict(zip(archs, scores, strict=True))
         self.history = list(state["history"])
+
+
+def _means(scalars: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each number over the strategies that know it: one that had no turn yet lacks some, or has NaN."""
+    names = dict.fromkeys(name for item in scalars for name in item)
+    known = {name: [item[name] for item in scalars if math.isfinite(item.get(name, math.nan))] for name in names}
+    return {name: float(np.mean(values)) for name, values in known.items() if values}
 
 
 def optimizer_of(model: nn.Module, config: SearchConfig) -> torch.optim.SGD:

@@ -65,7 +65,7 @@ class RefineConfig(Record, frozen=True, kw_only=True):
             raise TargetError("at least one target is needed, such as 0.6 (of the network's latency) or 0.4ms")
         for target in self.targets:
             in_ms(target, 1.0)
-        if len({in_ms(target, 1.0) for target in self.targets}) < len(self.targets):
+        if len(set(map(distinct, self.targets))) < len(self.targets):
             raise TargetError(f"every target must be another one, but got {', '.join(self.targets)}")
 
 
@@ -91,6 +91,21 @@ def in_ms(target: str, incumbent_ms: float) -> float:
             f"but got {target!r}"
         )
     return value if found[2] else value * incumbent_ms
+
+
+def distinct(target: str) -> tuple[float, bool]:
+    """Equal for targets that ask for the same. Raises TargetError."""
+    return in_ms(target, 1.0), in_ms(target, 2.0) == in_ms(target, 1.0)
+
+
+def export_for(conditions: RuntimeConfig) -> ExportConfig:
+    """The bundles of networks that will run under ``conditions``."""
+    compiled = conditions.runtime == "aoti"
+    return ExportConfig(
+        targets=("onnx", "aoti") if compiled else ("onnx",),
+        precisions=tuple(dict.fromkeys(("fp32", conditions.precision))),
+        batch=(conditions.batch if compiled else 1, max(64, conditions.batch)),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
