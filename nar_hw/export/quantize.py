@@ -34,11 +34,13 @@ _BF16_OPSET = 22  # the first in which convolutions and pools take bfloat16
 
 
 def precision_of(model: "onnx.ModelProto") -> str:
-    """The precision in which a network computes: "int8" when any of its operations is quantized."""
+    """The precision in which a network computes: "int8" when any of its operations is quantized, "fp8" when to 8-bit floats."""
     import onnx
 
     if any(node.op_type in ("QuantizeLinear", "QLinearConv") for node in model.graph.node):
-        return "int8"
+        kinds = {tensor.data_type for tensor in model.graph.initializer}
+        kinds |= {given.i for node in model.graph.node for given in node.attribute if given.name == "output_dtype"}
+        return "fp8" if kinds & {onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2} else "int8"
     names = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
     return next((names[tensor.data_type] for tensor in model.graph.initializer if tensor.data_type in names), "fp32")
 
@@ -49,13 +51,28 @@ def to_fp16(source: Path, target: Path) -> None:
     import onnx_ir as ir
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
+    proto = onnx.load(source, load_external_data=False)
+    _halve_weights(proto.graph)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # weights below the smallest fp16 number; what it costs is measured afterwards
-        proto = convert_float_to_float16(onnx.load(source, load_external_data=False), keep_io_types=True)
+        proto = convert_float_to_float16(proto, keep_io_types=True)
     del proto.graph.value_info[:]
     model = ir.from_proto(proto)
     model.graph.sort()  # it puts casts behind the nodes that read them, which the standard forbids
     write_model(ir.to_proto(model), target)
+
+
+def _halve_weights(graph: "onnx.GraphProto") -> None:
+    """Convert the weights of convolutions and matrix products, which ONNX Runtime's converter would take ten passes for."""
+    from onnx import TensorProto, numpy_helper
+
+    weights = {name for node in graph.node if node.op_type in _PRODUCTS for name in node.input[1:]}
+    weights -= {name for node in graph.node if node.op_type not in _PRODUCTS for name in node.input}
+    largest = np.finfo(np.float16).max
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and tensor.name in weights:
+            halved = numpy_helper.to_array(tensor).clip(-largest, largest).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(halved, tensor.name))
 
 
 def to_bf16(source: Path, target: Path) -> None:
