@@ -5,12 +5,13 @@ the measured latency. The alternatives are made for 0.6 from the same weights: "
 same share in every layer, "pruned" those of largest Taylor importance over the whole network (both torch-pruning), "fastnas" is
 nvidia-modelopt's pruning by measured sensitivity, "random" is a child that the latency table allows, with fitted candidates. Of
 each pruning several sizes are measured, and the one with the most FLOPs that meets the target is trained; widths are any or
-multiples of 8, whichever is better. All are trained by the same recipe (RECIPE), seeds and teacher. Seconds are CPU seconds of
-one thread; they count searching and training, not the choice of sizes.
+multiples of 8, whichever is better (of fastnas multiples of 4). All are trained by the same recipe (RECIPE), seeds and teacher.
+Seconds are CPU seconds of one thread; they count searching and training, not the choice of sizes.
 
     NAR_HW_DATA=DATA OMP_NUM_THREADS=1 python benchmarks/bench_claim.py train --work DIR [--seeds 0 1]
-    ... bench_claim.py sizes --work DIR     before train of an alternative; on a machine that does nothing else
-    ... bench_claim.py front --work DIR     the same; writes results/claim.json
+    ... bench_claim.py sizes --work DIR     before train, for the alternatives
+    ... bench_claim.py choice --work DIR    then, on a machine that does nothing else
+    ... bench_claim.py front --work DIR     in the end, the same; writes results/claim.json
 
 train takes hours; repeat it to go on, from the repository's root. The table (DIR/table.json) is made by
 `nar-hw profile --model benchmarks/claim/resnet20.py:build --input 3x32x32`. pip install torch-pruning nvidia-modelopt.
@@ -59,9 +60,9 @@ TARGET, TARGETS = 0.6, ("0.6", "0.4")
 FAST = {"precision": "bf16", "channels_last": True}
 RECIPE = replace(RECIPES["finetune"], epochs=8, compile=True, **FAST)
 SEARCH = replace(FITTED, fit=FitConfig(epochs=3, precision="bf16", channels_last=True), **FAST)
-RATIOS = tuple(round(0.05 * step, 2) for step in range(2, 17))
+RATIOS = tuple(round(0.05 * step, 2) for step in range(2, 12))
 MULTIPLES = (None, 8)
-PRUNED = ("narrowed", "pruned", "fastnas")
+PRUNED = ("fastnas", "narrowed", "pruned")
 ALTERNATIVES = (*PRUNED, "random")
 
 
@@ -74,14 +75,18 @@ def trained() -> nn.Module:
 
 @contextmanager
 def timed(work: Path, name: str) -> Iterator[None]:
-    """Add the CPU seconds of the block to those of ``name`` in seconds.json."""
+    """Add the CPU seconds of the block to those that ``name`` took before."""
     start = time.process_time()
     try:
         yield
     finally:
-        file = work / "seconds.json"
-        known = read_json(file, what="seconds") if file.exists() else {}
-        write_json(file, {**known, name: known.get(name, 0.0) + time.process_time() - start})
+        file = work / "seconds" / f"{name}.json"
+        known = read_json(file, what="seconds")["seconds"] if file.exists() else 0.0
+        write_json(file, {"seconds": known + time.process_time() - start})
+
+
+def seconds(work: Path, name: str) -> float:
+    return float(read_json(work / "seconds" / f"{name}.json", what="seconds")["seconds"])
 
 
 def channels(network: nn.Module, task: ClassificationTask, method: str, ratio: float, multiple: int | None) -> None:
@@ -109,31 +114,29 @@ def channels(network: nn.Module, task: ClassificationTask, method: str, ratio: f
 
 
 def fastnas(network: nn.Module, task: ClassificationTask, ratio: float, multiple: int | None, work: Path) -> nn.Module:
-    """The network at ``1 - ratio`` of its FLOPs by nvidia-modelopt; the sensitivities are measured once, on 1,000 images."""
-    import modelopt.torch.nas as mtn
+    """The network at ``1 - ratio`` of its FLOPs by nvidia-modelopt; the sensitivities are measured once, on 500 images."""
     import modelopt.torch.prune as mtp
 
-    images, labels = next(iter(task.eval_batches("valid", 1000)))
+    images, labels = next(iter(task.eval_batches("valid", 500)))
 
     def score(candidate: nn.Module) -> float:
         with torch.no_grad():
             return float((candidate(images).argmax(1) == labels).float().mean())
 
-    divisor = multiple or 4
     pruned, _ = mtp.prune(
         network,
-        mode=[("fastnas", {"nn.Conv2d": {"*": {"channel_divisor": divisor}}, "nn.BatchNorm2d": {"*": {}}})],
+        mode=[("fastnas", {"nn.Conv2d": {"*": {"channel_divisor": multiple}}, "nn.BatchNorm2d": {"*": {}}})],
         constraints={"flops": f"{100 * (1 - ratio):g}%"},
         dummy_input=torch.zeros(1, *SHAPE),
         config={
             "data_loader": [(batch,) for batch in images.split(100)],
             "score_func": score,
-            "checkpoint": str(work / f"fastnas-{divisor}.pt"),
+            "checkpoint": str(work / "fastnas.pt"),
             "verbose": False,
         },
     )
-    exported: nn.Module = mtn.export(pruned)
-    return exported
+    found: nn.Module = pruned
+    return found
 
 
 def made(method: str, task: ClassificationTask, ratio: float, multiple: int | None, work: Path) -> nn.Module:
@@ -146,36 +149,41 @@ def made(method: str, task: ClassificationTask, ratio: float, multiple: int | No
 
 
 def sizes(work: Path) -> None:
-    """Measure every size of every pruning beside the network; keep the largest that meets the target."""
+    """Every size of every pruning as an ONNX file, and what it is in sizes/all.json."""
     task = load_task("cifar10")
     assert isinstance(task, ClassificationTask)
-    chosen: dict[str, Any] = {}
+    export_onnx(trained(), work / "sizes" / "network.onnx", input_shape=SHAPE, batch=1)
+    file = work / "sizes" / "all.json"
+    found: dict[str, Any] = read_json(file, what="sizes") if file.exists() else {}
     for method in PRUNED:
-        files: dict[str, Path] = {"network": work / "sizes" / "network.onnx"}
-        export_onnx(trained(), files["network"], input_shape=SHAPE, batch=1)
-        found: dict[str, tuple[float, int | None, int]] = {}
-        for multiple in MULTIPLES:
+        for multiple in MULTIPLES if method != "fastnas" else (4,):
             for ratio in RATIOS:
+                if f"{method}-{ratio}-{multiple}" in found:
+                    continue
                 network = made(method, task, ratio, multiple, work)
                 flops = count_module(network, SHAPE).flops
-                name = f"{method}-{ratio}-{multiple}"
-                if any(known[2] == flops for known in found.values()):
+                if any((item["method"], item["flops"]) == (method, flops) for item in found.values()):
                     continue
-                files[name], found[name] = work / "sizes" / f"{name}.onnx", (ratio, multiple, flops)
-                export_onnx(network, files[name], input_shape=SHAPE, batch=1)
-        rows = {row.subject: row.p50_ms for row in bench(files, input_shape=SHAPE, configs=[RuntimeConfig()], rounds=20)}
-        limit = TARGET * rows["network"]
-        shares = {name: (rows[name] / rows["network"], *found[name]) for name in found}
-        meeting = [name for name in found if rows[name] <= limit]
-        best = max(meeting, key=lambda name: found[name][2])
-        chosen[method] = {
-            "ratio": found[best][0],
-            "multiple": found[best][1],
-            "share": rows[best] / rows["network"],
-            "all": shares,
-        }
-        print(method, best, f"{rows[best] / rows['network']:.3f}", f"{found[best][2]:,} FLOPs", flush=True)
-        write_json(work / "sizes.json", chosen)
+                name = f"{method}-{ratio}-{multiple}"
+                found[name] = {"method": method, "ratio": ratio, "multiple": multiple, "flops": flops}
+                export_onnx(network, work / "sizes" / f"{name}.onnx", input_shape=SHAPE, batch=1)
+                write_json(file, found)
+                print(name, f"{flops:,}", flush=True)
+
+
+def choice(work: Path) -> None:
+    """Measure all sizes beside the network; of each pruning keep the largest that meets the target."""
+    found = read_json(work / "sizes" / "all.json", what="sizes")
+    files = {name: work / "sizes" / f"{name}.onnx" for name in ("network", *found)}
+    rows = {row.subject: row.p50_ms for row in bench(files, input_shape=SHAPE, configs=[RuntimeConfig()], rounds=20)}
+    for name, item in found.items():
+        item["share"] = rows[name] / rows["network"]
+    chosen = {}
+    for method in PRUNED:
+        meeting = [item for item in found.values() if item["method"] == method and item["share"] <= TARGET]
+        chosen[method] = max(meeting, key=lambda item: item["flops"])
+        print(method, chosen[method])
+    write_json(work / "sizes.json", {**chosen, "all": found})
 
 
 def random_arch(table: LatencyTable, seed: int) -> tuple[int, ...]:
@@ -277,25 +285,24 @@ def front(work: Path, seeds: list[int]) -> None:
     assert isinstance(task, ClassificationTask)
     batches = list(task.eval_batches("test"))
     images, labels = (np.concatenate([batch[part].numpy() for batch in batches]) for part in (0, 1))
-    seconds = read_json(work / "seconds.json", what="seconds")
     first = work / f"refined-{seeds[0]}" / "bundles"
     files = {"network": first / "baseline" / "model.onnx"}
     points: dict[str, dict[str, Any]] = {}
     for seed in seeds:
-        outcome = read_json(work / f"refined-{seed}" / "outcome.json", what="outcome")
+        outcome = read_json(work / f"outcome-{seed}.json", what="outcome")
         for row in outcome["networks"]:
             name = "network" if row["name"] == "baseline" else f"refined {row['name']}, seed {seed}"
             keep = ("arch", "params", "flops", "predicted_ms", "target_ms")
             points[name] = {"test": row["test_accuracy"], **{key: row[key] for key in keep}}
             if name != "network":
                 files[name] = work / f"refined-{seed}" / "bundles" / row["name"] / "model.onnx"
-                points[name]["CPU seconds of the whole refinement"] = seconds[f"refined-{seed}"]
+                points[name]["CPU seconds of the whole refinement"] = seconds(work, f"refined-{seed}")
         for method in ALTERNATIVES:
             out = work / f"{method}-{seed}"
             if (out / "result.json").exists():
                 name = f"{method} {TARGET}, seed {seed}"
                 files[name], points[name] = out / "model.onnx", read_json(out / "result.json", what="result")
-                points[name]["CPU seconds"] = seconds[out.name]
+                points[name]["CPU seconds"] = seconds(work, out.name)
     rows = {row.subject: row for row in bench(files, input_shape=SHAPE, configs=[RuntimeConfig()], rounds=40)}
     for name, row in rows.items():
         points[name] |= {"p50_ms": row.p50_ms, "share": row.p50_ms / rows["network"].p50_ms, "noise_floor": row.noise_floor}
@@ -314,7 +321,7 @@ def front(work: Path, seeds: list[int]) -> None:
     write_json(
         RESULT,
         {
-            "command": "python benchmarks/bench_claim.py train, sizes, front",
+            "command": "python benchmarks/bench_claim.py sizes, choice, train, front",
             "device": fingerprint(RuntimeConfig()),
             "versions": versions("torch", "onnxruntime", "openvino", "torch-pruning", "nvidia-modelopt"),
             "recipe": RECIPE.options(),
@@ -322,27 +329,32 @@ def front(work: Path, seeds: list[int]) -> None:
             "CPU seconds of an epoch of plain training": plain_epoch(task, work),
             "points": points,
             "int8, seed 0": int8,
-            "sizes": read_json(work / "sizes.json", what="sizes"),
+            "sizes": read_json(work / "sizes.json", what="sizes")["all"],
         },
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("train", "sizes", "front"))
+    parser.add_argument("stage", choices=("sizes", "choice", "train", "front"))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--only", nargs="+", choices=("refined", *ALTERNATIVES), default=["refined", *ALTERNATIVES])
     args = parser.parse_args()
     if args.stage == "sizes":
         sizes(args.work)
+    elif args.stage == "choice":
+        choice(args.work)
     elif args.stage == "front":
         front(args.work, args.seeds)
     else:
         task = load_task("cifar10")
         assert isinstance(task, ClassificationTask)
         for seed in args.seeds:
-            write_json(args.work / f"refined-{seed}" / "outcome.json", refined(seed, task, args.work))
-            for method in ALTERNATIVES:
+            if "refined" in args.only:
+                outcome = refined(seed, task, args.work)
+                write_json(args.work / f"outcome-{seed}.json", outcome)
+            for method in (method for method in ALTERNATIVES if method in args.only):
                 alternative(method, seed, task, args.work)
 
 

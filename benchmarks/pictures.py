@@ -1,4 +1,4 @@
-"""Draw the pictures of README.md and docs/ from the result files: docs/pictures/claim.svg, the front of the demo over its seeds.
+"""Draw the pictures of README.md and docs/ from the result files: claim.svg (results/claim.json) and demo.svg in docs/pictures.
 
 python benchmarks/pictures.py
 """
@@ -15,7 +15,38 @@ OUT = HERE.parent / "docs" / "pictures"
 COLOURS = ("#0067a8", "#c44f00", "#00694d", "#7b3fa0", "#59636f")
 
 
+WAYS = {
+    "refined": ("nar-hw refine", "o", "#0067a8"),
+    "narrowed": ("narrowed uniformly", "s", "#59636f"),
+    "pruned": ("torch-pruning, Taylor", "v", "#c44f00"),
+    "fastnas": ("modelopt FastNAS", "^", "#7b3fa0"),
+    "random": ("random child", "x", "#00694d"),
+}
+"""Method of claim.json -> its name in the picture, mark and colour."""
+
+
 def claim() -> Figure:
+    """CIFAR-10: test accuracy against measured latency of the network and what each method made of it."""
+    found = json.loads((HERE / "results" / "claim.json").read_text())
+    points = found["points"]
+    figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    for method, (label, mark, colour) in WAYS.items():
+        mine = [item for name, item in points.items() if name.startswith(f"{method} ")]
+        xs, ys = [100 * item["share"] for item in mine], [100 * item["test"] for item in mine]
+        axes.plot(xs, ys, mark, color=colour, markersize=8, label=label)
+    axes.plot(100, 100 * points["network"]["test"], "*", color="#1a1f26", markersize=16, label="the published network", zorder=3)
+    axes.set_xlabel("measured latency, % of the network's")
+    axes.set_ylabel("test accuracy, %")
+    axes.invert_xaxis()
+    axes.set_title("ResNet-20, CIFAR-10: ONNX Runtime on one core of a CPU, all in one session", fontsize=10)
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, loc="lower left", fontsize=9)
+    return figure
+
+
+def demo() -> Figure:
     """Test accuracy against measured latency, both relative to the network that was refined: a line for each seed."""
     found = json.loads((HERE / "results" / "demo.json").read_text())
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
@@ -50,3 +81,4 @@ def save(figure: Figure, path: Path) -> None:
 if __name__ == "__main__":
     OUT.mkdir(parents=True, exist_ok=True)
     save(claim(), OUT / "claim.svg")
+    save(demo(), OUT / "demo.svg")

@@ -51,7 +51,7 @@ class Heads(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features = self.body(self.stem(images))
-        return {"map": 100 * self.map(features), "level": self.level(features.mean((2, 3)))[:, 0]}
+        return {"map": 10 * self.map(features), "level": self.level(features.mean((2, 3)))[:, 0]}
 
 
 def data(size: int, seed: int) -> TensorDataset:

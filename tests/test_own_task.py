@@ -91,7 +91,7 @@ def test_the_example_is_trained_exported_and_planned(tmp_path: Path) -> None:
     recipe.write_text(json.dumps({"epochs": 2, "batch": 64, "schedule": "one-cycle", "warmup": 0.2, "lr": 0.1}))
     child = run("train", "--arch", "incumbent", *network, *task, "--recipe", recipe, "--out", tmp_path / "child")
     assert child["data"] == f"{EXAMPLE}:ink"
-    assert child["record"]["metric"] == "IoU"
+    assert child["metric"] == "IoU"
     assert child["accuracy"]["test"] > 0.5
     again = run("eval", *network, *task, "--weights", tmp_path / "child" / "weights.safetensors")
     assert again["accuracy"] == child["accuracy"]

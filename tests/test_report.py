@@ -373,6 +373,16 @@ def test_a_table_of_another_search_is_not_shown(run: Path) -> None:
     assert "Latency per slot" not in found
 
 
+def test_scores_are_called_what_the_task_calls_them(whole: Path) -> None:
+    for name in ("baseline", "child"):
+        change(whole, f"{name}/child.json", metric="IoU")
+    assert headline(whole)["Test IoU"] == ("97.50 %", "97.00 %", "-0.50 points")
+    found = page(whole).text
+    assert "IoU of sampled children" in found
+    assert "Validation IoU" in found
+    assert not re.findall(r"(?i)(?:test|validation|sampled) accuracy|accuracy (?:\(%\)|against|of)", found)
+
+
 def test_what_is_unknown_is_absent(run: Path) -> None:
     change(run, "child/child.json", accuracy={"valid": 0.9})
     (run / "baseline/child.json").unlink()

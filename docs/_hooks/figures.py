@@ -181,6 +181,45 @@ def _demo() -> str:
     return _rows(["asked", "measured, of the network's latency", "test accuracy, %", "points lost"], rows)
 
 
+def _claim() -> str:
+    """CIFAR-10: what each method made of the published network, all measured in one session; one row for each training."""
+    found = _result("claim.json")
+    names = {
+        "refined": "`nar-hw refine`",
+        "narrowed": "narrowed uniformly",
+        "pruned": "torch-pruning, Taylor",
+        "fastnas": "modelopt FastNAS",
+        "random": "random child of the table",
+        "network": "the published network",
+    }
+    rows = []
+    for title, item in sorted(found["points"].items(), key=lambda entry: -entry[1]["share"]):
+        method, _, rest = title.partition(" ")
+        seconds = item.get("CPU seconds", item.get("CPU seconds of the whole refinement"))
+        rows.append(
+            [
+                f"{names[method]} {rest}".strip(),
+                f"{item['share']:.3f}",
+                f"{item['p50_ms']:.3f} ms",
+                f"{100 * item['test']:.2f} %",
+                f"{item['params'] / 1e3:.0f} k",
+                f"{item['flops'] / 1e6:.1f} M",
+                "" if seconds is None else f"{seconds / 60:.0f} min",
+            ]
+        )
+    titles = ["", "measured, of the network's", "latency", "test accuracy", "parameters", "FLOPs", "CPU time to get it"]
+    return _rows(titles, rows)
+
+
+def _claim_int8() -> str:
+    found = _result("claim.json")["int8, seed 0"]
+    rows = [
+        [name, f"{item['p50_ms']:.3f} ms", "" if "test" not in item else f"{100 * item['test']:.2f} %"]
+        for name, item in found.items()
+    ]
+    return _rows(["", "latency", "test accuracy"], rows)
+
+
 def _growth() -> str:
     found = _result("latency_table.json")["growth"]
     rows = [
@@ -350,6 +389,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "inheritance": _inheritance,
     "precisions": _precisions,
     "faces": _faces,
+    "claim": _claim,
+    "claim_int8": _claim_int8,
     "demo": _demo,
     "refine": _refine,
     "gpus": _gpus,

@@ -198,7 +198,12 @@ def show_networks(value: dict[str, Any]) -> None:
         )
         for row in value["networks"]
     ]
-    console.print(grid(("network", "asked", "measured", "of the network", "test accuracy", "parameters", "FLOPs"), rows))
+    console.print(
+        grid(
+            ("network", "asked", "measured", "of the network", f"test {value['networks'][0]['metric']}", "parameters", "FLOPs"),
+            rows,
+        )
+    )
     console.print(f"report {value['report']}\nbundles {Path(value['out']) / 'bundles'}", highlight=False, soft_wrap=True)
 
 
@@ -271,6 +276,6 @@ def evaluate(
 
     def show() -> None:
         scores = ", ".join(f"{split} {100 * accuracy:.2f} %" for split, accuracy in child.accuracy.items())
-        console.print(f"{loaded}\naccuracy: {scores}; {sentence(plain(child))}", highlight=False, soft_wrap=True)
+        console.print(f"{loaded}\n{child.metric}: {scores}; {sentence(plain(child))}", highlight=False, soft_wrap=True)
 
     emit(as_json, value, show)

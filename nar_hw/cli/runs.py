@@ -335,7 +335,7 @@ def train(
 
     def show() -> None:
         parts = [f"{split} {accuracies(top1, child.top5.get(split))}" for split, top1 in child.accuracy.items()]
-        console.print(f"accuracy: {', '.join(parts)}; {sentence(value)}; weights in {out}", highlight=False, soft_wrap=True)
+        console.print(f"{child.metric}: {', '.join(parts)}; {sentence(value)}; weights in {out}", highlight=False, soft_wrap=True)
         if (found := child.ensemble) is not None:
             members = ", ".join(f"{100 * value:.2f}" for value in found["members"])
             text = f"test {accuracies(found['mean'], found['mean_top5'])} by mean, {100 * found['vote']:.2f} % by majority vote"

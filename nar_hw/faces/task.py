@@ -27,6 +27,7 @@ class FacesTask(Task):
     """
 
     head: FaceHead | None
+    metric = "verification accuracy"
 
     def __init__(self, data: FaceData, device: str | torch.device = "cpu") -> None:
         self.data, self.name = data, data.name

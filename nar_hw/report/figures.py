@@ -26,14 +26,14 @@ def front(run: Run) -> list[Chart]:
     return [
         chart(
             "front",
-            "Test accuracy against measured latency",
+            f"Test {run.metric} against measured latency",
             f"{told}.",
             [
                 Series(label="children", points=tuple(sorted(children)), kind="front", shape="diamond", line=True),
                 Series(label="your network", points=(baseline,), kind="pick-mark", shape="star"),
             ],
             x_label="measured latency (ms)",
-            y_label="test accuracy (%)",
+            y_label=f"test {run.metric} (%)",
             height=330,
             tips=True,
         )
@@ -60,9 +60,8 @@ def pareto(run: Run) -> list[Chart]:
         guides.append(Guide(start=(at, math.inf), end=(at, -math.inf), kind="before", label="baseline"))
     at = run.search.target_ms
     guides.append(Guide(start=(at, -math.inf), end=(at, math.inf), kind="target", label=f"target {words.ms(at)}"))
-    summary = (
-        f"Accuracy against predicted latency of {len(points['scored'])} scored children; the front has {len(points['front'])}."
-    )
+    counts = f"{len(points['scored'])} scored children; the front has {len(points['front'])}."
+    summary = f"{words.capital(run.metric)} against predicted latency of {counts}"
     summary += f" The pick has {words.percent(pick.accuracy)} at {words.ms(pick.predicted_ms)} predicted."
     return [
         chart(
@@ -71,7 +70,7 @@ def pareto(run: Run) -> list[Chart]:
             summary,
             series,
             x_label="predicted latency (ms)",
-            y_label="accuracy (%)",
+            y_label=f"{run.metric} (%)",
             guides=guides,
             height=330,
         )
@@ -80,7 +79,6 @@ def pareto(run: Run) -> list[Chart]:
 
 KINDS = (
     ("reward", "Reward", "reward", 1.0),
-    ("accuracy", "Accuracy of sampled children", "accuracy (%)", 100.0),
     ("latency_ms", "Latency of sampled children", "predicted latency (ms)", 1.0),
     ("entropy", "Entropy of the proposals", "entropy (nats)", 1.0),
     ("loss", "Loss of the shared weights", "loss", 1.0),
@@ -93,7 +91,8 @@ LONG = 40
 
 def history(run: Run) -> list[Chart]:
     """Reward, accuracy, latency, entropy and loss of the search, epoch by epoch."""
-    return [made for kind in KINDS if (made := _history(run, *kind))]
+    named = (KINDS[0], ("accuracy", f"{words.capital(run.metric)} of sampled children", f"{run.metric} (%)", 100.0), *KINDS[1:])
+    return [made for kind in named if (made := _history(run, *kind))]
 
 
 def smoothing(run: Run) -> str:
@@ -184,7 +183,7 @@ def training(run: Run) -> list[Chart]:
     """Validation accuracy and training loss of baseline and child."""
     charts = []
     for key, title, label, factor in (
-        ("valid_accuracy", "Validation accuracy", "accuracy (%)", 100.0),
+        ("valid_accuracy", f"Validation {run.metric}", f"{run.metric} (%)", 100.0),
         ("loss", "Training loss", "loss", 1.0),
     ):
         series = []

@@ -32,16 +32,18 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
 def render(run: Run) -> str:
     """The page as text."""
     rows = words.headline(run)
-    cards = ("Latency measured", "Latency predicted", "Test accuracy", "Validation accuracy", "Parameters", "FLOPs")
+    tested, validated = f"Test {run.metric}", f"Validation {run.metric}"
+    cards = ("Latency measured", "Latency predicted", tested, validated, "Parameters", "FLOPs")
     shown = {row.name: row for row in rows}
     if "Latency measured" in shown:
         shown.pop("Latency predicted", None)
-    if "Test accuracy" in shown:
-        shown.pop("Validation accuracy", None)
+    if tested in shown:
+        shown.pop(validated, None)
     text = _template().render(
         run=run,
         shape=words.shape(run.input_shape),
         sentence=words.sentence(run),
+        metric=words.capital(run.metric),
         verdict=words.verdict(run),
         unknown_loss=words.unknown_loss(run),
         label=words.label,

@@ -37,7 +37,7 @@ class Network:
     """One item per epoch of its training."""
 
     def accuracy(self, split: str) -> float | None:
-        """Top-1 accuracy on a split."""
+        """The score on a split."""
         return None if self.trained is None else self.trained.accuracy.get(split)
 
     def images(self, split: str) -> int | None:
@@ -103,6 +103,11 @@ class Run:
     def model(self) -> str:
         """The network's name."""
         return self.search.network.name
+
+    @property
+    def metric(self) -> str:
+        """What the scores are called."""
+        return next((child.metric for child in self.trained.values()), "accuracy")
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

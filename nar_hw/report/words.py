@@ -50,6 +50,11 @@ def ms(value: float | None) -> str:
     return ABSENT if value is None else f"{digits(value)}{SPACE}ms"
 
 
+def capital(text: str) -> str:
+    """With its first letter as at the beginning of a sentence."""
+    return text[:1].upper() + text[1:]
+
+
 def percent(share: float | None) -> str:
     """A share in [0, 1] in %."""
     return ABSENT if share is None else f"{100 * share:.2f}{SPACE}%"
@@ -141,8 +146,8 @@ def headline(run: Run) -> list[Row]:
     """Baseline against child, one row per quantity that at least one of them has."""
     baseline, child = run.baseline, run.child
     rows = [
-        _accuracy("Test accuracy", baseline.accuracy("test"), child.accuracy("test")),
-        _accuracy("Validation accuracy", baseline.accuracy("valid"), child.accuracy("valid")),
+        _accuracy(f"Test {run.metric}", baseline.accuracy("test"), child.accuracy("test")),
+        _accuracy(f"Validation {run.metric}", baseline.accuracy("valid"), child.accuracy("valid")),
         *(
             Row(
                 name=name,
@@ -227,12 +232,12 @@ def sentence(run: Run) -> str:
     """The result of the run in one sentence: what was lost, then what was gained."""
     children = [item for item in run.front if item.name != "baseline"]
     if len(children) > 1 and run.front[0].name == "baseline" and all("test" in item.trained.accuracy for item in run.front):
-        return _range(run.front[0], children)
+        return _range(run.metric, run.front[0], children)
     baseline, child = run.baseline, run.child
     parts = []
     before, after = baseline.accuracy("test"), child.accuracy("test")
     if after is not None:
-        parts.append(f"Test accuracy {percent(after)}" + ("" if before is None else f" against {percent(before)}"))
+        parts.append(f"Test {run.metric} {percent(after)}" + ("" if before is None else f" against {percent(before)}"))
     if before is not None and after is not None:
         count = child.images("test")
         parts[-1] += f": {points(after, before, count if count == baseline.images('test') else None)}"
@@ -246,12 +251,12 @@ def sentence(run: Run) -> str:
     return "; ".join(parts)
 
 
-def _range(baseline: Standing, children: Sequence[Standing]) -> str:
+def _range(metric: str, baseline: Standing, children: Sequence[Standing]) -> str:
     before = baseline.trained.accuracy["test"]
     lost = sorted(100 * (item.trained.accuracy["test"] - before) for item in children)
     faster = sorted(100 * (item.measured_ms / baseline.measured_ms - 1) for item in children)
     return (
-        f"{len(children)} networks: test accuracy {signed(lost[0], 2, '').rstrip()} to {signed(lost[-1], 2, 'points')} "
+        f"{len(children)} networks: test {metric} {signed(lost[0], 2, '').rstrip()} to {signed(lost[-1], 2, 'points')} "
         f"against {percent(before)}; measured latency {signed(faster[-1], 0, '').rstrip()} to {signed(faster[0], 0, '%')} "
         f"against {ms(baseline.measured_ms)}"
     )

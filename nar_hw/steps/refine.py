@@ -214,6 +214,7 @@ class Refinement:
                     "measured_ms": run.times[name],
                     "ratio": run.times[name] / run.times[BASELINE],
                     "bench_ms": bench[name],
+                    "metric": child.metric,
                     "valid_accuracy": child.accuracy["valid"],
                     "test_accuracy": child.accuracy["test"],
                     "params": child.params,

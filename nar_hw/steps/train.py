@@ -148,6 +148,7 @@ def describe_child(
         seed=0,
         init="given",
         accuracy={split: task.evaluate(child, split) for split in HELD_OUT},
+        metric=task.metric,
         params=sum(parameter.numel() for parameter in child.parameters()),
         flops=None if counts is None else counts.flops,
         pool_ops=None if counts is None else counts.pool_ops,

@@ -29,7 +29,8 @@ class Child(Record, frozen=True, kw_only=True):
     seed: int
     init: str
     accuracy: Mapping[str, float]
-    """Split -> top-1 accuracy in [0, 1]."""
+    """Split -> top-1 accuracy, or what else the task scores by (``metric``), in [0, 1]."""
+    metric: str = "accuracy"
     params: int
     flops: int | None
     """Multiply-adds as fvcore counts them; None where they could not be counted."""
