@@ -14,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from nar_hw.errors import ExportError
+from nar_hw.export.calibration import Calibration
 from nar_hw.export.graph import fold_norms
 from nar_hw.export.leaves import emit
 from nar_hw.export.onnx import compare, export_onnx, open_session, run_session, run_torch, verify_onnx, write_model
@@ -348,3 +349,39 @@ def test_other_precisions_are_valid_onnx_too_and_are_made_without_a_word(
     nodes = onnx.load(tmp_path / "int8.onnx").graph.node
     (norm,) = (node for node in nodes if node.op_type == "LayerNormalization")
     assert not any(name.endswith("_DequantizeLinear_Output") for name in norm.input[1:]), "a norm computes in fp32"
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile"])
+def test_the_ranges_of_int8_are_those_of_all_calibration_images(
+    exported: Path, child: nn.Module, tmp_path: Path, method: Calibration
+) -> None:
+    """By what the layers read in torch; two batches, the largest numbers in the second. Percentiles lie within."""
+    calibration = images(32)
+    calibration[16:] *= 2
+    to_int8(exported, tmp_path / "int8.onnx", calibration, method=method)
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    read: dict[str, tuple[float, float]] = {}
+    products = {name: layer for name, layer in child.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda _, given, name=name: read.update({name: (min(0.0, float(given[0].min())), float(given[0].max()))})
+        )
+        for name, layer in products.items()
+    ]
+    run_torch(child, calibration)
+    for hook in hooks:
+        hook.remove()
+    found = {}
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            scale, zero = (constants[name] for name in makers[node.input[0]].input[1:])
+            found[node.name.rpartition("/")[0]] = (float((0 - float(zero)) * scale), float((255 - float(zero)) * scale))
+    assert found.keys() == products.keys()
+    for name, (lowest, highest) in found.items():
+        step = (highest - lowest) / 255
+        if method == "minmax":
+            assert (lowest, highest) == (pytest.approx(read[name][0], abs=step), pytest.approx(read[name][1], abs=step))
+        else:
+            assert highest <= max(abs(read[name][0]), read[name][1]) + step

@@ -25,7 +25,7 @@ from nar_hw.export.engine import read_engine
 from nar_hw.export.engine_layers import datatypes, node_names
 from nar_hw.export.gpus import CARDS, capabilities
 from nar_hw.export.onnx import export_onnx, open_session, run_session
-from nar_hw.export.quantize import to_bf16, to_fp16, to_int8, to_symmetric
+from nar_hw.export.quantize import precision_of, to_bf16, to_fp16, to_int8, to_symmetric
 from nar_hw.export.tensorrt import LIBRARIES, Verdict, build_engine, parser_verdicts, tensorrt_module
 from nar_hw.files import sha256
 from nar_hw.runtimes import RuntimeConfig
@@ -156,11 +156,11 @@ def pool_model(path: Path, **attributes: Any) -> Path:
     return saved(path, [helper.make_node("MaxPool", ["input"], ["output"], "pool/MaxPool", **attributes)])
 
 
-def saved(path: Path, nodes: list[Any], weights: Any = (), shape: Any = ("batch", 3, 7, 7)) -> Path:
+def saved(path: Path, nodes: list[Any], weights: Any = (), shape: Any = ("batch", 3, 7, 7), opset: int = 18) -> Path:
     tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("input", "output")]
     tensors[1].type.tensor_type.ClearField("shape")
     graph = helper.make_graph(nodes, "g", tensors[:1], tensors[1:], list(weights))
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10), path)
     return path
 
 
@@ -352,6 +352,30 @@ def test_int8_files_for_tensorrt_round_only_what_products_read(files: dict[str, 
     assert error < 0.05 * np.abs(expected).max()
 
 
+def test_fp8_files_are_built_for_the_gpus_that_compute_in_it(tmp_path: Path) -> None:
+    """Files as nvidia-modelopt's quantizer writes them: E4M3 by zero points, or by the type that a node names."""
+    scale = numpy_helper.from_array(np.float32(0.1), "scale")
+    zero = helper.make_tensor("zero", TensorProto.FLOAT8E4M3FN, [], [0.0])
+    rng = np.random.default_rng(0)
+    weight = numpy_helper.from_array(rng.standard_normal((32, 32, 3, 3)).astype(np.float32), "weight")
+    nodes = [
+        helper.make_node(kind, [source, "scale", "zero"], [f"{name}_{kind}"], f"{name}/{kind}")
+        for name in ("input", "weight")
+        for kind, source in (("QuantizeLinear", name), ("DequantizeLinear", f"{name}_QuantizeLinear"))
+    ]
+    pairs = ["input_DequantizeLinear", "weight_DequantizeLinear"]
+    nodes.append(helper.make_node("Conv", pairs, ["output"], "c/Conv", pads=[1] * 4))
+    shape = ("batch", 32, 16, 16)
+    file = saved(tmp_path / "fp8.onnx", nodes, [scale, zero, weight], shape=shape, opset=19)
+    info = rtx(file, tmp_path / "model.engine", "all", batch=(1, 2, 4))
+    assert (info.precision, info.datatypes, info.compute_capabilities) == ("fp8", {"FP8": 1}, ("8.9", "12.0", "12.1"))
+    message = "HW-specific datatypes: fp8_e4m3"
+    one_line(ExportError, message, lambda: rtx(file, tmp_path / "other.engine", "A100", batch=(1, 2, 4)))
+    assert not (tmp_path / "other.engine").exists()
+    named = helper.make_node("QuantizeLinear", ["input", "scale"], ["output"], output_dtype=TensorProto.FLOAT8E4M3FN)
+    assert precision_of(onnx.load(saved(tmp_path / "named.onnx", [named], [scale], opset=21))) == "fp8"
+
+
 # GPUs by name
 
 
@@ -365,6 +389,7 @@ def test_int8_files_for_tensorrt_round_only_what_products_read(files: dict[str, 
         (("RTX PRO 6000 Blackwell", "gb10", "L40S", "T4"), "fp16", ("sm75", "sm89", "sm120", "sm121")),
         (("all",), "fp16", tuple(CARDS)),
         (("all",), "int8", tuple(CARDS)[1:]),
+        (("all",), "fp8", ("sm89", "sm120", "sm121")),
         (("all", "sm75"), "fp32", tuple(CARDS)),
     ],
 )

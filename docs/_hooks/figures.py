@@ -393,6 +393,27 @@ def _refine() -> str:
     return _rows(["", "CPU time", "test accuracy"], rows)
 
 
+def _gpus() -> str:
+    """Which target builds for which cards."""
+    from nar_hw.export.gpus import CARDS, ELSEWHERE
+
+    rows = [[key, cards, "`tensorrt-rtx`, anywhere; `tensorrt`, on such a GPU"] for key, cards in CARDS.items()]
+    rows += [[key, cards, "`tensorrt`, on such a GPU"] for key, cards in ELSEWHERE.items()]
+    return _rows(["capability", "cards", "target"], sorted(rows, key=lambda row: int(row[0][2:])))
+
+
+def _quantizers() -> str:
+    """The trained network in int8 and fp8, by our quantizer and nvidia-modelopt's."""
+    names = {"fp32": "fp32", "products": "int8, nar-hw", "modelopt int8": "int8, modelopt", "modelopt fp8": "fp8, modelopt"}
+    rows = []
+    for name, title in names.items():
+        found = _result("tensorrt_int8.json")["rows"][name]
+        kinds = found["engine"]["datatypes"]
+        float_share = f"{kinds.get('Float', 0)} of {sum(kinds.values())}"
+        rows.append([title, _share(found["accuracy"]), f"{found['mean error']:.3%}", f"{found['engine']['mb']:.1f}", float_share])
+    return _rows(["", "test accuracy", "mean error", "engine, MB", "products in fp32"], rows)
+
+
 def _tutorial() -> str:
     steps = _result("tutorial.json")["steps"]
     rows = [[f"`{step['command']}`", f"{step['seconds']:.0f} s"] for step in steps]
@@ -448,6 +469,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "claim_int8": _claim_int8,
     "demo": _demo,
     "refine": _refine,
+    "gpus": _gpus,
+    "quantizers": _quantizers,
     "tutorial": _tutorial,
     "results": _results,
     "runtimes": _runtimes,

@@ -161,7 +161,8 @@ def export_bundle(
             files=_hashes(folder),
         )
         write_text(folder / "README.md", readme(manifest))
-        write_record(folder / MANIFEST, replace(manifest, files=_hashes(folder)), schema=SCHEMA)
+        hashes = {**manifest.files, "README.md": sha256(folder / "README.md")}
+        write_record(folder / MANIFEST, replace(manifest, files=dict(sorted(hashes.items()))), schema=SCHEMA)
         load_bundle(folder)
     return out
 

@@ -43,16 +43,22 @@ def capabilities(gpus: Sequence[str], precision: str) -> tuple[str, ...]:
     """What is meant by names of capabilities ("sm89"), of cards ("RTX 4090") or "all", in the order of `CARDS`.
 
     "all" has Turing (sm75) in fp16 only: there TensorRT for RTX has no bf16 and no matrix products in fp32, which the ends of
-    int8 networks need too.
+    int8 networks need too. In fp8 it has the GPUs that compute in it, from Ada (sm89) on.
 
     Raises UnknownNameError in one line for other names, and for GPUs that TensorRT for RTX does not have.
     """
     found: set[str] = set()
     for name in gpus:
-        found |= {key for key in CARDS if key != "sm75" or precision == "fp16"} if name == "all" else {_capability(name)}
+        found |= {key for key in CARDS if _computes(key, precision)} if name == "all" else {_capability(name)}
     if not found:
         raise UnknownNameError(f"there must be at least one GPU to build for: use some of {', '.join(CARDS)}, or all")
     return tuple(key for key in CARDS if key in found)
+
+
+def _computes(capability: str, precision: str) -> bool:
+    if precision == "fp8":
+        return int(capability[2:]) >= 89
+    return capability != "sm75" or precision == "fp16"
 
 
 def _capability(name: str) -> str:

@@ -6,6 +6,7 @@ OpenVINO are joined to the slots of a search space through these names.
 Shape legend: B images, C channels, H height, W width.
 """
 
+import gc
 import inspect
 import io
 import logging
@@ -82,6 +83,19 @@ def export_onnx(
     write_model(proto, Path(path))
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No search for garbage meanwhile: the exporter's many small objects would let it go through all of torch's each time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_collector_paused()
 def traced(
     model: nn.Module,
     input_shape: tuple[int, int, int],
@@ -213,25 +227,28 @@ def write_model(proto: "onnx.ModelProto", path: Path) -> None:
     """Check ``proto`` fully and write it atomically, the same bytes each time. Raises ExportError when the check fails."""
     import onnx
 
+    content = proto.SerializeToString(deterministic=True)
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        onnx.checker.check_model(content, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as problem:
         raise ExportError(f"the exported network is not valid ONNX: {_first_line(problem)}") from problem
-    write_bytes(path, proto.SerializeToString(deterministic=True))
+    write_bytes(path, content)
 
 
-def open_session(path: Path | str, *, threads: int = 1) -> "InferenceSession":
-    """The file in ONNX Runtime on the CPU. Raises ExportError when ONNX Runtime rejects it."""
+def open_session(network: Path | str | bytes, *, threads: int = 1) -> "InferenceSession":
+    """A file, or its content, in ONNX Runtime on the CPU. Raises ExportError when ONNX Runtime rejects it."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    source = network if isinstance(network, bytes) else str(network)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as problem:  # ONNX Runtime's errors share no public base class
-        raise ExportError(f"ONNX Runtime must be able to load {path}, but failed: {_first_line(problem)}") from problem
+        what = "the network" if isinstance(network, bytes) else network
+        raise ExportError(f"ONNX Runtime must be able to load {what}, but failed: {_first_line(problem)}") from problem
 
 
 def run_session(session: "InferenceSession", images: Images, *, batch: int = 64) -> Images:

@@ -34,11 +34,13 @@ _BF16_OPSET = 22  # the first in which convolutions and pools take bfloat16
 
 
 def precision_of(model: "onnx.ModelProto") -> str:
-    """The precision in which a network computes: "int8" when any of its operations is quantized."""
+    """The precision in which a network computes: "int8" when any of its operations is quantized, "fp8" when to 8-bit floats."""
     import onnx
 
     if any(node.op_type in ("QuantizeLinear", "QLinearConv") for node in model.graph.node):
-        return "int8"
+        kinds = {tensor.data_type for tensor in model.graph.initializer}
+        kinds |= {given.i for node in model.graph.node for given in node.attribute if given.name == "output_dtype"}
+        return "fp8" if kinds & {onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2} else "int8"
     names = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
     return next((names[tensor.data_type] for tensor in model.graph.initializer if tensor.data_type in names), "fp32")
 
@@ -49,13 +51,28 @@ def to_fp16(source: Path, target: Path) -> None:
     import onnx_ir as ir
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
+    proto = onnx.load(source, load_external_data=False)
+    _halve_weights(proto.graph)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # weights below the smallest fp16 number; what it costs is measured afterwards
-        proto = convert_float_to_float16(onnx.load(source, load_external_data=False), keep_io_types=True)
+        proto = convert_float_to_float16(proto, keep_io_types=True)
     del proto.graph.value_info[:]
     model = ir.from_proto(proto)
     model.graph.sort()  # it puts casts behind the nodes that read them, which the standard forbids
     write_model(ir.to_proto(model), target)
+
+
+def _halve_weights(graph: "onnx.GraphProto") -> None:
+    """Convert the weights of convolutions and matrix products, which ONNX Runtime's converter would take ten passes for."""
+    from onnx import TensorProto, numpy_helper
+
+    weights = {name for node in graph.node if node.op_type in _PRODUCTS for name in node.input[1:]}
+    weights -= {name for node in graph.node if node.op_type not in _PRODUCTS for name in node.input}
+    largest = np.finfo(np.float16).max
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and tensor.name in weights:
+            halved = numpy_helper.to_array(tensor).clip(-largest, largest).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(halved, tensor.name))
 
 
 def to_bf16(source: Path, target: Path) -> None:
@@ -236,15 +253,57 @@ def _keep_pairs_of_products(graph: "onnx.GraphProto") -> None:
 
 
 def _ranges(proto: "onnx.ModelProto", kinds: list[str], images: Images, method: Calibration) -> Any:
-    """The ranges of activations, by ONNX Runtime's calibrator but in a session like any other.
+    """The ranges of activations of a network whose shapes are inferred."""
+    from onnxruntime.quantization import CalibrationMethod
+
+    if method == "minmax":
+        return _extremes(proto, kinds, images)
+    kind = {"entropy": CalibrationMethod.Entropy, "percentile": CalibrationMethod.Percentile}[method]
+    return _calibrated(proto, kinds, images, kind)
+
+
+def _extremes(proto: "onnx.ModelProto", kinds: list[str], images: Images) -> Any:
+    """The least and the greatest values over all images; what ONNX Runtime's calibrator finds, without its files."""
+    import onnx
+    from onnx import TensorProto, helper
+    from onnxruntime import quantization
+
+    augmented = onnx.ModelProto()
+    augmented.CopyFrom(proto)
+    graph = augmented.graph
+    numbers = {value.name for value in (*graph.input, *graph.value_info, *graph.output) if _is_float(value)}
+    touched = {name for node in graph.node if node.op_type in kinds for name in (*node.input, *node.output)}
+    activations = sorted((numbers & touched) - {tensor.name for tensor in graph.initializer})
+    asked = []
+    for name in activations:
+        for operation in ("ReduceMin", "ReduceMax"):
+            asked.append(f"{name}/{operation}")
+            graph.node.append(helper.make_node(operation, [name], asked[-1:], asked[-1], keepdims=0))
+            graph.output.append(helper.make_tensor_value_info(asked[-1], TensorProto.FLOAT, []))
+    session = open_session(augmented.SerializeToString(), threads=0)
+    found = []
+    reader = _reader(images, graph.input[0])
+    while (batch := reader.get_next()) is not None:
+        found.append(session.run(asked, batch))
+    values = np.array(found)  # (batches, 2 x activations)
+    extremes = zip(activations, np.nanmin(values[:, ::2], axis=0), np.nanmax(values[:, 1::2], axis=0), strict=True)
+    return quantization.calibrate.TensorsData(
+        quantization.CalibrationMethod.MinMax, {name: (least, greatest) for name, least, greatest in extremes}
+    )
+
+
+def _is_float(value: "onnx.ValueInfoProto") -> bool:
+    return int(value.type.tensor_type.elem_type) == 1  # TensorProto.FLOAT
+
+
+def _calibrated(proto: "onnx.ModelProto", kinds: list[str], images: Images, kind: Any) -> Any:
+    """The ranges that one of ONNX Runtime's calibrators finds, but in a session like any other.
 
     Its own neither optimizes the graph nor lets go of the cores between two operators, and takes three times as long.
     """
     import onnx
     from onnxruntime import quantization
 
-    methods = quantization.CalibrationMethod
-    kind = {"minmax": methods.MinMax, "entropy": methods.Entropy, "percentile": methods.Percentile}[method]
     with Scratch() as folder:
         plain, augmented = Path(folder) / "fp32.onnx", Path(folder) / "augmented.onnx"
         onnx.save(proto, plain)
