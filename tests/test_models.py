@@ -50,7 +50,7 @@ def output_shapes(network: nn.Module, input_shape: tuple[int, int, int]) -> list
     return seen
 
 
-@pytest.mark.parametrize("name", sorted(models.OWN))
+@pytest.mark.parametrize("name", sorted(models.OWN.keys() - {"overfeat"}))
 def test_own_networks_take_small_images(name: str) -> None:
     network = on_meta(name, (1, 20, 33), 7)
     assert network.training

@@ -157,7 +157,8 @@ def test_progress_ends_full(space: SearchSpace) -> None:
     assert [task.description for task in progress.tasks] == [
         "profiling operators in context",
         "profiling children",
-        "validating",
+        "validation",
+        "reloaded",
     ]
     assert all(task.finished for task in progress.tasks)
 

@@ -218,7 +218,9 @@ def test_a_search_from_weights_and_another_target_from_its_folder(weights: Path,
         *first,
         *settings,
         "--set",
-        'fit={"epochs":1,"batch":32}',
+        "fit.epochs=1",
+        "--set",
+        "fit.batch=32",
         "--target-ms",
         slow,
         "--target-ms",
@@ -240,4 +242,4 @@ def test_a_search_from_weights_and_another_target_from_its_folder(weights: Path,
 def test_a_search_needs_a_network_or_a_search(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["search", "--target-ms", "1", "--out", str(tmp_path / "x")])
     assert result.exit_code == 2
-    assert "a search needs --model, --data and --table, or --from a finished search" in result.output
+    assert "a search needs --model, --data and what to search for" in result.output

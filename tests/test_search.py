@@ -729,7 +729,7 @@ def test_a_config_survives_json() -> None:
         ({"recalibration_batches": 0}, UserError, "recalibration_batches >= 1"),
         ({"finalists": 9, "rescored": 8}, UserError, r"finalists=9, rescored=8"),
         ({"lr": -1.0}, TrainingError, "lr > 0"),
-        ({"t_0": 0}, TrainingError, "t_0 >= 1"),
+        ({"t_0": 0}, TrainingError, "t_0 > 0"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], error: type[UserError], message: str) -> None:

@@ -84,7 +84,7 @@ def test_help_fits_into_80_columns(run: Run, monkeypatch: pytest.MonkeyPatch, co
         ("train --modle x", r"No such option: --modle .*--model.*: see nar-hw train --help"),
         ("space --model x", r"Missing option '--input'?.*: see nar-hw space --help"),
         ("profile --model x", r"a profile needs a network: add --model and --input"),
-        ("report", r"(?i)missing argument 'run': see nar-hw report --help"),
+        ("report", r"(?i)missing argument 'folder.*': see nar-hw report --help"),
         ("serch", r"No such command 'serch'.*search.*: see nar-hw --help"),
         ("table shwo x", r"No such command 'shwo'.*show.*: see nar-hw table --help"),
         ("space --model x --input 1x8x8 --manner slot", r"--manner.*: see nar-hw space --help"),

@@ -181,7 +181,7 @@ class TestRecipes:
         assert fine_tuning(recipe) == (first, SHORT)
         (tmp_path / "two.json").write_text(json.dumps(plain(recipe)))
         assert recipe_named(str(tmp_path / "two.json")) == recipe
-        assert with_settings(SHORT, [f"first_phase={json.dumps(plain(first))}"]) == recipe
+        assert with_settings(SHORT, [f"first_phase.{name}={json.dumps(value)}" for name, value in plain(first).items()]) == recipe
         with pytest.raises(TrainingError, match="a recipe with a first_phase is of networks that inherit weights"):
             train(network(), task(), recipe)
         with pytest.raises(TrainingError, match="no first phase of a first phase must hold"):

@@ -72,7 +72,14 @@ def profile(
         wholes("--batch", "Images per inference; several, separated by commas, make a table each.", 1, MOST_BATCH, panel=WHERE),
     ] = "1",
     threads: Annotated[
-        Any, wholes("--threads", "CPU threads of one inference; several make a table each.", 1, MOST_THREADS, panel=WHERE)
+        Any,
+        wholes(
+            "--threads",
+            "CPU threads of one inference, at most 4 a core; several make a table each.",
+            1,
+            MOST_THREADS,
+            panel=WHERE,
+        ),
     ] = "1",
     device: Device = "cpu",
     memory_format: Annotated[

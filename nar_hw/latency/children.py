@@ -300,7 +300,7 @@ def batch_of(runtime: str, keys: Sequence[Hashable], runs: Floats, marks: Floats
             whole=whole[:, item],
             layers=_layers(runtime, layers[item].runs, factors, runs.shape[2]) if layers else {},
             producers=layers[item].producers if layers else {},
-            p90=_p90(runs[:, item, 1:]),
+            p90=_p90(runs[:, item, 1:]) if runs.shape[2] > 1 else None,
         )
         for item in range(runs.shape[1])
     )

@@ -12,12 +12,17 @@ from nar_hw.files import write_bytes
 from nar_hw.records import is_whole
 
 
-def keep_filters(out: Path, model: nn.Module, epoch: int) -> None:
-    """Write the weights (N, C, k, k) of the first 2-d convolution to ``out``/filters; of a network without one, nothing."""
+def filters_of(model: nn.Module) -> NDArray[np.float32] | None:
+    """A copy of the weights (N, C, k, k) of the first 2-d convolution; None of a network without one."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    if first is not None:
+    return None if first is None else first.weight.detach().float().cpu().numpy().copy()
+
+
+def keep_filters(out: Path, filters: NDArray[np.float32] | None, epoch: int) -> None:
+    """Write filters to ``out``/filters; of None, nothing."""
+    if filters is not None:
         content = io.BytesIO()
-        np.save(content, first.weight.detach().float().cpu().numpy(), allow_pickle=False)
+        np.save(content, filters, allow_pickle=False)
         write_bytes(out / "filters" / f"epoch{epoch}.npy", content.getvalue())
 
 

@@ -23,7 +23,7 @@ from nar_hw.space.network import detached, in_float
 from nar_hw.tasks import Task
 from nar_hw.training.auxiliary import AuxiliaryClassifiers
 from nar_hw.training.checkpoints import SCHEMA, check_resumable, load_state, save_state
-from nar_hw.training.filters import keep_filters
+from nar_hw.training.filters import filters_of, keep_filters
 from nar_hw.training.memory import kept_memory
 from nar_hw.training.precision import autocast
 from nar_hw.training.progress import Bar
@@ -87,6 +87,7 @@ def train(
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         run = _Run(model, task, recipe, seed, teacher, snapshots, earlier)
+        begun = None
         if out is not None and (out / STATE).exists():
             if not resume:
                 raise RunError(f"{out} holds a training already: resume it, or choose another folder")
@@ -94,11 +95,13 @@ def train(
             if rank() == 0:
                 run.publish(out)
         elif out is not None and not earlier and rank() == 0:
-            keep_filters(out, model, 0)
+            begun = filters_of(model)
         bar = Bar(progress if rank() == 0 else None, steps=run.steps, epochs=recipe.passes, done=len(run.history))
         while len(run.history) < recipe.passes:
             run.epoch(bar)
             if out is not None and rank() == 0:
+                keep_filters(out, begun, 0)
+                begun = None
                 run.save(out)
             if on_epoch is not None and rank() == 0:
                 on_epoch(plain(run.history[-1]))
@@ -324,7 +327,7 @@ class _Run:
         """Write the checkpoint of the last epoch."""
         epoch = self.history[-1].epoch
         if epoch & (epoch - 1) == 0 or len(self.history) == self.recipe.passes:  # a power of two, or the last
-            keep_filters(out, self.scored, epoch)
+            keep_filters(out, filters_of(self.scored), epoch)
         # The state is what counts: the best weights are there before it, so that it never speaks of older ones.
         if self._best() is self.history[-1]:
             save_weights(out / BEST, self.scored)

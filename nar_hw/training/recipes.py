@@ -1,9 +1,9 @@
 """How a network is trained, as data: recipes by name and the learning rate at every moment."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from nar_hw.errors import TrainingError, unknown_name
 from nar_hw.files import read_json
@@ -17,6 +17,8 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 
 class Recipe(Record, frozen=True, kw_only=True):
     """One way to train with SGD. Epochs may be fractions: steps of a training set are named by them."""
+
+    GROUPS: ClassVar[Mapping[str, str]] = {"first_phase": "first_phase"}
 
     epochs: int | float
     """Of a fraction the last epoch has fewer steps."""
