@@ -319,9 +319,18 @@ def front(work: Path, seeds: list[int]) -> None:
     for name, bundle in bundles.items():
         for precision, file in (("fp32", "model.onnx"), ("int8", "model.int8.onnx")):
             int8[f"{name}, onnxruntime {precision}"]["test"] = tested(bundle / file, images, labels)
+    lost = {
+        target: 100
+        * (
+            points["network"]["test"]
+            - np.mean([item["test"] for name, item in points.items() if name.startswith(f"refined {target}")])
+        )
+        for target in TARGETS
+    }
     write_json(
         RESULT,
         {
+            "summary": {f"points lost at {target}": float(value) for target, value in lost.items()},
             "command": "python benchmarks/bench_claim.py sizes, choice, train, front",
             "device": fingerprint(RuntimeConfig()),
             "versions": versions("torch", "onnxruntime", "openvino", "torch-pruning", "nvidia-modelopt"),
