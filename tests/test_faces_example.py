@@ -102,8 +102,8 @@ def test_verification_and_identification_by_command(home: Path, run: Run) -> Non
     child = home / "runs/faces/child"
     value = ok(run(f"data faces-verify {child} --pairs pairs.txt --images {home / 'others'} --plot roc.png --json"))
     assert value["pairs"] == 120
-    assert value["accuracy"] > 0.9
-    assert value["tar_at_far"]["0.1"] > 0.9
+    assert value["accuracy"] > 0.85
+    assert value["tar_at_far"]["0.1"] > 0.85
     assert value["tar_at_far"]["0.001"] is None
     assert Path("roc.png").exists()
     code, out, _ = run(f"data faces-verify {child} --pairs pairs.txt --images {home / 'others'}")

@@ -174,7 +174,7 @@ def search(
     A setting of the controller is --set controller.lr=0.001, of the reward --set reward.slope=-0.2.
     Example: nar-hw search --model resnet_digits --data digits --table t.json --target-ms 0.2 --out runs/x
     """
-    from nar_hw.distributed import launched
+    from nar_hw.distributed import barrier, launched
     from nar_hw.latency.table import LatencyTable
     from nar_hw.search.record import load_run
     from nar_hw.steps.search import search_again, search_run
@@ -223,6 +223,7 @@ def search(
                 percentile=int(percentile),
                 **common,
             )
+        barrier()  # the first process writes what all read
     outcomes = load_run(out).outcomes
     value: dict[str, Any] = {
         "out": str(out),

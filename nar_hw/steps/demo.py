@@ -16,7 +16,7 @@ from nar_hw.training.recipes import RECIPES
 MODEL = ModelInfo(name="resnet_digits", input_shape=(1, 8, 8), num_classes=10)
 TARGETS = ("0.8", "0.6", "0.4")
 """Shares of the network's measured latency."""
-SEARCH = replace(FITTED, batch=64, epochs=3, fit=FitConfig(epochs=3))
+SEARCH = replace(FITTED, batch=64, epochs=4, fit=FitConfig(epochs=3))
 RECIPE = replace(RECIPES["finetune"], batch=64, epochs=5)
 """Fewer epochs than by default, for the digits are easy (benchmarks/bench_refine.py)."""
 

@@ -17,6 +17,10 @@ IMPORTS = ("nar_hw.sweep.job", "torchvision", "torch._dynamo", "nar_hw.cli")
 """What every job imports sooner or later, once for all of them; and what the script nar-hw does, which is run again in each."""
 
 
+EXIT_S = 5.0
+"""Seconds that a process has to end once its job is done."""
+
+
 def in_processes(jobs: Iterable[Job], request: Callable[[Job], bytes], *, retries: int) -> Iterator[tuple[Job, bytes | str]]:
     """Each job with its answer, or why its process died, the last of ``retries`` + 1 times."""
     context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
@@ -31,6 +35,7 @@ def in_processes(jobs: Iterable[Job], request: Callable[[Job], bytes], *, retrie
             send.close()
             try:
                 answer = receive.recv_bytes()
+                process.join(EXIT_S)  # it gives back what it shares with others, which a killed one cannot
             except EOFError:
                 process.join()
                 answer = _death(process.exitcode or 0, retries + 1)
