@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -333,7 +334,10 @@ def front(work: Path, seeds: list[int]) -> None:
             "summary": {f"points lost at {target}": float(value) for target, value in lost.items()},
             "command": "python benchmarks/bench_claim.py sizes, choice, train, front",
             "device": fingerprint(RuntimeConfig()),
-            "versions": versions("torch", "onnxruntime", "openvino", "torch-pruning", "nvidia-modelopt"),
+            "versions": {
+                **versions("torch", "openvino", "torch-pruning", "nvidia-modelopt"),
+                "onnxruntime": onnxruntime.__version__,
+            },
             "recipe": RECIPE.options(),
             "epochs of the published training": 200,
             "CPU seconds of an epoch of plain training": plain_epoch(task, work),
