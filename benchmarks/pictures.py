@@ -35,6 +35,8 @@ def claim() -> Figure:
     axes = figure.add_subplot()
     for method, (label, mark, colour) in WAYS.items():
         mine = [item for name, item in points.items() if name.startswith(f"{method} ")]
+        if not mine:
+            continue
         xs, ys = [100 * item["share"] for item in mine], [100 * item["test"] for item in mine]
         axes.plot(xs, ys, mark, color=colour, markersize=8, label=label)
     axes.plot(100, 100 * points["network"]["test"], "*", color="#1a1f26", markersize=16, label="the published network", zorder=3)
