@@ -15,6 +15,7 @@ from nar_hw.bundles.children import child_names, named_child
 from nar_hw.cli import main
 from nar_hw.errors import UnknownNameError
 from nar_hw.records import replace
+from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
 from nar_hw.space.flops import SpaceCounts
 from nar_hw.steps.task import load_task
 from nar_hw.training.child import Child
@@ -36,7 +37,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("faces")
     (folder / "examples").symlink_to(EXAMPLE.parent)
-    with pytest.MonkeyPatch.context() as patch:
+    # A device of its own: the noise of the shared one depends on what other tests have loaded, and with it which child is found
+    with FakeRuntime.on(FakeDevice()), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for line in commands():
             words = shlex.split(line.replace("--runtime onnxruntime", "--runtime fake --validate 4"))
@@ -102,8 +104,8 @@ def test_verification_and_identification_by_command(home: Path, run: Run) -> Non
     child = home / "runs/faces/child"
     value = ok(run(f"data faces-verify {child} --pairs pairs.txt --images {home / 'others'} --plot roc.png --json"))
     assert value["pairs"] == 120
-    assert value["accuracy"] > 0.85
-    assert value["tar_at_far"]["0.1"] > 0.85
+    assert value["accuracy"] > 0.9
+    assert value["tar_at_far"]["0.1"] > 0.9
     assert value["tar_at_far"]["0.001"] is None
     assert Path("roc.png").exists()
     code, out, _ = run(f"data faces-verify {child} --pairs pairs.txt --images {home / 'others'}")
