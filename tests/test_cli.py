@@ -232,7 +232,7 @@ def test_tables(run: Run, home: Path) -> None:
     predicted = ok(run(f"table predict {table} --arch 0,0,0,0 --json"))["predicted_ms"]
     assert predicted == pytest.approx(shown["fixed_ms"] + sum(slot["ms"]["conv3x3"] for slot in shown["slots"]))
     listed = ok(run(f"table list {home} --json"))["tables"]
-    assert str(table) in [item["file"] for item in listed]
+    assert {item["file"] for item in listed} == {str(file) for file in home.rglob("table.json")}
     assert {item["incumbent_ms"] for item in listed} == {shown["incumbent_ms"]}
     again = ok(run(f"table validate {table} --children 6 --json"))
     assert again["mape_percent"] < 10

@@ -99,11 +99,11 @@ def test_a_line_that_is_no_command_is_one_line(run: Run, line: str, message: str
 
 def test_choices_are_those_of_the_library() -> None:
     from nar_hw.bundles.triton import backends
-    from nar_hw.cli import bundles, proxy, tables
+    from nar_hw.cli import bundles, profile, proxy
     from nar_hw.proxy import METHODS as WAYS, METRICS
     from nar_hw.search.config import PATHS
 
-    assert set(tables.METHODS) == set(METHODS)
+    assert set(profile.METHODS) == set(METHODS)
     assert set(proxy.METRICS) == set(METRICS)
     assert set(proxy.SELECTIONS) == set(WAYS)
     assert set(bundles.TRITON) == set(backends())

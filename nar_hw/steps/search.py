@@ -22,7 +22,7 @@ from nar_hw.search.result import SearchResult
 from nar_hw.search.supernet import Supernet
 from nar_hw.space.outputs import check_outputs
 from nar_hw.space.spec import Manner
-from nar_hw.steps.task import fitted_to, load_task
+from nar_hw.steps.task import fitted_to, load_task, network_for
 from nar_hw.tasks import ClassificationTask
 from nar_hw.training.child import WEIGHTS as CHILD_WEIGHTS, Child
 from nar_hw.training.seed import set_seed
@@ -79,15 +79,8 @@ def search_run(
     if tables:
         info = fitted_to(replace(tables[0].network, name=model), task)
     else:
-        info = ModelInfo(
-            name=model,
-            input_shape=task.input_shape,
-            num_classes=task.num_classes,
-            manner=manner,
-            operators=operators,
-            slots=slots,
-            limit_params=limit_params,
-        )
+        choices = {"manner": manner, "operators": operators, "slots": slots, "limit_params": limit_params}
+        info = network_for(task, model, **choices)
     set_seed(config.seed)
     if config.fit is not None and trained is None:
         raise UserError("candidates are fitted inside a trained network, but there is none: give --weights or --baseline")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,11 @@ def fitted_to(info: ModelInfo, task: Task) -> ModelInfo:
         asked, own = ("x".join(map(str, shape)) for shape in (info.input_shape, task.input_shape))
         raise UserError(f"the model's input must be the data's image shape, but got --input {asked} for images of {own}")
     return replace(info, num_classes=task.num_classes)
+
+
+def network_for(task: Task, name: str, **choices: Any) -> ModelInfo:
+    """The network called ``name`` for the task's images and outputs; ``choices``: slots and operators, as in ModelInfo."""
+    return ModelInfo(name=name, input_shape=task.input_shape, num_classes=task.num_classes, **choices)
 
 
 def validation_images(task: Task) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

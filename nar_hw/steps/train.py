@@ -25,7 +25,7 @@ from nar_hw.space.flops import Counts, SpaceCounts
 from nar_hw.space.outputs import check_outputs
 from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import INCUMBENT, Arch, Manner
-from nar_hw.steps.task import fitted_to
+from nar_hw.steps.task import fitted_to, network_for
 from nar_hw.tasks import ClassificationTask, Task
 from nar_hw.training.child import Child
 from nar_hw.training.loop import train
@@ -266,13 +266,6 @@ def find_arch(
             f"--model must name the network unless --arch is a search folder, but {text!r} is no folder and none of the children "
             f"{', '.join(child_names())}"
         )
-    info = ModelInfo(
-        name=model,
-        input_shape=task.input_shape,
-        num_classes=task.num_classes,
-        manner=manner,
-        operators=operators,
-        slots=slots,
-        limit_params=limit_params,
-    )
+    choices = {"manner": manner, "operators": operators, "slots": slots, "limit_params": limit_params}
+    info = network_for(task, model, **choices)
     return Wanted(info=info, arch=None if text == INCUMBENT else tuple(item.strip() for item in text.split(",")))
