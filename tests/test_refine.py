@@ -188,6 +188,23 @@ def test_the_command_plans_and_scores(weights: Path, table: Path, tmp_path: Path
         ["baseline", "latency table", "search", "train 0.9", "export baseline", "export 0.9", "benchmark"]
     )
     assert all(stage["seconds"] > 0 for stage in stages)
+    tabled = [
+        "refine",
+        *common,
+        "--operators",
+        "conv3x3,dwsep3x3,max3x3",
+        "--table",
+        str(table),
+        "--out",
+        str(tmp_path / "x"),
+        "--plan",
+        "--targets",
+    ]
+    given = json.loads(CliRunner().invoke(app, [*tabled, "0.9"]).stdout)["stages"][1]
+    assert given == {"stage": "latency table", "what": f"given: {table}", "seconds": 0.0, "done": False}
+    refused = CliRunner().invoke(app, [*tabled, "0.01"])
+    assert refused.exit_code == 2
+    assert "targets must be within" in str(refused.stderr or refused.exception)
     assert not (tmp_path / "x").exists()
     scored = CliRunner().invoke(app, ["eval", *common, "--out", str(tmp_path / "b")])
     value = json.loads(scored.stdout)
