@@ -200,7 +200,7 @@ def test_the_command_plans_and_scores(weights: Path, table: Path, tmp_path: Path
         "--plan",
         "--targets",
     ]
-    given = json.loads(CliRunner().invoke(app, [*tabled, "0.9"]).stdout)["stages"][1]
+    given = json.loads(CliRunner().invoke(app, [*tabled, "0.95"]).stdout)["stages"][1]
     assert given == {"stage": "latency table", "what": f"given: {table}", "seconds": 0.0, "done": False}
     refused = CliRunner().invoke(app, [*tabled, "0.01"])
     assert refused.exit_code == 2
