@@ -29,6 +29,7 @@ from nar_hw.steps.search import search_run
 from nar_hw.steps.task import load_task
 from nar_hw.sweep.plan import Job, RunJob, TableJob
 from nar_hw.tasks import Task
+from nar_hw.tasks.base import common_metric
 from nar_hw.training.recipes import recipe_named
 
 TABLES, RUNS, CELLS, PLAN, ERROR = "tables", "runs", "cells.json", "plan.toml", "error.txt"
@@ -272,8 +273,7 @@ def _found(job: RunJob, table: LatencyTable, target: str, outcome: OutcomeNames,
 
 def metric_of(cells: Sequence[Cell]) -> str:
     """What the scores of all cells are called; those of failed ones are not known."""
-    names = dict.fromkeys(cell.metric for cell in cells if cell.accuracy is not None)
-    return "score" if len(names) > 1 else next(iter(names), Task.metric)
+    return common_metric(cell.metric for cell in cells if cell.accuracy is not None)
 
 
 def write_cells(path: Path, cells: Sequence[Cell]) -> None:
