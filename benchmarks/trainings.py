@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/trainings.py
 
-The same small network (small_cnn.py) by the recipe "demo", by it at a tenth of the rate, and with batches in the order of intensity
+The same small network (small_cnn.py) by the recipe "demo", by it at a tenth of the rate, and with batches by intensity
 (`--batches`), 28 epochs each: overlaid curves, first-layer filters at several epochs, an example grid, the surest mistakes. These
 are the figures 1 and 5 to 8 of Zhai's study of Tiny ImageNet. Takes 15 s of CPU; the trainings themselves are left in runs/.
 """
