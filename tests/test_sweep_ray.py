@@ -92,7 +92,10 @@ def test_where_nothing_answers_is_one_line_within_ten_seconds(monkeypatch: pytes
 @needs_ray
 @slow
 @noisy
-def test_the_same_results_on_ray_with_a_table_measured_here(tables: Path, tmp_path: Path) -> None:
+def test_the_same_results_on_ray_with_a_table_measured_here(
+    tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # a cluster that nobody asked for
     plan = written(tmp_path, tables, more="seeds = [0, 1]\n")
     swept(plan, tmp_path / "x")
     with chosen(Resources(), 2, None, print) as execute:
@@ -133,7 +136,7 @@ def test_runs_share_a_gpu_by_their_fractions(tables: Path, tmp_path: Path, monke
     monkeypatch.setattr(module, "perform", perform)
     plan = written(tmp_path, tables, networks=[SMALL], more="seeds = [0, 1, 2, 3]\n")
     runs = list(read_plan(plan).runs)
-    ray.init(num_cpus=4, num_gpus=1, resources={DEVICE: 1}, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=4, num_gpus=1, resources={DEVICE: 1}, include_dashboard=False, log_to_driver=False)
     try:
         found = list(module.on_ray(runs, lambda job: job.id.encode(), resources=Resources(gpus=0.5)))
         answers = [json.loads(answer) for _, answer in found]

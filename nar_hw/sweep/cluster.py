@@ -34,7 +34,8 @@ def connected(address: str | None, *, cpus: int, resources: Resources) -> Iterat
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(num_cpus=cpus, resources={DEVICE: 1}, include_dashboard=False, **quiet)
+        # "local": else it would join a cluster that happens to run here, or that RAY_ADDRESS names
+        ray.init(address="local", num_cpus=cpus, resources={DEVICE: 1}, include_dashboard=False, **quiet)
     else:
         _answers(address)
         try:
