@@ -280,6 +280,14 @@ def _claim_int8() -> str:
     return _rows(["", "latency", "test accuracy"], rows)
 
 
+def _claim_tables() -> str:
+    rows = [
+        [name, f"{item['network, ms']:.3g} ms", f"{item['fastest child, share']:.2f}", f"{item['error, %']:.1f} %"]
+        for name, item in _result("claim.json")["tables"].items()
+    ]
+    return _rows(["latency table", "the network", "fastest child, of that", "error on held-out children"], rows)
+
+
 def _growth() -> str:
     found = _result("latency_table.json")["growth"]
     rows = [
@@ -467,6 +475,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "faces": _faces,
     "claim": _claim,
     "claim_int8": _claim_int8,
+    "claim_tables": _claim_tables,
     "demo": _demo,
     "refine": _refine,
     "gpus": _gpus,
