@@ -137,10 +137,8 @@ class Classifier:
     def _probabilities(self, path: Path) -> NDArray[np.float64]:
         """(classes,)."""
         image = colour(path).convert(MODES[self.input_shape[0]])
-        if self.at_sizes is not None:
-            found = np.asarray(self.at_sizes(self._normalised(image))[0], np.float64)
-        else:
-            found = np.asarray(self.infer(self.prepared(image))[0], np.float64)
+        scores = self.infer(self.prepared(image)) if self.at_sizes is None else self.at_sizes(self._normalised(image))
+        found: NDArray[np.float64] = np.asarray(scores[0], np.float64)
         if not np.isfinite(found).all():
             raise DataError(f"the scores of {path} must be finite numbers, but are not")
         if self.at_sizes is not None:
