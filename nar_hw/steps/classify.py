@@ -144,7 +144,8 @@ class Classifier:
         if self.at_sizes is not None:
             return found
         powers: NDArray[np.float64] = np.exp(found - found.max())
-        return powers / powers.sum()
+        powers /= powers.sum()
+        return powers
 
     def prepared(self, image: Image.Image) -> Images:
         """(1, C, H, W): scaled until it covers the network's size, its centre cut out, normalised; as a bundle's README says."""
