@@ -141,11 +141,10 @@ class Classifier:
         found: NDArray[np.float64] = np.asarray(scores[0], np.float64)
         if not np.isfinite(found).all():
             raise DataError(f"the scores of {path} must be finite numbers, but are not")
-        if self.at_sizes is not None:
-            return found
-        powers: NDArray[np.float64] = np.exp(found - found.max())
-        powers /= powers.sum()
-        return powers
+        if self.at_sizes is None:
+            found = np.exp(found - found.max())
+            found /= found.sum()
+        return found
 
     def prepared(self, image: Image.Image) -> Images:
         """(1, C, H, W): scaled until it covers the network's size, its centre cut out, normalised; as a bundle's README says."""
