@@ -169,7 +169,7 @@ def main() -> None:
         {
             "what": "the findings of Lasky et al. on all 50,000 training images of CIFAR-10; see bench_minibatch.py",
             "command": "OMP_NUM_THREADS=1 python benchmarks/bench_minibatch.py --cifar FOLDER --lpips lpips.safetensors "
-            f"--epochs {arguments.epochs} --seeds {arguments.seeds}",
+            f"--epochs {arguments.epochs} --seeds {arguments.seeds}{' --so-far' * arguments.so_far}",
             "versions": versions("torch"),
             "device": fingerprint(RuntimeConfig(runtime="torch_eager"))["device"],
             "settings": {
