@@ -460,6 +460,16 @@ def _runtimes() -> str:
     return _rows(["operator", *found], rows)
 
 
+def _minibatch() -> str:
+    """The findings of the mini-batch paper, with the differences in the phases that each is about; of several seeds the first."""
+    rows = []
+    for found in _result("minibatch.json")["findings"]:
+        phases = found["of each seed"][0]["farther by, %"]
+        differences = "; ".join(f"{phase['mean']:+.1f} % ({phase['low']:+.1f} to {phase['high']:+.1f})" for phase in phases)
+        rows.append([f"{found['finding']}. {found['text']}", found["metric"], found["verdict"], differences])
+    return _rows(["finding", "metric", "here", "farther than the other batches"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "latency": _latency,
     "methods": _methods,
@@ -479,6 +489,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "demo": _demo,
     "refine": _refine,
     "gpus": _gpus,
+    "minibatch": _minibatch,
     "quantizers": _quantizers,
     "tutorial": _tutorial,
     "results": _results,
