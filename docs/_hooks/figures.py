@@ -470,6 +470,53 @@ def _minibatch() -> str:
     return _rows(["finding", "metric", "here", "farther than the other batches"], rows)
 
 
+def _fastest() -> str:
+    """In how many slots each operator costs least, by runtime with a table, and how far that table is off."""
+    found = {name: item for name, item in _result("devices_runtimes.json")["runtimes"].items() if "winners" in item}
+    operators = list(dict.fromkeys(name for item in found.values() for name in item["costs"]))
+    rows = [[f"`{name}`", *(str(item["winners"].get(name, 0)) for item in found.values())] for name in operators]
+    return _rows(
+        ["operator", *found],
+        [
+            *rows,
+            ["error on held-out networks", *(f"{item['mape']:.1f} %" for item in found.values())],
+            ["noise floor", *(f"{item['floor_mape']:.1f} %" for item in found.values())],
+        ],
+    )
+
+
+def _both() -> str:
+    """Searches for one runtime, for another and for both: predicted and measured, of the network's own time."""
+    picks = _result("devices_both.json")["picks"]
+    names = list(next(iter(picks.values()))["on"])
+    rows = [
+        [asked, *(f"{pick['on'][name][f'{kind}_of_network']:.2f}" for name in names for kind in ("predicted", "measured"))]
+        for asked, pick in picks.items()
+    ]
+    return _rows(["searched for", *(f"{name}, {kind}" for name in names for kind in ("predicted", "measured"))], rows)
+
+
+def _kits() -> str:
+    """Tables by kits against tables made in place, by runtime."""
+    found = _result("devices_kit.json")["runtimes"]
+    rows = []
+    for name, item in found.items():
+        kit, here = item["kit"], item["in_place"]
+        rows.append(
+            [
+                f"`{name}`",
+                f"{item['network']} {'x'.join(map(str, item['input_shape']))}",
+                f"{kit['error_percent']:.1f} %",
+                f"{here['error_percent']:.1f} %",
+                f"{item['ratio_of_errors']:.2f}",
+                f"{kit['cpu_s']:.0f} s",
+                f"{kit['cpu_to_make_s'] + kit['cpu_to_read_s']:.0f} s",
+                f"{here['cpu_s']:.0f} s",
+            ]
+        )
+    return _rows(["runtime", "network", "by a kit", "in place", "ratio", "on the device", "to make and read", "in place"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "latency": _latency,
     "methods": _methods,
@@ -494,5 +541,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "tutorial": _tutorial,
     "results": _results,
     "runtimes": _runtimes,
+    "fastest": _fastest,
+    "both": _both,
+    "kits": _kits,
 }
 """What ``{{ table NAME }}`` stands for."""
