@@ -4,6 +4,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,13 +104,15 @@ class SearchRun:
         rate = 0.0
         self.supernet.train()
         batches = self.task.train_batches(self.config.batch, self.generator)
+        mixtures = self._mixtures()
         for step, (arch, (images, targets)) in enumerate(zip(self._paths(), batches, strict=True)):
             rate = recipe.learning_rate(self.epoch + step / self.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.supernet.activate(arch)
             self.optimizer.zero_grad(set_to_none=True)  # what does not run is not moved
-            with autocast(self.task.device, self.config.precision):
+            mixed = self.supernet.mixed(mixtures[step % len(mixtures)]) if mixtures else nullcontext()
+            with mixed, autocast(self.task.device, self.config.precision):
                 output = self.supernet(self.scorer.laid_out(share(images)))
             loss = self.task.loss(in_float(output), share(targets))
             torch.autograd.backward(self.scaler.scale(loss))
@@ -136,6 +139,13 @@ class SearchRun:
         each = [len(range(turn, self.steps, len(self.players))) for turn in range(len(self.players))]
         drawn = [self._within(player, player.strategy.paths, n) for player, n in zip(self.players, each, strict=True)]
         return [drawn[step % len(drawn)][step // len(drawn)] for step in range(self.steps)]
+
+    def _mixtures(self) -> list[torch.Tensor]:
+        """What trains the shared weights in turn instead of paths: (S, V) weights each, of strategies that mix operators."""
+        if self.epoch < self.config.warmup_epochs or self.config.paths != "strategy":
+            return []
+        mixing = [player.strategy for player in self.players if player.strategy.wants_mixture]
+        return [torch.tensor(item.mixture(), dtype=torch.float32, device=self.task.device) for item in mixing]
 
     def _within(self, player: Player, propose: Callable[[int], list[Arch]], n: int) -> list[Arch]:
         """``n`` proposals within a budget: of several limits, a strategy may know a relaxation only."""
@@ -165,6 +175,8 @@ class SearchRun:
         for update in range(config.updates):
             turn = (before + update) % len(self.players)  # of more targets than updates, all have their turn
             player = self.players[turn]
+            if player.strategy.wants_mixture:
+                player.strategy.descend(self.scorer.with_mixture(player.strategy.mixture()))
             archs = self._within(player, player.strategy.ask, config.samples)
             slopes = None
             if player.strategy.wants_slopes:
