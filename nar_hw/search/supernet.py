@@ -92,7 +92,8 @@ class Supernet(nn.Module):
             # The network's own, not a copy: it may share its weight with another.
             operators[slot.incumbent] = self.network.get_submodule(site.conv)
             norms = {code: norm for code in slot.candidates if (norm := self.space.norm_for(site, code)) is not None}
-            _inherit(operators, norms, slot.incumbent)
+            if not slot.skip:
+                _inherit(operators, norms, slot.incumbent)
             switch = Switch(operators, slot.incumbent)
             for path in (site.conv, *site.aliases):
                 self.network.set_submodule(path, switch)
@@ -134,7 +135,7 @@ class Supernet(nn.Module):
 
     @contextmanager
     def mixed(self, weights: Tensor) -> Iterator[None]:
-        """Within it, each slot puts out the sum of its candidates times their ``weights`` (S, V): behind the norm, if it has one."""
+        """Within it, each slot puts out the sum of its candidates times their ``weights`` (S, V): behind the norm, if any."""
         sites = [(slot, row, site) for slot, row in zip(self.space.slots, weights, strict=True) for site in slot.sites]
         switches = []
         for slot, row, site in sites:
