@@ -8,7 +8,7 @@ training" is the time of the strategy's part over that of the shared weights.
 
 Each finished piece is kept in a journal, and a run that was stopped goes on. Result: results/nar_bench_gradients.json.
 
-    OMP_NUM_THREADS=1 python benchmarks/nar_bench_digits/gradients.py [--seeds 20]
+    OMP_NUM_THREADS=1 python benchmarks/nar_bench_digits/gradients.py [--seeds 20] [--own-paths]
 """
 
 import argparse
@@ -40,11 +40,9 @@ KINDS: tuple[tuple[str, Paths], ...] = (
     ("darts", "fair"),
     ("proxyless", "fair"),
     ("gradient", "fair"),
-    ("surrogate", "fair"),
-    ("darts", "strategy"),
-    ("proxyless", "strategy"),
-    ("gradient", "strategy"),
 )
+OWN: tuple[tuple[str, Paths], ...] = tuple((strategy, "strategy") for strategy, _ in KINDS[1:])
+"""With ``--own-paths``."""
 
 
 def named(strategy: str, paths: Paths) -> str:
@@ -94,7 +92,7 @@ def interval(values: NDArray[np.float64]) -> list[float]:
 def summary(seeds: int) -> dict[str, Any]:
     """Of the seeds that all kinds have done."""
     found = journal()
-    names = [named(*kind) for kind in KINDS]
+    names = [named(*kind) for kind in (*KINDS, *OWN) if (named(*kind), 0) in found]
     done = [seed for seed in range(seeds) if all((name, seed) in found for name in names)]
     rows: dict[str, Any] = {}
     for name in names:
@@ -117,10 +115,12 @@ def summary(seeds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--own-paths", action="store_true", help="each strategy's own way beside fair paths")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     done = journal()
-    left = [(kind, seed) for seed in range(arguments.seeds) for kind in KINDS if (named(*kind), seed) not in done]
+    kinds = (*KINDS, *OWN) if arguments.own_paths else KINDS
+    left = [(kind, seed) for seed in range(arguments.seeds) for kind in kinds if (named(*kind), seed) not in done]
     for kind, seed in track(left, description="gradients"):
         line = {"name": named(*kind), "seed": seed, "found": searched(*kind, seed)}
         with JOURNAL.open("a") as file:
