@@ -158,6 +158,11 @@ def test_what_cannot_work_is_refused_before_anything_is_written(weights: Path, t
         r"with 4 classes \(those of fake:3x8x8x4\): .* do, but .* is 7x\d+ in the file",
         weights=tmp_path / "other.safetensors",
     )
+    refused(RunError, r"^trained network .*none does not exist$", weights=tmp_path / "none")
+    refused(RunError, r"^latency table .*none\.json does not exist$", table=tmp_path / "none.json")
+    (tmp_path / "empty").mkdir()
+    refused(RunError, r"^trained network .*weights\.safetensors does not exist$", weights=tmp_path / "empty")
+    refused(RunError, r"^latency table .*empty must be a file, but is a folder$", table=tmp_path / "empty")
     refused(
         TargetError,
         r"targets must be within .* ms \(.* of the network's .*\), but got 0.0001ms",

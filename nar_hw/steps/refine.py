@@ -160,11 +160,12 @@ class Refinement:
     def _check(self) -> None:
         config, given = self.config, None
         if self.weights is not None:
-            given = sha256(self.weights / "weights.safetensors" if self.weights.is_dir() else self.weights)
+            file = self.weights / "weights.safetensors" if self.weights.is_dir() else self.weights
+            given = sha256(file, what="trained network")
         asked = Asked(
             config=config,
             weights=given,
-            table=None if self.table is None else sha256(self.table),
+            table=None if self.table is None else sha256(self.table, what="latency table"),
             command=self.command,
         )
         file = self.out / REFINE
