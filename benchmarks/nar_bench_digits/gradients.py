@@ -12,7 +12,9 @@ Each finished piece is kept in a journal, and a run that was stopped goes on. Re
 """
 
 import argparse
+import copy
 import json
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -49,8 +51,17 @@ def named(strategy: str, paths: Paths) -> str:
     return f"{strategy}, {'fair paths' if paths == 'fair' else 'own paths'}"
 
 
-def searched(strategy: str, paths: Paths, seed: int) -> dict[str, float]:
-    """What one search finds, in the end."""
+@cache
+def pretrained(seed: int) -> dict[str, Any]:
+    """The state after PreTrain, which is the same for all: no strategy has been asked yet."""
+    with seeded(seed):
+        run = made("random", "fair", seed)
+        while run.epoch < WARMUP:
+            run.advance()
+        return run.state_dict()
+
+
+def made(strategy: str, paths: Paths, seed: int) -> SearchRun:
     config = SearchConfig(
         strategy=strategy,
         paths=paths,
@@ -62,8 +73,15 @@ def searched(strategy: str, paths: Paths, seed: int) -> dict[str, float]:
         samples=EVALUATIONS // (SEARCH_EPOCHS - WARMUP),
         rescored=RESCORED,
     )
+    return SearchRun(space(seed), shared_task(), [Budget.of(space(), [known().table], [target_ms()], config)], config)
+
+
+def searched(strategy: str, paths: Paths, seed: int) -> dict[str, float]:
+    """What one search finds, in the end."""
+    before = copy.deepcopy(pretrained(seed))
     with seeded(seed):
-        run = SearchRun(space(seed), shared_task(), [Budget.of(space(), [known().table], [target_ms()], config)], config)
+        run = made(strategy, paths, seed)
+        run.load_state_dict({**before, "strategies": [run.players[0].strategy.state_dict()]})
         while run.epoch < run.epochs:
             run.advance()
         own = run.players[0].strategy.best()
