@@ -65,7 +65,8 @@ def free_skips(model: nn.Module, traced: Trace, convs: Iterable[str], input_shap
         raise SpaceError(
             "a network must be the same with its additions as modules of their own, but is not: leave the skips fixed"
         )
-    return sorted(taken, key=lambda skip: list(dict(model.named_modules())).index(skip.path))
+    order = {path: number for number, (path, _) in enumerate(model.named_modules())}
+    return sorted(taken, key=lambda skip: order[skip.path])
 
 
 class _Tracer(fx.Tracer):
