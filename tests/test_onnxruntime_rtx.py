@@ -38,6 +38,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OnnxRuntimeRtx, "_missing", classmethod(lambda cls, config: None))
     devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime_rtx, "plugin_devices", lambda: tuple(devices))
+    monkeypatch.setattr(onnxruntime_rtx, "SETTINGS", {})  # it is the CPU, which must not be ruled out
 
 
 def test_without_the_plugin_or_a_gpu_it_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

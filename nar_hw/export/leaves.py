@@ -24,8 +24,8 @@ class Leaf(NamedTuple):
     """One node: its operation, weights by their name in the layer, and attributes."""
 
     op_type: str
-    weights: dict[str, Tensor | None] = {}
-    attributes: dict[str, Any] = {}
+    weights: dict[str, Tensor | None]
+    attributes: dict[str, Any]
     again: bool = False
     """Whether it reads what the layer reads too, before what the node before it gives."""
 
@@ -63,7 +63,8 @@ def emit(network: nn.Module, images: Tensor) -> "ir.Graph | None":
 
 
 def _changed(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    replaced = any(callable(getattr(type(module), name, None)) for name in vars(module))
+    return bool(replaced or module._forward_hooks or module._forward_pre_hooks)
 
 
 class _Recorder(TorchFunctionMode):
@@ -75,6 +76,7 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         # By a tensor's id, which another one may have later; held by itself, it would keep its memory
         self._values: dict[int, tuple[weakref.ref[Tensor], int, ir.Value]] = {}
+        self._weights: dict[int, tuple[Tensor, ir.Value]] = {}
         self._path: list[str] = []
         self._busy = False  # in a layer or function that is described as a whole; for good, in one that is not
         self._batch = len(images)
@@ -156,12 +158,8 @@ class _Recorder(TorchFunctionMode):
             raise _UnknownError
         values = sources
         for leaf in leaves:
-            names = {f"{path}.{name}".lstrip("."): tensor for name, tensor in leaf.weights.items() if tensor is not None}
-            known = self._graph.initializers
-            weights = [
-                known[name] if name in known else initializer(self._graph, name, tensor.detach().numpy())
-                for name, tensor in names.items()
-            ]
+            given = {f"{path}.{name}".lstrip("."): tensor for name, tensor in leaf.weights.items() if tensor is not None}
+            weights = [self._weight(name, tensor) for name, tensor in given.items()]
             node = ir.node(leaf.op_type, [*(sources if leaf.again else ()), *values, *weights], leaf.attributes)
             node.metadata_props.update(scopes(path))
             values = [node.outputs[0]]
@@ -176,6 +174,12 @@ class _Recorder(TorchFunctionMode):
             if leaves and sum(tensor.untyped_storage().data_ptr() == storage for tensor in alive) > 1:
                 raise _UnknownError
         self._note(output, values[0])
+
+    def _weight(self, name: str, tensor: Tensor) -> "ir.Value":
+        """One value for each tensor, however often its layer is called."""
+        if id(tensor) not in self._weights:
+            self._weights[id(tensor)] = (tensor, initializer(self._graph, name, tensor.detach().numpy()))
+        return self._weights[id(tensor)][1]
 
     def finished(self, output: Any) -> "ir.Graph":
         """The graph that gives ``output``."""
@@ -241,11 +245,12 @@ def _batch_norm(layer: Any, shape: Sequence[int]) -> list[Leaf] | None:
     return [Leaf("BatchNormalization", {name: getattr(layer, name) for name in names}, attributes)]
 
 
-def _mean(size: object, shape: Sequence[int]) -> list[Leaf] | None:
-    if size not in (1, (1, 1), [1, 1]) or len(shape) != 4:
-        return None
-    axes = {"axes": torch.tensor([-1, -2])}
-    return [Leaf("ReduceMean", axes, {"noop_with_empty_axes": 0, "keepdims": 1})]
+def _mean(axes: Sequence[int], keepdims: bool) -> list[Leaf]:
+    return [Leaf("ReduceMean", {"axes": torch.tensor(axes)}, {"noop_with_empty_axes": 0, "keepdims": int(keepdims)})]
+
+
+def _adaptive(size: object, shape: Sequence[int]) -> list[Leaf] | None:
+    return _mean([-1, -2], True) if size in (1, (1, 1), [1, 1]) and len(shape) == 4 else None
 
 
 def _flat(first: int, last: int, shape: Sequence[int]) -> list[Leaf] | None:
@@ -260,7 +265,7 @@ def _pair(value: int | tuple[int, int]) -> list[int]:
 
 
 def _limits(layer: Any, shape: Sequence[int]) -> list[Leaf]:
-    return [Leaf("Clip", {"min": torch.tensor(float(layer.min_val)), "max": torch.tensor(float(layer.max_val))})]
+    return [Leaf("Clip", {"min": torch.tensor(float(layer.min_val)), "max": torch.tensor(float(layer.max_val))}, {})]
 
 
 LAYERS: dict[type[nn.Module], Description] = {
@@ -268,12 +273,12 @@ LAYERS: dict[type[nn.Module], Description] = {
     nn.Linear: _linear,
     nn.MaxPool2d: _max_pool,
     nn.AvgPool2d: _avg_pool,
-    nn.AdaptiveAvgPool2d: lambda layer, shape: _mean(layer.output_size, shape),
+    nn.AdaptiveAvgPool2d: lambda layer, shape: _adaptive(layer.output_size, shape),
     nn.BatchNorm2d: _batch_norm,
-    nn.ReLU: lambda layer, shape: [Leaf("Relu")],
+    nn.ReLU: lambda layer, shape: [Leaf("Relu", {}, {})],
     nn.ReLU6: _limits,
-    nn.SiLU: lambda layer, shape: [Leaf("Sigmoid"), Leaf("Mul", again=True)],
-    nn.Sigmoid: lambda layer, shape: [Leaf("Sigmoid")],
+    nn.SiLU: lambda layer, shape: [Leaf("Sigmoid", {}, {}), Leaf("Mul", {}, {}, again=True)],
+    nn.Sigmoid: lambda layer, shape: [Leaf("Sigmoid", {}, {})],
     nn.Flatten: lambda layer, shape: _flat(layer.start_dim, layer.end_dim, shape),
     nn.Dropout: lambda layer, shape: [],
     nn.Identity: lambda layer, shape: [],
@@ -283,13 +288,17 @@ LAYERS: dict[type[nn.Module], Description] = {
 
 def _two(op_type: str) -> Callable[[Tensor, Tensor], tuple[Sequence[Tensor], list[Leaf] | None]]:
     # Of other ranks, one's images would meet the other's channels
-    return lambda left, right: ((left, right), [Leaf(op_type)] if left.ndim == right.ndim else None)
+    return lambda left, right: ((left, right), [Leaf(op_type, {}, {})] if left.ndim == right.ndim else None)
 
 
 def _joined(tensors: Sequence[Tensor], dim: int = 0) -> tuple[Sequence[Tensor], list[Leaf] | None]:
     if not 1 <= dim < tensors[0].ndim:
         return tensors, None
     return tensors, [Leaf("Concat", {}, {"axis": dim})] if len(tensors) > 1 else []
+
+
+def _averaged(x: Tensor, dim: Sequence[int], keepdim: bool = False) -> tuple[Sequence[Tensor], list[Leaf] | None]:
+    return (x,), _mean(list(dim), keepdim) if min(dim) > 0 else None
 
 
 def _flattened(x: Tensor, start_dim: int = 0, end_dim: int = -1) -> tuple[Sequence[Tensor], list[Leaf] | None]:
@@ -306,11 +315,13 @@ FUNCTIONS: dict[Any, Callable[..., tuple[Sequence[Tensor], list[Leaf] | None]]] 
     Tensor.mul: _two("Mul"),
     torch.mul: _two("Mul"),
     torch.cat: _joined,
+    torch.mean: _averaged,
+    Tensor.mean: _averaged,
     torch.flatten: _flattened,
     Tensor.flatten: _flattened,
-    torch.relu: lambda x: ((x,), [Leaf("Relu")]),
-    nn.functional.relu: lambda x, inplace=False: ((x,), [Leaf("Relu")]),
-    nn.functional.adaptive_avg_pool2d: lambda x, output_size: ((x,), _mean(output_size, x.shape)),
+    torch.relu: lambda x: ((x,), [Leaf("Relu", {}, {})]),
+    nn.functional.relu: lambda x, inplace=False: ((x,), [Leaf("Relu", {}, {})]),
+    nn.functional.adaptive_avg_pool2d: lambda x, output_size: ((x,), _adaptive(output_size, x.shape)),
 }
 """Function -> what it reads, and its nodes; it takes the function's arguments, and fails for others."""
 

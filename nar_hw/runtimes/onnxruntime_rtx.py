@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
+SETTINGS = {"session.disable_cpu_ep_fallback": "1"}
+"""Of each session: what the plugin does not take is refused, and not left to the CPU."""
 _PACKAGE = "onnxruntime-ep-nv-tensorrt-rtx-cu13"
 _INSTALL = "pip install 'nar-hw[onnxruntime-rtx]'"
 
@@ -60,8 +62,9 @@ class OnnxRuntimeRtx(OnnxRuntime):
     def _load(self, network: "nn.Module | Path") -> None:
         self._devices = plugin_devices()
         if self.config.device_index >= len(self._devices):
+            count = len(self._devices)
             raise RuntimeUnavailableError(
-                f"device {self.config.device} must be one of the {len(self._devices)} GPUs that TensorRT for RTX finds (Ampere or later)"
+                f"device {self.config.device} must be one of the {count} GPUs that TensorRT for RTX finds (Ampere or later)"
             )
         super()._load(network)
 
@@ -71,7 +74,8 @@ class OnnxRuntimeRtx(OnnxRuntime):
         from nar_hw.device.onnxruntime import session_options
 
         options = session_options(self.config.threads)
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        for key, value in SETTINGS.items():
+            options.add_session_config_entry(key, value)
         options.add_provider_for_devices([self._devices[self.config.device_index]], {})
         file = prepared(Path(self._file), folder)
         try:
