@@ -4,11 +4,11 @@
     python benchmarks/bench_tensorrt.py fleet                            1 to 6 compute capabilities in one engine
     python benchmarks/bench_tensorrt.py speed [--before CHECKOUT]        a bundle of resnet18 against a script by hand
 
-Results: results/tensorrt.json (22 networks in the time there was, all 208 files accepted), results/tensorrt_fleet.json and
-results/tensorrt_speed.json. All 120 networks take hours on one core; they go on where they were stopped. Of each network five
-random children are checked by onnx.checker and read by the parser in fp32, and the first of them in fp16, bf16 and int8 too
-(calibrated on two random images; all five for the first few networks); the first one is built for sm89 in each precision.
-Networks of more than 60 MB: in fp32 and fp16 only, and built in fp16 only.
+Results: results/tensorrt.json, results/tensorrt_fleet.json and results/tensorrt_speed.json. The 120 networks go on where they
+were stopped, small ones first. Of each network five random children are checked by onnx.checker and read by the parser in fp32,
+and the first of them in fp16, bf16 and int8 too (calibrated on two random images; all five for the first few networks); the
+first one is built for sm89, in one precision (--built all: in each). Networks of more than 60 MB: in fp32 and fp16 only, and
+built in fp16.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def built(file: Path, gpus: tuple[str, ...]) -> dict[str, Any]:
     return {**found, "datatypes": info.datatypes}
 
 
-def examine(name: str, children: int) -> dict[str, Any]:
+def examine(name: str, children: int, precisions: tuple[str, ...]) -> dict[str, Any]:
     start = time.perf_counter()
     size = input_size(name)
     shape = (3, size, size)
@@ -92,7 +92,8 @@ def examine(name: str, children: int) -> dict[str, Any]:
         for index in range(children):
             path = folder / f"{index}.onnx"
             exporter.export(space.sample(rng), path)
-            large = path.stat().st_size > LARGE
+            if path == first:
+                large = path.stat().st_size > LARGE
             for precision in ("fp32",) if index else ("fp32", "fp16") if large else PRECISIONS:
                 try:
                     files[f"{precision} {index}"] = convert(path, precision, shape)
@@ -105,9 +106,8 @@ def examine(name: str, children: int) -> dict[str, Any]:
             row["parsed"][precision] = [sum(not verdict.refused for verdict in found), len(found)]
             nodes = [node for verdict in found for node in verdict.refused]
             row["refused"] += [{"precision": precision, **node, "reason": node["reason"][:200]} for node in nodes[:3]]
-            if f"{precision} 0" in files and not (large and precision == "fp32"):
+            if f"{precision} 0" in files and precision in (("fp16",) if large else precisions):
                 row["built"][precision] = built(files[f"{precision} 0"], ("sm89",))
-        assert first.exists()
     row["seconds"] = round(time.perf_counter() - start, 1)
     return row
 
@@ -150,14 +150,17 @@ def versions() -> dict[str, str]:
 def networks(arguments: argparse.Namespace) -> None:
     path = RESULTS / "tensorrt.json"
     names = [*torchvision.models.list_models(module=torchvision.models), *(f"timm:{name}" for name in TIMM)]
-    random.Random(0).shuffle(names)  # so that a part of them stands for all
+    turns = {name: PRECISIONS[index % len(PRECISIONS)] for index, name in enumerate(names)}  # all are built about as often
+    effort = {row["model"]: row.get("seconds", 0) for row in json.loads((RESULTS / "space.json").read_text())["networks"]}
+    names.sort(key=lambda name: effort.get(name, 0))
     rows: dict[str, dict[str, Any]] = {}
     if path.exists():
         rows = {row["model"]: row for row in json.loads(path.read_text())["networks"]}
     missing = [name for name in arguments.only or names if name not in rows]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(arguments.jobs, context, prepare, max_tasks_per_child=1) as pool:
-        for work in as_completed({pool.submit(examine, name, arguments.children): name for name in missing}):
+    with ProcessPoolExecutor(arguments.jobs, context, prepare, max_tasks_per_child=10) as pool:
+        built = {name: PRECISIONS if arguments.built == "all" else (turns[name],) for name in missing}
+        for work in as_completed([pool.submit(examine, name, arguments.children, built[name]) for name in missing]):
             row = work.result()
             rows[row["model"]] = row
             sizes = {key: item.get("mb", "refused") for key, item in row["built"].items()}
@@ -232,6 +235,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--children", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--built", choices=("one", "all"), default="one", help="in how many precisions")
     parser.add_argument("--before", type=Path, help="an older checkout of nar_hw, whose exports are timed too")
     arguments = parser.parse_args()
     if arguments.what == "fleet":

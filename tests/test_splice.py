@@ -248,15 +248,16 @@ def test_an_arch_of_another_space_is_refused(small: tuple[SearchSpace, ChildExpo
         nn.MaxPool2d(3, 2, 1, ceil_mode=True),
         nn.AvgPool2d(3, 2, 1, divisor_override=4),
         nn.BatchNorm2d(4, affine=False),
-        nn.Sigmoid(),
+        nn.Tanh(),
         torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3, padding=1)),
         hooked(),
     ],
     ids=lambda layer: type(layer).__name__,
 )
 def test_layers_that_need_the_exporter_are_left_to_it(layer: nn.Module) -> None:
-    assert emit(nn.Sequential(nn.Conv2d(4, 4, 1), layer)) is None
-    assert emit(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())) is not None
+    images = torch.zeros(2, 4, 6, 6)
+    assert emit(nn.Sequential(nn.Conv2d(4, 4, 1), layer).eval(), images) is None
+    assert emit(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()).eval(), images) is not None
 
 
 @settings(deadline=None, max_examples=40)
@@ -283,7 +284,7 @@ def test_plain_layers_are_written_as_torch_computes_them(kind: str, kernel: int,
     x = torch.randn(2, 4, 11, 9)
     with torch.no_grad():
         expected = layer.eval()(x).numpy()
-    graph = emit(layer)
+    graph = emit(layer, x)
     assert graph is not None
     graph.opset_imports[""] = 18
     graph.inputs[0].type = graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)

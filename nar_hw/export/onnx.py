@@ -25,6 +25,7 @@ from torch import nn
 from nar_hw.device.visits import joined
 from nar_hw.errors import ExportError
 from nar_hw.export.graph import clean, fold_norms, node_path, pad_last_windows, plain_equations
+from nar_hw.export.leaves import emit
 from nar_hw.files import write_bytes
 from nar_hw.space.network import flat, inference_copy, named_outputs, require_memory, run
 from nar_hw.userfile import described, user_code
@@ -145,9 +146,13 @@ def traced(
         assert program is not None
         return program.model
 
-    result = exported(OPSET)
-    if (needed := _opset_of(result.graph)) > OPSET:
-        result = exported(needed)
+    plain = None if larger else emit(network, images[:2])
+    if plain is None:
+        result = exported(OPSET)
+        if (needed := _opset_of(result.graph)) > OPSET:
+            result = exported(needed)
+    else:
+        result = _model_of(plain, "batch" if dynamic else highest)
     names = list(named_outputs(run(network, images)) if outputs is None else outputs)
     if (given := len(result.graph.outputs)) != len(names):
         count = "one tensor" if len(names) == 1 else f"{len(names)} tensors"
@@ -159,6 +164,17 @@ def traced(
     pad_last_windows(result.graph)
     plain_equations(result.graph)
     return result
+
+
+def _model_of(graph: "ir.Graph", batch: int | str) -> "ir.Model":
+    """A model of one graph for ``batch`` images at once, a number or a name."""
+    import onnx_ir as ir
+
+    for value in (*graph.inputs, *graph.outputs):
+        assert value.shape is not None
+        value.shape = ir.Shape([batch, *value.shape[1:]])
+    graph.opset_imports[""] = OPSET
+    return ir.Model(graph, ir_version=10)
 
 
 def _why(problem: BaseException, dynamic: bool) -> str:

@@ -139,7 +139,8 @@ class ChildExporter:
         from onnxscript import optimizer
 
         operator = inference_copy(operator)
-        graph = emit(operator)
+        spec = call.site.incumbent
+        graph = emit(operator, torch.zeros(2, spec.c_in, spec.h, spec.w))
         plain = graph is not None
         model = self._trace(call, operator, key) if graph is None else ir.Model(graph, ir_version=self._template.ir_version)
         for inner in model.graph:

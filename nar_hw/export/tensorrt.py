@@ -128,7 +128,7 @@ def build_engine(
         made = {name: folder / name for name in ("plan", "layers", "new_cache")}
         request = {
             "task": "build",
-            "onnx": str(_prepared(source, folder)),
+            "onnx": str(prepared(source, folder)),
             "outputs": 1,
             **{name: str(path) for name, path in made.items()},
             "shapes": _shapes(source, batch),
@@ -236,7 +236,7 @@ def parser_verdicts(files: Mapping[str, Path]) -> dict[str, Verdict]:
             for index, (key, file) in enumerate(files.items()):
                 (folder / str(index)).mkdir()
                 try:
-                    given[key] = str(_prepared(file, folder / str(index)))
+                    given[key] = str(prepared(file, folder / str(index)))
                 except UnreadableError as problem:
                     refused[key] = [problem.node]
             refused |= _asked(kind, {"task": "parse", "files": given}, folder)["refused"]
@@ -314,7 +314,7 @@ class UnreadableError(ExportError):
         self.node = node
 
 
-def _prepared(source: Path, folder: Path) -> Path:
+def prepared(source: Path, folder: Path) -> Path:
     """``source``, or of an int8 file that was made here a copy in ``folder`` with zero points 0.
 
     Raises UnreadableError for a file that TensorRT would take without a word and compute something else.

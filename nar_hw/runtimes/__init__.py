@@ -17,6 +17,7 @@ RUNTIMES: dict[str, str] = {
     "onnxruntime": "nar_hw.runtimes.onnxruntime:OnnxRuntime",
     "tensorrt": "nar_hw.runtimes.tensorrt:TensorRT",
     "tensorrt-rtx": "nar_hw.runtimes.tensorrt_rtx:TensorRTRtx",
+    "onnxruntime-rtx": "nar_hw.runtimes.onnxruntime_rtx:OnnxRuntimeRtx",
     "openvino": "nar_hw.runtimes.openvino:OpenVino",
     "litert": "nar_hw.runtimes.litert:LiteRt",
     "ncnn": "nar_hw.runtimes.ncnn:Ncnn",
