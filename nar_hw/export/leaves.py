@@ -184,7 +184,7 @@ class _Recorder(TorchFunctionMode):
     def finished(self, output: Any) -> "ir.Graph":
         """The graph that gives ``output``."""
         value = self._value(output)
-        if self._busy or self._path or value.producer() is None:
+        if self._busy or self._path:
             raise _UnknownError
         self._graph.outputs.append(value)
         return self._graph
