@@ -6,7 +6,9 @@ On the digits, a small network (small_cnn.py), a constant learning rate and batc
 images were learned, in epochs of the whole training set, until the validation accuracy first reached each threshold
 (interpolated). Differences from plain training are paired by seed, with Student's 95 % intervals. Seeds decide weights and order,
 not the split.
-It writes results/batches.json; not run to its end yet (about 90 s of CPU).
+Result of 8 seeds: results/batches.json. Leaving the outer tenths out by intensity is half an epoch later at 90 % (0.29 to 0.73)
+and not told from plain training at 95 and 97 %; by edges it is later everywhere, and the brightest quarter alone does not learn
+enough. Batches in a fixed order (keep-all) are later by edges at 90 %, else undecided. Nothing is sooner.
 """
 
 import argparse
@@ -67,6 +69,13 @@ def interval(values: list[float]) -> dict[str, float]:
     return {"mean": float(np.mean(values)), "low": float(np.mean(values) - margin), "high": float(np.mean(values) + margin)}
 
 
+def verdict(later: dict[str, float] | None) -> str | None:
+    """Of an interval of differences from plain training; None where there is none."""
+    if later is None:
+        return None
+    return "later" if later["low"] > 0 else "sooner" if later["high"] < 0 else "undecided"
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -80,10 +89,12 @@ def main() -> None:
             epochs = [reached(run, threshold) for run in runs]
             plain = [reached(run, threshold) for run in curves["plain"]]
             pairs = [one - other for one, other in zip(epochs, plain, strict=True) if one is not None and other is not None]
+            later = interval(pairs) if len(pairs) >= 5 and choice != "plain" else None
             rows[f"{threshold:.0%}"] = {
                 "epochs": epochs,
                 "not reached": epochs.count(None),
-                "later than plain": interval(pairs) if len(pairs) >= 5 and choice != "plain" else None,
+                "later than plain": later,
+                "verdict": verdict(later),
             }
         best = [max(accuracy for _, accuracy in run) for run in runs]
         found[choice] = {"reached": rows, "best validation accuracy": interval(best)}
@@ -97,7 +108,7 @@ def main() -> None:
     }
     OUT.write_text(json.dumps(result, indent=1) + "\n")
     for choice, item in found.items():
-        print(choice, {name: (row["not reached"], row["later than plain"]) for name, row in item["reached"].items()})
+        print(choice, {name: (row["not reached"], row["verdict"]) for name, row in item["reached"].items()})
 
 
 if __name__ == "__main__":

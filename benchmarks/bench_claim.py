@@ -11,6 +11,8 @@ Seconds are CPU seconds of one thread; they count searching and training, not th
     NAR_HW_DATA=DATA OMP_NUM_THREADS=1 python benchmarks/bench_claim.py train --work DIR [--seeds 0 1]
     ... bench_claim.py sizes --work DIR     before train, for the alternatives
     ... bench_claim.py choice --work DIR    then, on a machine that does nothing else
+    ... bench_claim.py remedies --work DIR  other recipes for the child of 0.6
+    ... bench_claim.py tables --work DIR    what operators can save elsewhere, on a machine that does nothing else
     ... bench_claim.py front --work DIR     in the end, the same; writes results/claim.json
 
 train takes hours; repeat it to go on, from the repository's root. The table (DIR/table.json) is made by
@@ -36,6 +38,7 @@ from nar_hw.bundles.config import ExportConfig
 from nar_hw.export.onnx import export_onnx, open_session, run_session
 from nar_hw.files import read_json, write_json
 from nar_hw.latency.device import fingerprint
+from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
 from nar_hw.models.info import ModelInfo
 from nar_hw.models.weights import load_weights
@@ -47,6 +50,7 @@ from nar_hw.steps.refine import RefineConfig, refine
 from nar_hw.steps.task import load_task
 from nar_hw.steps.train import train_child
 from nar_hw.tasks import ClassificationTask
+from nar_hw.training.child import Child
 from nar_hw.training.loop import train
 from nar_hw.training.memory import kept_memory
 from nar_hw.training.recipes import RECIPES
@@ -59,12 +63,20 @@ MODEL = ModelInfo(name="benchmarks/claim/resnet20.py:build", input_shape=(3, 32,
 SHAPE = (3, 32, 32)
 TARGET, TARGETS = 0.6, ("0.6", "0.4")
 FAST = {"precision": "bf16", "channels_last": True}
-RECIPE = replace(RECIPES["finetune"], epochs=8, compile=True, **FAST)
+RECIPE = replace(RECIPES["finetune"], epochs=16, **FAST)
 SEARCH = replace(FITTED, fit=FitConfig(epochs=3, precision="bf16", channels_last=True), **FAST)
 RATIOS = tuple(round(0.05 * step, 2) for step in range(2, 17))
 MULTIPLES = (None, 8)
 PRUNED = ("fastnas", "narrowed", "pruned")
 ALTERNATIVES = (*PRUNED, "random")
+REMEDIES = {"8 epochs": {"epochs": 8}, "8 epochs, the teacher alone": {"epochs": 8, "distill": 1.0}}
+LITE = ModelInfo(name="timm:efficientnet_lite0", input_shape=(3, 128, 128), num_classes=50)
+TABLES = {
+    "ResNet-20, onnxruntime int8": (MODEL, RuntimeConfig(precision="int8")),
+    "EfficientNet-Lite0, onnxruntime": (LITE, RuntimeConfig()),
+    "EfficientNet-Lite0, openvino": (LITE, RuntimeConfig(runtime="openvino")),
+}
+"""Where else operators might be refined: what the fastest child takes by a table."""
 
 
 def trained() -> nn.Module:
@@ -218,8 +230,6 @@ def alternative(method: str, seed: int, task: ClassificationTask, work: Path) ->
                 table=table,
                 resume=True,
             )
-            from nar_hw.training.child import Child
-
             network = Child.load(out).network(out)
         else:
             size = read_json(work / "sizes.json", what="sizes")[method]
@@ -257,14 +267,14 @@ def plain_epoch(task: ClassificationTask, work: Path) -> float:
     network = trained()
     network.train()
     steps = 40
-    forward = torch.compile(network.to(memory_format=torch.channels_last))
+    network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9)
     spent: list[float] = []
 
     def step(images: Tensor, labels: Tensor) -> None:
         start = time.process_time()
         with torch.autocast("cpu", torch.bfloat16):
-            loss = nn.functional.cross_entropy(forward(images.to(memory_format=torch.channels_last)), labels)
+            loss = nn.functional.cross_entropy(network(images.to(memory_format=torch.channels_last)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -275,6 +285,38 @@ def plain_epoch(task: ClassificationTask, work: Path) -> float:
             break
         kept_memory()(step)(images, labels)
     return float(np.median(spent)) * (task.train_size // RECIPE.batch)
+
+
+def remedies(seed: int, task: ClassificationTask, work: Path) -> None:
+    """Train the child of 0.6 by other recipes."""
+    folder = work / f"refined-{seed}"
+    arch = Child.load(folder / "children" / "0.6").arch
+    for name, changes in REMEDIES.items():
+        out = work / "remedies" / name
+        recipe = replace(RECIPE, **changes)
+        train_child(
+            MODEL, arch, task, out=out, recipe=recipe, seed=seed, baseline=folder / "baseline", fitted=folder, resume=True
+        )
+
+
+def tables(work: Path) -> None:
+    for name, (info, config) in TABLES.items():
+        if not (work / "tables" / f"{name}.json").exists():
+            table = profile(info.space(), config=config, model_name=info.name)
+            table.save(work / "tables" / f"{name}.json")
+
+
+def reach(table: LatencyTable) -> dict[str, Any]:
+    """What the fastest child takes."""
+    fastest, _ = table.bounds()
+    assert table.validation is not None
+    return {
+        "network, ms": table.incumbent_ms,
+        "fastest child, share": fastest / table.incumbent_ms,
+        "error, %": table.validation.mape,
+        "noise floor, %": table.validation.floor_mape,
+        "notes": list(table.notes),
+    }
 
 
 def tested(file: Path, images: np.ndarray, labels: np.ndarray) -> float:
@@ -343,6 +385,16 @@ def front(work: Path, seeds: list[int]) -> None:
             "CPU seconds of an epoch of plain training": plain_epoch(task, work),
             "points": points,
             "int8, seed 0": int8,
+            "remedies": {
+                name: Child.load(work / "remedies" / name).accuracy["test"]
+                for name in REMEDIES
+                if (work / "remedies" / name / "child.json").exists()
+            },
+            "tables": {
+                name: reach(LatencyTable.load(work / "tables" / f"{name}.json"))
+                for name in TABLES
+                if (work / "tables" / f"{name}.json").exists()
+            },
             "sizes": read_json(work / "sizes.json", what="sizes")["all"],
         },
     )
@@ -350,7 +402,7 @@ def front(work: Path, seeds: list[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("sizes", "choice", "train", "front"))
+    parser.add_argument("stage", choices=("sizes", "choice", "train", "remedies", "tables", "front"))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--only", nargs="+", choices=("refined", *ALTERNATIVES), default=["refined", *ALTERNATIVES])
@@ -359,11 +411,16 @@ def main() -> None:
         sizes(args.work)
     elif args.stage == "choice":
         choice(args.work)
+    elif args.stage == "tables":
+        tables(args.work)
     elif args.stage == "front":
         front(args.work, args.seeds)
     else:
         task = load_task("cifar10")
         assert isinstance(task, ClassificationTask)
+        if args.stage == "remedies":
+            remedies(args.seeds[0], task, args.work)
+            return
         for seed in args.seeds:
             if "refined" in args.only:
                 outcome = refined(seed, task, args.work)

@@ -4,7 +4,8 @@ Each cell is a search of one epoch over the fake runtime's table; its seconds ar
 workers are started by a few cells before, in seconds of their own. Overhead of a cell: what the workers were not searching,
 wall seconds times workers less all seconds of cells; efficiency: wall seconds of one worker by twice those of two. Memory: of a
 driver whose cells are answered at once, beyond its imports.
-Result: results/sweep.json.
+Result: results/sweep.json, on two cores with everything else stopped (beside a training on one of them the efficiency was 0.34,
+which says something of that core, not of the sweep).
 
     OMP_NUM_THREADS=1 python benchmarks/bench_sweep.py [--cells 200] [--out benchmarks/results/sweep.json]
 """

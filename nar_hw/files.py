@@ -194,10 +194,15 @@ def read_json(path: Path, *, what: str = "JSON file", error: type[UserError] = R
     return value
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, in hex."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(path: Path, *, what: str = "file") -> str:
+    """The SHA-256 of a file's content, in hex. Raises RunError when it is absent or a folder."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunError(f"{what} {path} does not exist") from None
+    except IsADirectoryError:
+        raise RunError(f"{what} {path} must be a file, but is a folder") from None
 
 
 def expanded(text: str | Path) -> Path:

@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 LOCK = ".nar_hw.lock"
 """In a folder that is being filled."""
-_held: set[tuple[int, Path]] = set()
-"""(process, lock): a process that was forked from the one that has it has it not."""
+_held: dict[tuple[int, Path], int] = {}
+"""(process, lock) -> its open file: a process that was forked from the one that has it has it not."""
 
 
 @contextmanager
@@ -103,6 +103,30 @@ def lease() -> Path:
     return Path(tempfile.gettempdir()) / "nar_hw.lock"
 
 
+def lease_lost() -> str | None:
+    """How this process lost the lease that it took, in words; None where it has it still, or took none.
+
+    The system keeps a lock, not its file: where that is deleted, by whoever clears folders for temporary files, or another is put
+    in its place, the next process finds nothing that it should wait for.
+    """
+    lock = lease()
+    handle = _held.get((os.getpid(), lock))
+    if handle is None or _is_at(lock, handle):
+        return None
+    try:
+        return f"was taken over by {lock.read_text(encoding='utf-8', errors='replace') or 'another process'}"
+    except OSError:
+        return "was removed"
+
+
+def _is_at(lock: Path, handle: int) -> bool:
+    """Whether the open file is the one at ``lock``."""
+    try:
+        return os.path.samestat(os.fstat(handle), lock.stat())
+    except OSError:
+        return False
+
+
 @contextmanager
 def _locked(lock: Path, busy: Callable[[str], object]) -> Iterator[None]:
     """``lock`` locked while the block runs; ``busy`` is told who has it before it is waited for."""
@@ -111,13 +135,14 @@ def _locked(lock: Path, busy: Callable[[str], object]) -> Iterator[None]:
         yield
         return
     handle = _open(lock, busy)
-    _held.add(key)
+    _held[key] = handle
     try:
         yield
     finally:
-        _held.discard(key)
+        del _held[key]
         with suppress(OSError):  # another user's, or in a folder that has been deleted
-            lock.unlink()
+            if _is_at(lock, handle):  # else it is the lock of who took it over
+                lock.unlink()
         os.close(handle)
 
 
@@ -129,7 +154,7 @@ def _open(lock: Path, busy: Callable[[str], object]) -> int:
             if lock_now(handle) is False:
                 busy(os.read(handle, 1000).decode(errors="replace") or "another process")
                 lock_now(handle, wait=True)
-            if lock.exists() and os.path.samestat(os.fstat(handle), lock.stat()):  # else it was given up and deleted meanwhile
+            if _is_at(lock, handle):  # else it was given up and deleted meanwhile
                 os.ftruncate(handle, 0)
                 with suppress(OSError):  # a full disk, which what is to be written will tell
                     os.pwrite(handle, _me().encode(errors="backslashreplace"), 0)

@@ -12,7 +12,7 @@ from torchvision.transforms import functional as transforms
 
 from nar_hw.bundles.bundle import Arch, export_bundle
 from nar_hw.data.preprocessing import Preprocessing
-from nar_hw.errors import DataError, RunError, UserError
+from nar_hw.errors import DataError, ModelError, RunError, UserError
 from nar_hw.models.info import ModelInfo
 from nar_hw.models.weights import save_weights
 from nar_hw.steps.classify import Classifier, class_names, usual_normalisation
@@ -85,6 +85,48 @@ def test_by_command(run: Run, network: nn.Module, photo: Path, tmp_path: Path) -
     assert "mean must be numbers" in refused(run(f"{line} --mean a --std b"))
     assert "--from with a bundle" in refused(run(f"classify {photo} --model {NET}"))
     assert "says what its images and classes are, but got --mean" in refused(run(f"classify {photo} --from {tmp_path} --mean 1"))
+
+
+def pooled(num_classes: int) -> nn.Module:
+    """For --model: its last steps are a pool's."""
+    body = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 2), nn.ReLU())
+    return nn.Sequential(*body, nn.Flatten(), nn.Linear(5 * 4 * 4, num_classes))
+
+
+def test_six_sizes_are_the_mean_of_six_passes(run: Run, tmp_path: Path) -> None:
+    """Each pass by torchvision's own resize, and by the network itself on the windows of every offset of its pool."""
+    torch.manual_seed(0)
+    network = pooled(4).eval()
+    save_weights(tmp_path / "w.safetensors", network)
+    photo, sides = tmp_path / "photo.png", (13, 15, 17, 21, 23, 25)  # 12 pixels * 245, 281, 317, 389, 425, 461 / 221
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (30, 42, 3), np.uint8)).save(photo)
+    image = transforms.normalize(transforms.to_tensor(Image.open(photo)), list(ABOUT.mean), list(ABOUT.std))[None]
+    mean = torch.zeros(4)
+    for side in sides:
+        scaled = transforms.resize(image, [side, round(side * 42 / 30)], antialias=True)
+        windows = scaled.unfold(2, 12, 1).unfold(3, 12, 1).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)  # one pixel on each
+        with torch.no_grad():
+            mean += network(windows).softmax(1).amax(0) / len(sides)
+    info = ModelInfo(name=f"{__file__}:pooled", input_shape=(3, 12, 12), num_classes=4)
+    found = Classifier.of_weights(info, tmp_path / "w.safetensors", ABOUT).at_six_sizes("overfeat").classify(photo, 4)
+    assert {guess.name: guess.probability for guess in found} == pytest.approx(
+        dict(zip(ABOUT.classes, mean.tolist(), strict=True)), abs=1e-5
+    )
+    line = f"classify {photo} --model {info.name} --weights {tmp_path}/w.safetensors --input 3x12x12 --classes 4 --top 4"
+    told = ok(run(f"{line} --mean 0.4,0.5,0.6 --std 0.2,0.25,0.3 --dense overfeat --json"))["images"][0]["classes"]
+    assert [item["probability"] for item in told] == [guess.probability for guess in found]
+
+
+def test_six_sizes_that_cannot_be(network: nn.Module, tmp_path: Path) -> None:
+    save_weights(tmp_path / "w.safetensors", network)
+    bundle = export_bundle(network, tmp_path / "bundle", arch=Arch(name=NET, input_shape=(3, 8, 8)), preprocessing=ABOUT)
+    with pytest.raises(RunError, match="six sizes are asked of the network: name its trained folder"):
+        Classifier.of_folder(bundle).at_six_sizes("strided")
+    wide = ModelInfo(name=NET, input_shape=(3, 8, 12), num_classes=4)
+    with pytest.raises(DataError, match="six sizes are of networks for square images, but this one takes 8x12"):
+        Classifier.of_weights(wide, tmp_path / "w.safetensors", ABOUT).at_six_sizes("strided")
+    with pytest.raises(ModelError, match="use the form strided"):
+        Classifier.of_weights(INFO, tmp_path / "w.safetensors", ABOUT).at_six_sizes("overfeat")
 
 
 def test_a_trained_child(network: nn.Module, photo: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from nar_hw import locks
 from nar_hw.latency import contention as module
 from nar_hw.latency.children import Measured, measure
 from nar_hw.latency.contention import BUSY, Contention, Counters, Watch, counters, difference, together
@@ -146,6 +147,58 @@ def test_a_table_made_beside_other_programs_says_so(space: SearchSpace, monkeypa
     again = with_validation(table, calm)
     assert [note for note in again.notes if BUSY in note] == marks[:1], "a quiet validation does not make the profile quiet"
     assert again.hash == replace(table, contention=None).hash
+
+
+OTHER = "process 99 on there since 2026-01-01 00:00:00 UTC (nar-hw profile)"
+
+
+def removed(lock: Path) -> None:
+    lock.unlink()
+
+
+def taken_over(lock: Path) -> None:
+    other = lock.with_name("other")
+    other.write_text(OTHER)
+    other.replace(lock)
+
+
+@pytest.mark.parametrize(
+    ("what", "how"), [(removed, "was removed"), (taken_over, f"was taken over by {OTHER}")], ids=["removed", "taken over"]
+)
+def test_a_table_made_while_its_lease_was_broken_says_so(
+    space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: Callable[[Path], None], how: str
+) -> None:
+    """A quiet machine, whose lock somebody else deletes or replaces as the last children of the profile are loaded."""
+    busy_machine(monkeypatch, 0.0)
+    lock = tmp_path / "lease"
+    monkeypatch.setattr(locks, "lease", lambda: lock)
+    loaded, own = itertools.count(1), FakeRuntime._load
+
+    def load(self: FakeRuntime, network: Any) -> None:
+        if next(loaded) == 6:
+            assert locks.lease_lost() is None
+            what(lock)
+        own(self, network)
+
+    monkeypatch.setattr(FakeRuntime, "_load", load)
+    with FakeRuntime.on(FakeDevice()):
+        table = profile(space, config=FAKE, model_name="own", rounds=2, validate=0)
+    assert lock.exists() == (what is taken_over), "the lock of another process stays"
+    assert table.contention is not None
+    assert table.contention.lease == how
+    (note,) = [note for note in table.notes if note.startswith(BUSY)]
+    assert note == (
+        f"busy machine: this machine's lease {how}, so that others may have measured meanwhile: measure again when it is quiet"
+    )
+    table.save(tmp_path / "t.json")
+    assert LatencyTable.load(tmp_path / "t.json").contention == table.contention
+    assert replace(table.contention, seconds=0.1).note == note, "however short it was"
+    calm = replace(table.contention, lease=None)
+    assert calm.note is None
+    joint = together([calm, table.contention, calm])
+    assert joint is not None
+    assert joint.lease == how
+    assert locks.lease_lost() is None, "of none that is held"
 
 
 def test_the_journal_keeps_what_else_the_machine_did(space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -402,9 +402,11 @@ def test_nodes_of_some_children_are_charged_to_the_operator_before_them(space: S
 # --------------------------------------------------------------------------------------------------------- real runtimes
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "torch_eager"])
-def test_a_real_runtime_is_profiled_into_a_table_that_predicts_the_network(space: SearchSpace, runtime: str) -> None:
-    table = profile(space, config=RuntimeConfig(runtime=runtime), model_name="own", rounds=3, validate=4)
+@pytest.mark.parametrize(("runtime", "precision"), [("onnxruntime", "fp32"), ("torch_eager", "fp32"), ("onnxruntime", "int8")])
+def test_a_real_runtime_is_profiled_into_a_table_that_predicts_the_network(
+    space: SearchSpace, runtime: str, precision: str
+) -> None:
+    table = profile(space, config=RuntimeConfig(runtime=runtime, precision=precision), model_name="own", rounds=3, validate=4)
     assert table.predict(space.incumbent) == pytest.approx(table.incumbent_ms, rel=0.25)
     assert table.validation is not None
     assert table.validation.children == 4

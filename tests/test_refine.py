@@ -158,6 +158,11 @@ def test_what_cannot_work_is_refused_before_anything_is_written(weights: Path, t
         r"with 4 classes \(those of fake:3x8x8x4\): .* do, but .* is 7x\d+ in the file",
         weights=tmp_path / "other.safetensors",
     )
+    refused(RunError, r"^trained network .*none does not exist$", weights=tmp_path / "none")
+    refused(RunError, r"^latency table .*none\.json does not exist$", table=tmp_path / "none.json")
+    (tmp_path / "empty").mkdir()
+    refused(RunError, r"^trained network .*weights\.safetensors does not exist$", weights=tmp_path / "empty")
+    refused(RunError, r"^latency table .*empty must be a file, but is a folder$", table=tmp_path / "empty")
     refused(
         TargetError,
         r"targets must be within .* ms \(.* of the network's .*\), but got 0.0001ms",
@@ -188,6 +193,23 @@ def test_the_command_plans_and_scores(weights: Path, table: Path, tmp_path: Path
         ["baseline", "latency table", "search", "train 0.9", "export baseline", "export 0.9", "benchmark"]
     )
     assert all(stage["seconds"] > 0 for stage in stages)
+    tabled = [
+        "refine",
+        *common,
+        "--operators",
+        "conv3x3,dwsep3x3,max3x3",
+        "--table",
+        str(table),
+        "--out",
+        str(tmp_path / "x"),
+        "--plan",
+        "--targets",
+    ]
+    given = json.loads(CliRunner().invoke(app, [*tabled, "0.95"]).stdout)["stages"][1]
+    assert given == {"stage": "latency table", "what": f"given: {table}", "seconds": 0.0, "done": False}
+    refused = CliRunner().invoke(app, [*tabled, "0.01"])
+    assert refused.exit_code == 2
+    assert "targets must be within" in str(refused.stderr or refused.exception)
     assert not (tmp_path / "x").exists()
     scored = CliRunner().invoke(app, ["eval", *common, "--out", str(tmp_path / "b")])
     value = json.loads(scored.stdout)

@@ -374,8 +374,8 @@ def test_a_table_of_another_search_is_not_shown(run: Path) -> None:
 
 
 def test_scores_are_called_what_the_task_calls_them(run: Path) -> None:
-    for name in ("baseline", "child"):
-        change(run, f"{name}/child.json", metric="IoU")
+    identity = json.loads((run / "run.json").read_text())["identity"]
+    change(run, "run.json", identity={**identity, "data": {**identity["data"], "metric": "IoU"}})
     assert headline(run)["Test IoU"] == ("97.50 %", "97.00 %", "-0.50 points")
     found = page(run).text
     assert "IoU of sampled children" in found

@@ -103,12 +103,17 @@ def test_without_the_images_the_rest_is_shown(trainings: tuple[Path, Path], tmp_
     gone.mkdir()
     for name in ("child.json", "history.json"):
         content = json.loads((trainings[0] / name).read_text())
-        (gone / name).write_text(json.dumps({**content, "data": f"folder:{tmp_path}/moved"} if name == "child.json" else content))
+        changed = {"data": f"folder:{tmp_path}/moved", "metric": "IoU"} if name == "child.json" else {}
+        (gone / name).write_text(json.dumps({**content, **changed}))
     report_trainings([gone], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "must name an existing folder" in page
     assert "Left out: none were kept" in page
     assert 'class="line run0"' in page
+    assert "Validation IoU" in page
+    assert not re.search(r"(Validation|[Tt]raining) accuracy|accuracy \(%\)", page)
+    report_trainings([gone, trainings[0]], tmp_path / "both.html")
+    assert "Validation score" in (tmp_path / "both.html").read_text()
 
 
 def test_what_cannot_be_compared(trainings: tuple[Path, Path], tmp_path: Path) -> None:

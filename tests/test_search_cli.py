@@ -50,14 +50,22 @@ def line(table: Path, *options: str, target: float | None = None) -> str:
 
 
 def test_what_was_allowed_to_differ_is_told_and_kept(run: Run, table: Path, tmp_path: Path) -> None:
-    other = edited(table, tmp_path / "t.json", lambda content: content["fingerprint"].update(device="a phone"))
+    busy = "busy machine: this machine's lease was removed"
+
+    def edit(content: dict[str, Any]) -> None:
+        content["fingerprint"]["device"] = "a phone"
+        content["notes"] = [busy, "not validated"]
+
+    other = edited(table, tmp_path / "t.json", edit)
     differs = "device is a phone in the table, fake device here"
     found = ok(run(line(other, "--allow-mismatch --json")))
     assert found["allowed_mismatch"] == [differs]
     assert found["measured_ms"] is None
     assert json.loads((tmp_path / "x/run.json").read_text())["allowed_mismatch"] == [differs]
-    code, out, _ = run(line(other, "--allow-mismatch --resume"))
+    code, out, err = run(line(other, "--allow-mismatch --resume"))
     assert code == 0
+    assert f"note: the latency table of a phone: {busy}" in " ".join(err.split())
+    assert "not validated" not in err
     assert re.search(rf"asked for; allowed: {differs}", " ".join(out.split()))
 
 

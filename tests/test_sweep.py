@@ -21,6 +21,7 @@ import msgspec
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from nar_hw.errors import RunError, UserError
 from nar_hw.latency.profiler import profile
@@ -30,11 +31,12 @@ from nar_hw.models.info import ModelInfo
 from nar_hw.models.weights import save_weights
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.sweep import job as jobs
-from nar_hw.sweep.job import Answer, Cell, Request, perform, read_cells
+from nar_hw.sweep.job import Answer, Cell, Request, metric_of, perform, read_cells
 from nar_hw.sweep.page import write_page
 from nar_hw.sweep.plan import Job, line_of, read_plan
 from nar_hw.sweep.processes import in_processes
 from nar_hw.sweep.run import Outcome, run_sweep
+from nar_hw.tasks import DatasetTask
 from tests.networks import TinyResNet
 from tests.test_cli import Run, ok, refused, run
 from tests.test_report import Page
@@ -284,6 +286,35 @@ def test_cells_are_refined_to_the_end(tables: Path, tmp_path: Path) -> None:
     child = json.loads((tmp_path / "x" / str(cell.folder) / "children/0.98/child.json").read_text())
     assert cell.test_accuracy == child["accuracy"]["test"]
     assert f'<a href="{cell.folder}/report.html">mine</a>' in (tmp_path / "x/report.html").read_text()
+
+
+def nearness(device: str) -> DatasetTask:
+    """For data of a plan."""
+
+    def items(seed: int) -> TensorDataset:
+        images = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+        return TensorDataset(images, images.mean((2, 3)).sum(1, keepdim=True).expand(32, 4))
+
+    def score(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (1 - (output - target).abs().mean(1)).clamp(0, 1)
+
+    return DatasetTask(*map(items, range(3)), loss=nn.functional.mse_loss, score=score, outputs=4, metric="IoU", device=device)
+
+
+def test_scores_are_called_what_the_task_calls_them(tables: Path, tmp_path: Path) -> None:
+    plan = written(tmp_path, tables, networks=[SMALL], search=SEARCH.replace("batch = 64", "batch = 16"))
+    plan.write_text(plan.read_text().replace(DATA, f"{__file__}:nearness"))
+    outcome = swept(plan, tmp_path / "x")
+    assert {(cell.status, cell.metric) for cell in outcome.cells} == {("met", "IoU")}, outcome.cells[0].reason
+    text = (tmp_path / "x/report.html").read_text()
+    assert "validation IoU</button>" in text
+    assert "IoU of validation images" in text
+    assert "validation IoU against predicted latency" in text
+    assert not re.search("(?i)accuracy", re.sub("<style>.*?</style>", "", text, flags=re.DOTALL))
+    both = [*outcome.cells, cell(accuracy=0.5), cell(status="failed")]
+    assert metric_of(both) == "score"
+    write_page(tmp_path / "both.html", both, refined=False)
+    assert '<small class="below">IoU</small>' in (tmp_path / "both.html").read_text()
 
 
 def test_a_machine_that_does_not_see_the_folder_says_which_it_is(tables: Path, tmp_path: Path) -> None:

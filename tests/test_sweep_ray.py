@@ -1,6 +1,7 @@
 """Sweeps on Ray: here, in a cluster of which a node dies, and where there is none."""
 
 import importlib.util
+import json
 import os
 import random
 import signal
@@ -19,9 +20,9 @@ from typing import Any
 import pytest
 
 from nar_hw.errors import UserError
-from nar_hw.sweep.plan import Resources
+from nar_hw.sweep.plan import Resources, read_plan
 from nar_hw.sweep.workers import chosen
-from tests.test_sweep import LARGE, results, swept, tables, written
+from tests.test_sweep import LARGE, SMALL, results, swept, tables, written
 
 __all__ = ["tables"]  # a fixture
 
@@ -91,7 +92,10 @@ def test_where_nothing_answers_is_one_line_within_ten_seconds(monkeypatch: pytes
 @needs_ray
 @slow
 @noisy
-def test_the_same_results_on_ray_with_a_table_measured_here(tables: Path, tmp_path: Path) -> None:
+def test_the_same_results_on_ray_with_a_table_measured_here(
+    tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # a cluster that nobody asked for
     plan = written(tmp_path, tables, more="seeds = [0, 1]\n")
     swept(plan, tmp_path / "x")
     with chosen(Resources(), 2, None, print) as execute:
@@ -104,6 +108,53 @@ def test_the_same_results_on_ray_with_a_table_measured_here(tables: Path, tmp_pa
         assert len(list((tmp_path / "z/tables").glob("*.json"))) == 1
     with pytest.raises(UserError, match=r"but none has .* CPUs"), chosen(Resources(gpus=64), 2, None, print):
         pass
+
+
+@needs_ray
+@slow
+@noisy
+def test_runs_share_a_gpu_by_their_fractions(tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that Ray only counts; what a job is given, it answers."""
+    import ray
+
+    from nar_hw.sweep import cluster as module
+
+    begun = tmp_path / "begun"
+    begun.mkdir()
+
+    def perform(request: bytes) -> bytes:
+        """Begins, waits for two to have begun, ends."""
+        start = time.time()
+        (begun / request.decode()).touch()
+        while request != b"table" and len(list(begun.iterdir())) < 2 and time.time() < start + 60:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        given = ray.get_runtime_context().get_assigned_resources()
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return json.dumps([given.get("CPU"), given.get("GPU"), visible, start, time.time()]).encode()
+
+    monkeypatch.setattr(module, "perform", perform)
+    plan = written(tmp_path, tables, networks=[SMALL], more="seeds = [0, 1, 2, 3]\n")
+    runs = list(read_plan(plan).runs)
+    ray.init(address="local", num_cpus=4, num_gpus=1, resources={DEVICE: 1}, include_dashboard=False, log_to_driver=False)
+    try:
+        found = list(module.on_ray(runs, lambda job: job.id.encode(), resources=Resources(gpus=0.5)))
+        answers = [json.loads(answer) for _, answer in found]
+        assert sorted(job.id for job, _ in found) == sorted(job.id for job in runs)
+        assert [answer[:3] for answer in answers] == [[1.0, 0.5, "0"]] * 4
+        at_once = [sum(start <= moment < end for *_, start, end in answers) for *_, moment, _ in answers]
+        assert max(at_once) == 2, "two halves are one GPU, though there are four CPUs"
+        plan.write_text(plan.read_text().replace(f"'{tables}/*.json'", "{runtime = 'torch_eager', device = 'cuda'}"))
+        ((_, answer),) = module.on_ray(read_plan(plan).table_jobs, lambda job: b"table", resources=Resources())
+        assert json.loads(answer)[:3] == [1.0, 1.0, "0"], "one that is measured, nobody else has"
+        module._fits(None, Resources(gpus=1))
+        with pytest.raises(UserError, match=r"\(1 CPUs, 1.5 GPUs\), but none has \(4 CPUs, 1 GPUs at most\)"):
+            module._fits(None, Resources(gpus=1.5))
+        monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4, DEVICE: 1}}])
+        ((_, reason),) = module.on_ray(read_plan(plan).table_jobs, lambda job: b"table", resources=Resources())
+        assert reason == f"a table of a GPU is measured on a node that offers {DEVICE} and has a GPU, but there is none"
+    finally:
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from nar_hw.tasks import ClassificationTask
 from nar_hw.training.checkpoints import load_state
 from nar_hw.training.loop import train
 from nar_hw.training.phases import two_phase
+from nar_hw.training.precision import autocast
 from nar_hw.training.recipes import RECIPES, Recipe, fine_tuning, recipe_named
 from nar_hw.training.result import TrainResult
 from nar_hw.training.seed import set_seed
@@ -319,6 +320,21 @@ class TestSteps:
         assert seen == {(torch.float32, torch.bfloat16 if precision == "bf16" else torch.float16)}
         full = train(network(), task(), recipe)
         assert result.history[-1].loss == pytest.approx(full.history[-1].loss, rel=0.05)
+
+    @pytest.mark.parametrize(
+        ("kernel", "groups", "in_fp32"), [(5, 4, True), (7, 4, True), (3, 4, False), (5, 1, False), (5, 2, False)]
+    )
+    def test_bf16_computes_wide_depthwise_convolutions_in_fp32(self, kernel: int, groups: int, in_fp32: bool) -> None:
+        images = torch.randn(2, 4, 9, 9)
+        conv = nn.Conv2d(4, 4, kernel, groups=groups, bias=False)
+        with autocast(torch.device("cpu"), "bf16"):
+            outputs = conv(images)
+        with torch.autocast("cpu", torch.bfloat16, enabled=not in_fp32):
+            expected = conv(images)
+        assert outputs.dtype == torch.bfloat16
+        assert torch.equal(outputs, expected.bfloat16())
+        weight_gradient = torch.autograd.grad(outputs.float().sum(), conv.weight)[0]
+        assert torch.allclose(weight_gradient, torch.autograd.grad(expected.float().sum(), conv.weight)[0], rtol=1e-2, atol=1e-1)
 
     def test_channels_last_reaches_the_convolutions(self) -> None:
         seen = []

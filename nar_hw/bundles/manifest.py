@@ -326,7 +326,7 @@ def load_bundle(path: Path | str) -> Bundle:
             raise RunError(f"{file}: files must lie in the bundle itself, but {shown(name)} does not")
         try:
             actual = sha256(folder / name)
-        except OSError:
+        except (OSError, RunError):
             raise RunError(f"bundle {folder} must hold {name}, but does not: {_FIX}") from None
         if actual != digest:
             raise RunError(

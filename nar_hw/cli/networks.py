@@ -28,6 +28,7 @@ from nar_hw.cli.app import (
 )
 from nar_hw.cli.values import MOST_CLASSES, choice, whole
 from nar_hw.errors import UserError
+from nar_hw.export.forms import Form
 from nar_hw.records import replace
 
 if TYPE_CHECKING:
@@ -322,6 +323,14 @@ def classify(
     std: Annotated[
         str | None, typer.Option(metavar="NUMBERS", help="Their standard deviation; the same.", rich_help_panel=FINE)
     ] = None,
+    dense: Annotated[
+        Form | None,
+        typer.Option(
+            "--dense",
+            help="By OverFeat's rule: of each class the greatest probability at any place, mean over six sizes of the image.",
+            rich_help_panel=FINE,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """The likeliest classes of images by any network. Example: nar-hw classify cat.jpg --model vgg19 --weights vgg19.pth --top 12
@@ -353,6 +362,8 @@ def classify(
         else:
             means, stds = numbers(mean, name="--mean"), numbers(std, name="--std")
         classifier = Classifier.of_weights(info, weights, Preprocessing(mean=tuple(means), std=tuple(stds), classes=named))
+    if dense is not None:
+        classifier = classifier.at_six_sizes(dense)
     found = {str(path): classifier.classify(path, top) for path in images}
     value = {"images": [{"file": file, "classes": [guess._asdict() for guess in guesses]} for file, guesses in found.items()]}
 

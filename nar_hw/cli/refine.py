@@ -163,6 +163,7 @@ def refine(
             loaded=task,
         )
         if plan:
+            refinement.check_possible()
             steps = estimate(refinement)
             result: dict[str, Any] = {"stages": plain(steps), "seconds": sum(step.seconds for step in steps)}
         else:

@@ -55,6 +55,7 @@ def sweep(
         line = f"{counts['cells']} cells in {counts['runs']} runs, {counts['profiles']} tables to measure"
         emit(as_json, counts, lambda: console.print(line))
         return
+    from nar_hw.sweep.job import metric_of
     from nar_hw.sweep.run import CSV, PAGE, run_sweep
     from nar_hw.sweep.workers import chosen
 
@@ -86,7 +87,8 @@ def sweep(
             )
             for cell in outcome.cells[:SHOWN]
         ]
-        console.print(grid(("network", "data", "device", "target", "strategy", "status", "latency", "accuracy"), rows))
+        titles = ("network", "data", "device", "target", "strategy", "status", "latency", metric_of(outcome.cells))
+        console.print(grid(titles, rows))
         for reason in dict.fromkeys(cell.reason for cell in outcome.cells[:SHOWN] if cell.status == "failed"):
             console.print(f"failed: {reason}", soft_wrap=True)
         more = len(outcome.cells) - SHOWN

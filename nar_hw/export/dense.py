@@ -145,14 +145,15 @@ def convolutionize(model: nn.Module, input_shape: tuple[int, int, int], *, form:
 
 
 def multi_scale(dense: nn.Module, images: Tensor, sides: Sequence[int]) -> Tensor:
-    """Probabilities (B, classes) of square images (B, C, S, S), by OverFeat's rule (section 3.3).
+    """Probabilities (B, classes) of images (B, C, H, W), by OverFeat's rule (section 3.3).
 
-    At each of ``sides`` (pixels; see `overfeat_sides`), every class has the greatest probability that it has at any place; these
-    are averaged over the sides.
+    The images' shorter side is scaled to each of ``sides`` (pixels; see `overfeat_sides`). There, every class has the greatest
+    probability that it has at any place; these are averaged over the sides.
     """
-    greatest = []
+    greatest, shorter = [], min(images.shape[2:])
     for side in sides:
-        scaled = functional.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+        size = tuple(round(length * side / shorter) for length in images.shape[2:])
+        scaled = functional.interpolate(images, size=size, mode="bilinear", antialias=True)
         greatest.append(dense(scaled)[0].softmax(1).amax((2, 3)))
     return torch.stack(greatest).mean(0)
 

@@ -72,6 +72,11 @@ class ChildLoader:
             return self._runtime(self.space.build(arch), self.space.input_shape, self.config, profile=profile)
         path = self._folder / f"{next(self._numbers)}.onnx"
         self._exporter.export(arch, path)
+        if self.config.precision == "int8":
+            from nar_hw.export.quantize import to_int8
+
+            # Times do not depend on the ranges.
+            to_int8(path, path, np.random.default_rng(0).standard_normal((1, *self.space.input_shape), dtype=np.float32))
         runtime = self._runtime(path, self.space.input_shape, self.config, profile=profile)
         weakref.finalize(runtime, path.unlink, missing_ok=True)
         return runtime

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from nar_hw.latency.meters import Gpu
+from nar_hw.locks import lease_lost
 from nar_hw.records import Record, replace
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 
@@ -70,14 +71,16 @@ class Contention(Record, frozen=True, kw_only=True):
     """Why the processor that was measured ran slower than it can: heat, power."""
     sm_clock_mhz: tuple[float, float] | None = None
     """Lowest and highest clock of the GPU."""
+    lease: str | None = None
+    """How this process lost the machine's lease, so that another may have measured at the same time; None where it kept it."""
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why the times are in doubt, in words; none on a quiet machine, and none below SHORTEST_S."""
+        """Why the times are in doubt, in words; none on a quiet machine, and below SHORTEST_S only that the lease was lost."""
+        found = [] if self.lease is None else [f"this machine's lease {self.lease}, so that others may have measured meanwhile"]
         if self.seconds < SHORTEST_S:
-            return ()
+            return tuple(found)
         average = "" if self.load_average is None else f" (load average {self.load_average:.1f})"
-        found = []
         if self.others is not None and self.others > OTHERS * self.cores:
             found.append(f"other programs kept {self.others:.1f} of {self.cores} cores busy{average}")
         elif self.others is None and self.load_average is not None and self.load_average > 1 + OTHERS * self.cores:
@@ -116,6 +119,7 @@ def together(several: Iterable[Contention | None]) -> Contention | None:
         **{name: _mean(found, name) for name in ("others", "waiting", "switches", "steal")},
         slowed=tuple(dict.fromkeys(reason for item in found for reason in item.slowed)),
         sm_clock_mhz=(min(clocks), max(clocks)) if clocks else None,
+        lease=next((item.lease for item in found if item.lease is not None), None),
     )
 
 
@@ -179,7 +183,7 @@ class Watch:
             self._clocks += filter(None, [self._gpu.sm_clock_mhz()])
         found = difference(first, last)
         clocks = (min(self._clocks), max(self._clocks)) if self._clocks else None
-        return replace(found, slowed=(*found.slowed, *self._slowed), sm_clock_mhz=clocks)
+        return replace(found, slowed=(*found.slowed, *self._slowed), sm_clock_mhz=clocks, lease=lease_lost())
 
 
 def difference(first: Counters, last: Counters) -> Contention:

@@ -107,7 +107,7 @@ class Run:
     @property
     def metric(self) -> str:
         """What the scores are called."""
-        return next((child.metric for child in self.trained.values()), "accuracy")
+        return self.search.metric
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from nar_hw.report import words
 from nar_hw.report.charts import Chart, Point, Series, chart
 from nar_hw.report.page import template
+from nar_hw.tasks.base import common_metric
 from nar_hw.training.child import Child
 from nar_hw.training.result import EpochLog
 
@@ -103,16 +104,19 @@ def render_trainings(trainings: Sequence[Training], examples: Sequence[Examples]
         }
         for item in examples
     ]
+    metric = common_metric(item.child.metric for item in trainings)
     charts = [
         one
         for key, title, label, factor in (
             ("loss", "Training loss", "loss", 1.0),
-            ("valid_accuracy", "Validation accuracy", "accuracy (%)", 100.0),
-            ("train_accuracy", "Training accuracy, while it is learned", "accuracy (%)", 100.0),
+            ("valid_accuracy", f"Validation {metric}", f"{metric} (%)", 100.0),
+            ("train_accuracy", f"Training {metric}, while it is learned", f"{metric} (%)", 100.0),
         )
         if (one := overlaid(trainings, key, title, label, factor)) is not None
     ]
-    text = template("trainings.html").render(rows=rows, charts=charts, pictures=pictures, grids=grids, colours=MOST)
+    text = template("trainings.html").render(
+        rows=rows, charts=charts, pictures=pictures, grids=grids, colours=MOST, metric=metric
+    )
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

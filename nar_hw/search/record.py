@@ -11,6 +11,7 @@ from nar_hw.records import Record, read_record, write_record
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.result import Standing
 from nar_hw.space.spec import Manner
+from nar_hw.tasks import Task
 
 RESULT = "run.json"
 SCHEMA = 1
@@ -120,6 +121,11 @@ class RunFile(Record, frozen=True, kw_only=True):
         if self.model is None:
             raise RunError("the search did not keep how to build its network: pass model= to nar_hw.search")
         return self.model
+
+    @property
+    def metric(self) -> str:
+        """What the task calls its scores, which is accuracy where it does not say."""
+        return str(self.identity.data.get("metric", Task.metric))
 
     def save(self, folder: Path) -> None:
         """Write run.json, atomically."""

@@ -14,9 +14,12 @@ from nar_hw.bundles.manifest import MANIFEST, load_bundle
 from nar_hw.data.folder import colour
 from nar_hw.data.preprocessing import Preprocessing
 from nar_hw.errors import DataError, RunError
+from nar_hw.export.dense import convolutionize, multi_scale, overfeat_sides
+from nar_hw.export.forms import Form
 from nar_hw.export.onnx import open_session, run_session
 from nar_hw.models.info import ModelInfo
 from nar_hw.models.weights import load_weights
+from nar_hw.records import replace
 from nar_hw.space.outputs import check_outputs
 from nar_hw.training.child import CHILD, Child
 
@@ -40,6 +43,10 @@ class Classifier:
     """(1, C, H, W), normalised -> (1, classes), before the softmax."""
     input_shape: tuple[int, int, int]
     preprocessing: Preprocessing
+    network: torch.nn.Module | None = None
+    """None for a bundle."""
+    at_sizes: Callable[[Images], Images] | None = None
+    """A whole image (1, C, height, width), normalised -> probabilities (1, classes); see `at_six_sizes`."""
 
     @classmethod
     def of_weights(cls, info: ModelInfo, weights: Path, preprocessing: Preprocessing) -> Self:
@@ -80,7 +87,7 @@ class Classifier:
                 outputs: Images = network(torch.from_numpy(images)).float().numpy()
             return outputs
 
-        return cls._checked(infer, info.input_shape, preprocessing, info.name)
+        return cls._checked(infer, info.input_shape, preprocessing, info.name, network)
 
     @classmethod
     def _checked(
@@ -89,6 +96,7 @@ class Classifier:
         input_shape: tuple[int, int, int],
         preprocessing: Preprocessing,
         name: str,
+        network: torch.nn.Module | None = None,
     ) -> Self:
         if not preprocessing.classes:
             raise DataError(f"{name} must have classes, but gives embeddings: nar-hw data faces-identify compares those")
@@ -96,24 +104,57 @@ class Classifier:
             raise DataError(f"image files have 1 or 3 channels, but {name} takes {input_shape[0]}")
         if len(preprocessing.mean) != input_shape[0]:
             raise DataError(f"mean and std must have {input_shape[0]} numbers for {name}, but have {len(preprocessing.mean)}")
-        return cls(infer=infer, input_shape=input_shape, preprocessing=preprocessing)
+        return cls(infer=infer, input_shape=input_shape, preprocessing=preprocessing, network=network)
+
+    def at_six_sizes(self, form: Form) -> Self:
+        """This classifier by OverFeat's rule: all places of the whole image at six sizes, by the network's dense ``form``.
+
+        See `nar_hw.export.dense.multi_scale`. Raises RunError for a bundle, DataError for a network of images that are not
+        square, ModelError where it has no such form.
+        """
+        if self.network is None:
+            raise RunError("a bundle says what its files say, but six sizes are asked of the network: name its trained folder")
+        _, height, width = self.input_shape
+        if height != width:
+            raise DataError(f"six sizes are of networks for square images, but this one takes {height}x{width}")
+        dense, sides = convolutionize(self.network, self.input_shape, form=form), overfeat_sides(height)
+
+        def at_sizes(images: Images) -> Images:
+            with torch.no_grad():
+                found: Images = multi_scale(dense, torch.from_numpy(images), sides).numpy()
+            return found
+
+        return replace(self, at_sizes=at_sizes)
 
     def classify(self, path: Path, top: int = 1) -> list[Guess]:
         """The ``top`` likeliest classes of the image in a file, by falling probability. Raises DataError."""
         if not 1 <= top <= len(self.preprocessing.classes):
             raise DataError(f"1 <= top <= {len(self.preprocessing.classes)} (classes) must hold, but got top={top}")
-        scores = np.asarray(self.infer(self.prepared(path))[0], np.float64)
-        if not np.isfinite(scores).all():
-            raise DataError(f"the scores of {path} must be finite numbers, but are not")
-        powers = np.exp(scores - scores.max())
-        order = np.argsort(-scores, kind="stable")[:top]
-        return [Guess(self.preprocessing.classes[index], float(powers[index] / powers.sum())) for index in order]
+        likely = self._probabilities(path)
+        order = np.argsort(-likely, kind="stable")[:top]
+        return [Guess(self.preprocessing.classes[index], float(likely[index])) for index in order]
 
-    def prepared(self, path: Path) -> Images:
+    def _probabilities(self, path: Path) -> NDArray[np.float64]:
+        """(classes,)."""
+        image = colour(path).convert(MODES[self.input_shape[0]])
+        scores = self.infer(self.prepared(image)) if self.at_sizes is None else self.at_sizes(self._normalised(image))
+        found: NDArray[np.float64] = np.asarray(scores[0], np.float64)
+        if not np.isfinite(found).all():
+            raise DataError(f"the scores of {path} must be finite numbers, but are not")
+        if self.at_sizes is None:
+            found = np.exp(found - found.max())
+            found /= found.sum()
+        return found
+
+    def prepared(self, image: Image.Image) -> Images:
         """(1, C, H, W): scaled until it covers the network's size, its centre cut out, normalised; as a bundle's README says."""
-        channels, height, width = self.input_shape
-        image = ImageOps.fit(colour(path).convert(MODES[channels]), (width, height), Image.Resampling.BILINEAR)
-        pixels = np.asarray(image, np.float32).reshape(height, width, channels).transpose(2, 0, 1) / np.float32(255)
+        _, height, width = self.input_shape
+        return self._normalised(ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR))
+
+    def _normalised(self, image: Image.Image) -> Images:
+        """As it is: (1, C, height, width)."""
+        whole = np.asarray(image, np.float32).reshape(image.height, image.width, self.input_shape[0])
+        pixels = whole.transpose(2, 0, 1) / np.float32(255)
         mean, std = (
             np.asarray(values, np.float32)[:, None, None] for values in (self.preprocessing.mean, self.preprocessing.std)
         )

@@ -5,12 +5,12 @@ import time
 from itertools import islice
 
 import torch
-from torch.nn import functional as F
 
 from nar_hw.latency.children import child_loader
 from nar_hw.latency.profiler import ROUNDS
 from nar_hw.latency.timing import summarize
 from nar_hw.records import Record
+from nar_hw.space.network import in_float
 from nar_hw.steps.refine import BASELINE, Refinement
 
 FIT_COST, TWO_PHASE_COST = 2.0, 1.4
@@ -50,7 +50,11 @@ def estimate(refinement: Refinement) -> tuple[Stage, ...]:
     fitting = 0.0 if fit is None else fit.epochs * math.ceil(task.train_size / fit.batch) * FIT_COST * step * fit.batch / batch
     times = {
         "baseline": (f"score the weights on {task.size('valid') + task.size('test'):,} images", held_out),
-        "latency table": (f"{children} children in {config.conditions.runtime}", children * (load + visits)),
+        "latency table": (
+            (f"{children} children in {config.conditions.runtime}", children * (load + visits))
+            if refinement.table is None
+            else (f"given: {refinement.table}", 0.0)
+        ),
         "search": (
             f"fit {sum(len(slot.candidates) - 1 for slot in space.slots)} candidates, score {archs} archs",
             fitting + archs * score + finals,
@@ -80,7 +84,7 @@ def _step_seconds(refinement: Refinement, network: torch.nn.Module, batch: int) 
     steps, forwards = [], []
     for images, targets in islice(task.train_batches(batch, torch.Generator().manual_seed(0)), 4):
         start = time.perf_counter()
-        loss = F.cross_entropy(network.train()(images), targets)
+        loss = task.loss(in_float(network.train()(images)), targets)
         torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad()

@@ -35,7 +35,7 @@ from nar_hw.steps.bench import bench_bundles
 from nar_hw.steps.export import export_child
 from nar_hw.steps.search import search_run
 from nar_hw.steps.task import fitted_to, load_task
-from nar_hw.steps.train import score_weights, train_child
+from nar_hw.steps.train import load_given, score_weights, train_child
 from nar_hw.tasks import Task
 from nar_hw.training.child import CHILD, Child
 from nar_hw.training.recipes import RECIPES, Recipe
@@ -160,11 +160,12 @@ class Refinement:
     def _check(self) -> None:
         config, given = self.config, None
         if self.weights is not None:
-            given = sha256(self.weights / "weights.safetensors" if self.weights.is_dir() else self.weights)
+            file = self.weights / "weights.safetensors" if self.weights.is_dir() else self.weights
+            given = sha256(file, what="trained network")
         asked = Asked(
             config=config,
             weights=given,
-            table=None if self.table is None else sha256(self.table),
+            table=None if self.table is None else sha256(self.table, what="latency table"),
             command=self.command,
         )
         file = self.out / REFINE
@@ -173,6 +174,12 @@ class Refinement:
             check_same(plain(replace(kept, command=())), plain(replace(asked, command=())), where=str(self.out))
         elif any(path.name != LOCK for path in self.out.iterdir()):
             raise RunError(f"{self.out} must be a new folder or one of nar-hw refine, but holds something else: choose another")
+        self.check_possible()
+        write_record(file, asked, schema=SCHEMA)
+
+    def check_possible(self) -> None:
+        """Refuse what cannot work whatever the folder holds, as `check` does; nothing is written."""
+        config = self.config
         runtime = runtime_class(config.conditions.runtime)
         if reason := runtime.unavailable(config.conditions):
             raise RuntimeUnavailableError(reason)
@@ -187,8 +194,7 @@ class Refinement:
         if self.table is not None:
             self._check_targets(LatencyTable.load(self.table), space)
         if self.weights is not None and not self.weights.is_dir() and not (self.out / BASELINE / CHILD).exists():
-            score_weights(self.model, self.weights, self.task)
-        write_record(file, asked, schema=SCHEMA)
+            load_given(self.model, self.weights, self.task)
 
     def _check_targets(self, table: LatencyTable, space: SearchSpace) -> None:
         table.check(space, allow_mismatch=True)

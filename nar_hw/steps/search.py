@@ -7,6 +7,8 @@ from rich.progress import Progress
 from torch import nn
 
 from nar_hw.errors import RunError, SpaceError, UserError
+from nar_hw.latency.children import says
+from nar_hw.latency.contention import BUSY
 from nar_hw.latency.device import here
 from nar_hw.latency.measure import device_meter
 from nar_hw.latency.table import LatencyTable
@@ -91,6 +93,9 @@ def search_run(
     check_outputs(space.model, info.input_shape, info.num_classes, trained=True, structured=task.structured)
     allowed: list[str] = []
     for index, item in enumerate(tables):  # the devices of all but the first are elsewhere
+        for note in item.notes:
+            if BUSY in note:
+                says(progress)(f"note: the latency table of {item.fingerprint['device']}: {note}")
         allowed += item.check(space, None if index else here(item.config), allow_mismatch=allow_mismatch)
     return search(
         space,

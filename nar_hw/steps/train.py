@@ -169,16 +169,23 @@ def describe_child(
 
 @one_writer()
 @kept_memory()
+def load_given(info: ModelInfo, weights: Path, task: Task) -> tuple[nn.Module, Loaded]:
+    """The network with given weights, on the CPU. Raises as `score_weights` does."""
+    info = fitted_to(info, task)
+    network = info.build()
+    loaded = load_weights(network, weights, name=f"{info.name} with {info.num_classes} classes (those of {task.name})")
+    check_outputs(network, info.input_shape, info.num_classes, trained=False, structured=task.structured)
+    return network, loaded
+
+
 def score_weights(info: ModelInfo, weights: Path, task: Task, *, out: Path | None = None) -> tuple[Child, Loaded]:
     """Score given weights as a trained network; with ``out`` they become a child folder, as if they had been trained here.
 
     Raises UserError when the images differ, ModelError when the weights are of another network, or of other classes.
     """
+    network, loaded = load_given(info, weights, task)
     info = fitted_to(info, task)
-    network = info.build()
-    loaded = load_weights(network, weights, name=f"{info.name} with {info.num_classes} classes (those of {task.name})")
     space = info.space(network)
-    check_outputs(network, info.input_shape, info.num_classes, trained=False, structured=task.structured)
     network.to(task.device)
     network.eval()
     child = describe_child(info, space, space.incumbent, network, task)

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,7 +34,8 @@ def connected(address: str | None, *, cpus: int, resources: Resources) -> Iterat
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(num_cpus=cpus, resources={DEVICE: 1}, include_dashboard=False, **quiet)
+        # "local": else it would join a cluster that happens to run here, or that RAY_ADDRESS names
+        ray.init(address="local", num_cpus=cpus, resources={DEVICE: 1}, include_dashboard=False, **quiet)
     else:
         _answers(address)
         try:
@@ -69,9 +70,9 @@ def _answers(address: str) -> None:
 
 
 def _fits(address: str | None, resources: Resources) -> None:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     wanted = {"CPU": resources.cpus, "GPU": resources.gpus}
-    if not any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
+    if not _some_node_has(wanted):
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         most = {name: max((node.get(name, 0) for node in nodes), default=0) for name in wanted}
         raise UserError(
             f"some machine must have what a run needs ({resources.cpus} CPUs, {resources.gpus:g} GPUs), but none has "
@@ -79,24 +80,39 @@ def _fits(address: str | None, resources: Resources) -> None:
         )
 
 
+def _some_node_has(wanted: Mapping[str, float]) -> bool:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes)
+
+
 def on_ray(jobs: Iterable[Job], request: Callable[[Job], bytes], *, resources: Resources) -> Iterator[tuple[Job, bytes | str]]:
-    """Each job with its answer, or why its worker died the last of ``retries`` + 1 times, as they are finished."""
+    """Each job with its answer, or why its worker died the last of ``retries`` + 1 times, as they are finished.
+
+    A measurement on a GPU takes a whole one, so that no run is on it meanwhile.
+    """
     remote = ray.remote(perform)
     common = {"max_retries": resources.retries, "retry_exceptions": False}
     run = remote.options(num_cpus=resources.cpus, num_gpus=resources.gpus, **common)
-    measure = remote.options(num_cpus=1, resources={DEVICE: 1}, **common)
     at_once = WINDOW + int(ray.cluster_resources().get("CPU", 1))
     waiting: dict[Any, Job] = {}
     left = iter(jobs)
     try:
         while True:
             while len(waiting) < at_once and (job := next(left, None)) is not None:
-                if isinstance(job, TableJob) and DEVICE not in ray.cluster_resources():
+                if not isinstance(job, TableJob):
+                    waiting[run.remote(request(job))] = job
+                    continue
+                if DEVICE not in ray.cluster_resources():
                     raise UserError(
                         f"tables are measured on nodes that offer {DEVICE}, but none of the cluster does: start one with "
                         f"ray start --resources '{{\"{DEVICE}\": 1}}', or give the plan files of tables"
                     )
-                waiting[(measure if isinstance(job, TableJob) else run).remote(request(job))] = job
+                gpus = 1 if job.conditions.device_type == "cuda" else 0
+                if not _some_node_has({"CPU": 1, "GPU": gpus, DEVICE: 1}):
+                    yield job, f"a table of a GPU is measured on a node that offers {DEVICE} and has a GPU, but there is none"
+                    continue
+                measure = remote.options(num_cpus=1, num_gpus=gpus, resources={DEVICE: 1}, **common)
+                waiting[measure.remote(request(job))] = job
             if not waiting:
                 return
             (finished, *_), _ = ray.wait(list(waiting), num_returns=1)

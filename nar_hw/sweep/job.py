@@ -28,6 +28,8 @@ from nar_hw.steps.refine import RefineConfig, export_for, in_ms, refine
 from nar_hw.steps.search import search_run
 from nar_hw.steps.task import load_task
 from nar_hw.sweep.plan import Job, RunJob, TableJob
+from nar_hw.tasks import Task
+from nar_hw.tasks.base import common_metric
 from nar_hw.training.recipes import recipe_named
 
 TABLES, RUNS, CELLS, PLAN, ERROR = "tables", "runs", "cells.json", "plan.toml", "error.txt"
@@ -57,6 +59,8 @@ class Cell(Record, frozen=True, kw_only=True):
     """Where the table's device is the one that searched."""
     incumbent_ms: float | None = None
     """Of the network itself, by the table."""
+    metric: str = Task.metric
+    """What the accuracies are, where the task calls its score something else."""
     accuracy: float | None = None
     """Of validation images: by shared weights or, in a refinement, of the trained child."""
     test_accuracy: float | None = None
@@ -215,7 +219,7 @@ def _search(
         allow_mismatch=True,
     )
     found = load_run(folder)
-    return [_found(job, table, target, outcome) for target, outcome in zip(targets, found.outcomes, strict=True)]
+    return [_found(job, table, target, outcome, found.metric) for target, outcome in zip(targets, found.outcomes, strict=True)]
 
 
 def _refine(
@@ -246,13 +250,13 @@ def _refine(
     run, rows = load_run(folder), {row["name"]: row for row in made.outcome()["networks"]}
     cells = []
     for target in targets:
-        cell = _found(job, table, target, run.outcome(in_ms(target, table.incumbent_ms)))
+        cell = _found(job, table, target, run.outcome(in_ms(target, table.incumbent_ms)), run.metric)
         row = rows[target]
         cells.append(replace(cell, accuracy=row["valid_accuracy"], test_accuracy=row["test_accuracy"]))
     return cells
 
 
-def _found(job: RunJob, table: LatencyTable, target: str, outcome: OutcomeNames) -> Cell:
+def _found(job: RunJob, table: LatencyTable, target: str, outcome: OutcomeNames, metric: str) -> Cell:
     pick = outcome.pick
     return replace(
         _cell(job, target, table),
@@ -261,9 +265,15 @@ def _found(job: RunJob, table: LatencyTable, target: str, outcome: OutcomeNames)
         target_ms=outcome.target_ms,
         predicted_ms=pick.predicted_ms,
         measured_ms=pick.measured_ms,
+        metric=metric,
         accuracy=pick.accuracy,
         arch=pick.arch,
     )
+
+
+def metric_of(cells: Sequence[Cell]) -> str:
+    """What the scores of all cells are called; those of failed ones are not known."""
+    return common_metric(cell.metric for cell in cells if cell.accuracy is not None)
 
 
 def write_cells(path: Path, cells: Sequence[Cell]) -> None:

@@ -11,7 +11,7 @@ from nar_hw.report import words
 from nar_hw.report.charts import Chart, Point, Series, chart
 from nar_hw.report.page import template
 from nar_hw.search.pareto import pareto_front
-from nar_hw.sweep.job import Cell
+from nar_hw.sweep.job import Cell, metric_of
 
 SCRIPT = Path(__file__).parent / "sort.js.html"
 FEW = 200
@@ -35,6 +35,8 @@ def write_page(path: Path, cells: Sequence[Cell], *, refined: bool) -> None:
         heads=HEADS,
         charts=_charts(cells, refined),
         refined=refined,
+        metric=metric_of(cells),
+        capital=words.capital,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -63,6 +65,7 @@ def _row(cell: Cell, refined: bool) -> dict[str, Any]:
         "how": "" if cell.ms is None else "predicted" if cell.measured_ms is None else "measured",
         "share": share,
         "of_target": "" if share is None else f"{100 * share:.1f}{words.SPACE}% of the target",
+        "metric": cell.metric,
         "accuracy": cell.accuracy,
         "accuracy_text": words.percent(cell.accuracy),
         "test": cell.test_accuracy,
@@ -94,18 +97,18 @@ def _chart(name: str, where: str, data: str, cells: Sequence[Cell], refined: boo
     few = len(others) <= FEW
     how = {cell.measured_ms is None for cell in cells}
     latency = f"{'predicted' if True in how else 'measured'} latency" if len(how) == 1 else "latency, some predicted"
-    accuracy = "test accuracy" if refined else "validation accuracy"
+    score = f"{'test' if refined else 'validation'} {metric_of(cells)}"
     networks = len({cell.network for cell in cells})
     return chart(
         name,
         f"{where}; {data}",
-        f"{accuracy} against {latency}, cells of {networks} networks. Front: {'; '.join(point.title for point in front)}.",
+        f"{score} against {latency}, cells of {networks} networks. Front: {'; '.join(point.title for point in front)}.",
         [
             Series(label=f"cells ({len(others)})", points=others, kind="scored", shape="dot" if few else "cloud"),
             Series(label="front over all networks", points=tuple(front), kind="front", shape="diamond", line=True),
         ],
         x_label=f"{latency} (ms)",
-        y_label=f"{accuracy} (%)",
+        y_label=f"{score} (%)",
         height=330,
         tips=few,
     )

@@ -1,7 +1,7 @@
 """What a network is trained and scored for."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -101,6 +101,12 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, model: nn.Module, split: SplitName, *, batch: int = 1000) -> float:
         """The score in [0, 1] of ``model`` on a split, in eval mode; the model's modes are as before afterwards."""
+
+
+def common_metric(metrics: Iterable[str]) -> str:
+    """What scores with these metrics are called together: as all of them are, else "score"; by default as most tasks call it."""
+    names = dict.fromkeys(metrics)
+    return "score" if len(names) > 1 else next(iter(names), Task.metric)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -286,7 +286,7 @@ class _Run:
         if self.average is not None:
             self.average.update_parameters(self.model)
 
-    def _autocast(self) -> torch.autocast:
+    def _autocast(self) -> AbstractContextManager[None]:
         return autocast(self.task.device, self.recipe.precision)
 
     def _check_losses(self, losses: Tensor, done: int, first: int) -> None:
