@@ -5,7 +5,7 @@ or where anything else could have had a part in the result, there is no graph, a
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +24,7 @@ class Leaf(NamedTuple):
     """One node: its operation, weights by their name in the layer, and attributes."""
 
     op_type: str
-    weights: dict[str, Tensor | None]
+    weights: Mapping[str, Tensor | None]
     attributes: dict[str, Any]
     again: bool = False
     """Whether it reads what the layer reads too, before what the node before it gives."""
