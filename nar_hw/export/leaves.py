@@ -53,8 +53,8 @@ def emit(network: nn.Module, images: Tensor) -> "ir.Graph | None":
         return None
     if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in tensors):
         return None
-    recorder = _Recorder(images)
     try:
+        recorder = _Recorder(images)
         with plainly(), torch.no_grad(), recorder.watching(modules), recorder:
             output = network(images)
         return recorder.finished(output)
