@@ -158,7 +158,7 @@ def networks(arguments: argparse.Namespace) -> None:
         rows = {row["model"]: row for row in json.loads(path.read_text())["networks"]}
     missing = [name for name in arguments.only or names if name not in rows]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(arguments.jobs, context, prepare, max_tasks_per_child=10) as pool:
+    with ProcessPoolExecutor(arguments.jobs, context, prepare) as pool:
         built = {name: PRECISIONS if arguments.built == "all" else (turns[name],) for name in missing}
         for work in as_completed([pool.submit(examine, name, arguments.children, built[name]) for name in missing]):
             row = work.result()

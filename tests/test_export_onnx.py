@@ -185,7 +185,7 @@ def test_folding_never_changes_the_outputs(
     x = torch.randn(2, 4, 7, 6)
     with torch.no_grad():
         expected = operator(x).numpy()
-    graph = emit(operator)
+    graph = emit(operator, x)
     assert graph is not None
     fold_norms(graph)
     kept = [node.op_type for node in graph]

@@ -187,6 +187,11 @@ def test_a_change_that_torch_does_not_tell_of_is_noticed() -> None:
     assert emit(Does(changes_behind).eval(), torch.zeros(2, *SHAPE)) is None
 
 
+def test_tensors_that_do_not_tell_of_their_changes_are_left_to_the_exporter() -> None:
+    with torch.inference_mode():
+        assert emit(unsettle(Plain()), torch.zeros(2, *SHAPE)) is None
+
+
 def test_the_network_is_left_as_it_was() -> None:
     network = unsettle(Plain())
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

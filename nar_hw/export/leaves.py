@@ -5,7 +5,7 @@ or where anything else could have had a part in the result, there is no graph, a
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +24,7 @@ class Leaf(NamedTuple):
     """One node: its operation, weights by their name in the layer, and attributes."""
 
     op_type: str
-    weights: dict[str, Tensor | None]
+    weights: Mapping[str, Tensor | None]
     attributes: dict[str, Any]
     again: bool = False
     """Whether it reads what the layer reads too, before what the node before it gives."""
@@ -53,8 +53,8 @@ def emit(network: nn.Module, images: Tensor) -> "ir.Graph | None":
         return None
     if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in tensors):
         return None
-    recorder = _Recorder(images)
     try:
+        recorder = _Recorder(images)
         with plainly(), torch.no_grad(), recorder.watching(modules), recorder:
             output = network(images)
         return recorder.finished(output)
@@ -184,7 +184,7 @@ class _Recorder(TorchFunctionMode):
     def finished(self, output: Any) -> "ir.Graph":
         """The graph that gives ``output``."""
         value = self._value(output)
-        if self._busy or self._path or value.producer() is None:
+        if self._busy or self._path:
             raise _UnknownError
         self._graph.outputs.append(value)
         return self._graph

@@ -147,7 +147,7 @@ def traced(
         return program.model
 
     plain = None if larger else emit(network, images[:2])
-    if plain is None:
+    if plain is None or not len(plain):
         result = exported(OPSET)
         if (needed := _opset_of(result.graph)) > OPSET:
             result = exported(needed)

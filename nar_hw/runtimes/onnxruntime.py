@@ -5,7 +5,7 @@ import json
 import sys
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nar_hw.device.onnxruntime import kernel_runs, session_options
 from nar_hw.device.visits import joined
@@ -48,10 +48,10 @@ class OnnxRuntime(Runtime):
     name = "onnxruntime"
     consumes = "onnx"
     precisions = ("fp32", "fp16", "int8")
-    devices = ("cpu", "cuda")
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     layers = True
     several = True
-    triton = Triton("onnxruntime", "model.onnx")
+    triton: ClassVar[Triton | None] = Triton("onnxruntime", "model.onnx")
     kit = "onnxruntime"
 
     @classmethod
