@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -134,11 +133,8 @@ def export_bundle(
             folder=folder,
             gpus=config.gpus,
         )
-        calibrated = _converted(files, config, images)
+        variants = _variants(judge, files, config, images)
         dense = _dense(judge, source, config.dense) if config.dense else None
-        with ThreadPoolExecutor(1) as pool:  # TensorRT's parser has a process of its own
-            verdicts = pool.submit(parsed, files, folder / DENSE_FILE if config.dense else None)
-            variants = _variants(judge, files, config, calibrated)
         made: dict[str, dict[str, Compiled]] = {}
         for target, precision in compiled:
             made.setdefault(target, {})[precision] = _compiled(judge, target, precision, source, config)
@@ -154,7 +150,7 @@ def export_bundle(
             variants=variants,
             compiled=made,
             left_out=left_out,
-            tensorrt_parser=verdicts.result(),
+            tensorrt_parser=parsed(files, folder / DENSE_FILE if config.dense else None),
             dense=dense,
             validation=Validation(
                 images=0 if images.validation is None else len(images.validation), torch_accuracy=judge.accuracy
@@ -171,19 +167,15 @@ def export_bundle(
     return out
 
 
-def _converted(files: dict[str, Path], config: ExportConfig, images: BundleImages) -> Calibrated | None:
-    """Make the ONNX files of the other precisions from that in fp32; how int8 found its ranges."""
+def _variants(judge: Judge, files: dict[str, Path], config: ExportConfig, images: BundleImages) -> dict[str, Variant]:
+    """Make the ONNX files of the other precisions from that in fp32, and judge all; their entries in the manifest."""
+    calibrated = None
     if "fp16" in files:
         to_fp16(files["fp32"], files["fp16"])
-    if "int8" not in files:
-        return None
-    samples = np.empty(0, np.float32) if images.calibration is None else images.calibration
-    to_int8(files["fp32"], files["int8"], samples, method=config.calibration)
-    return Calibrated(method=config.calibration, images=len(samples))
-
-
-def _variants(judge: Judge, files: dict[str, Path], config: ExportConfig, calibrated: Calibrated | None) -> dict[str, Variant]:
-    """Judge the ONNX files; their entries in the manifest."""
+    if "int8" in files:
+        samples = np.empty(0, np.float32) if images.calibration is None else images.calibration
+        to_int8(files["fp32"], files["int8"], samples, method=config.calibration)
+        calibrated = Calibrated(method=config.calibration, images=len(samples))
     found = {}
     for precision, file in files.items():
         run = partial(run_session, open_session(file, threads=0))
@@ -253,12 +245,5 @@ def _replacing(out: Path) -> Iterator[Path]:
 def _weights(network: nn.Module) -> bytes:
     from safetensors.torch import save
 
-    # Modules that are reachable twice share their tensors, which the format refuses: each further name gets its own copy.
-    seen: set[int] = set()
-    tensors = {}
-    for name, tensor in network.state_dict().items():
-        kept = tensor.detach().cpu().contiguous()
-        memory = kept.untyped_storage().data_ptr()
-        tensors[name] = kept.clone() if memory in seen or kept.nbytes != kept.untyped_storage().nbytes() else kept
-        seen.add(memory)
-    return save(tensors)
+    # Modules that are reachable twice share their tensors, which the format refuses: each name gets its own copy.
+    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()})
