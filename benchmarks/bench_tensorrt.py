@@ -225,7 +225,10 @@ def speed(before: Path | None) -> None:
         for top, bottom in (("bundle", "hand"), ("onnx", "before"))
         if bottom in middle
     }
-    value = {"command": "python benchmarks/bench_tensorrt.py speed", "network": "resnet18, 3x32x32, 512 images to calibrate"}
+    value = {
+        "command": "python benchmarks/bench_tensorrt.py speed --before CHECKOUT",
+        "network": "resnet18, 3x32x32, 512 images to calibrate",
+    }
     machine = {"cores": os.cpu_count(), "note": "where other work goes on, the processor's seconds say more than the clock's"}
     write_json(
         RESULTS / "tensorrt_speed.json",
