@@ -11,9 +11,9 @@ Seconds are CPU seconds of one thread; they count searching and training, not th
     NAR_HW_DATA=DATA OMP_NUM_THREADS=1 python benchmarks/bench_claim.py train --work DIR [--seeds 0 1]
     ... bench_claim.py sizes --work DIR     before train, for the alternatives
     ... bench_claim.py choice --work DIR    then, on a machine that does nothing else
-    ... bench_claim.py remedies --work DIR  other recipes for the child of 0.6
-    ... bench_claim.py tables --work DIR    what operators can save elsewhere, on a machine that does nothing else
     ... bench_claim.py front --work DIR     in the end, the same; writes results/claim.json
+    ... bench_claim.py remedies --work DIR  other recipes for the child of 0.6; adds to results/claim.json
+    ... bench_claim.py tables --work DIR    what operators can save elsewhere, the machine quiet; adds to it
 
 train takes hours; repeat it to go on, from the repository's root. The table (DIR/table.json) is made by
 `nar-hw profile --model benchmarks/claim/resnet20.py:build --input 3x32x32`. pip install torch-pruning nvidia-modelopt.
@@ -22,7 +22,7 @@ train takes hours; repeat it to go on, from the repository's root. The table (DI
 import argparse
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ from nar_hw.tasks import ClassificationTask
 from nar_hw.training.child import Child
 from nar_hw.training.loop import train
 from nar_hw.training.memory import kept_memory
-from nar_hw.training.recipes import RECIPES
+from nar_hw.training.recipes import RECIPES, Recipe
 from nar_hw.training.seed import set_seed
 
 HERE = Path("benchmarks")
@@ -63,13 +63,14 @@ MODEL = ModelInfo(name="benchmarks/claim/resnet20.py:build", input_shape=(3, 32,
 SHAPE = (3, 32, 32)
 TARGET, TARGETS = 0.6, ("0.6", "0.4")
 FAST = {"precision": "bf16", "channels_last": True}
-RECIPE = replace(RECIPES["finetune"], epochs=16, **FAST)
+RECIPE = replace(RECIPES["finetune"], epochs=8, compile=True, **FAST)
 SEARCH = replace(FITTED, fit=FitConfig(epochs=3, precision="bf16", channels_last=True), **FAST)
 RATIOS = tuple(round(0.05 * step, 2) for step in range(2, 17))
 MULTIPLES = (None, 8)
 PRUNED = ("fastnas", "narrowed", "pruned")
 ALTERNATIVES = (*PRUNED, "random")
-REMEDIES = {"8 epochs": {"epochs": 8}, "8 epochs, the teacher alone": {"epochs": 8, "distill": 1.0}}
+REMEDIES = {"16 epochs": {"epochs": 16, "compile": False}, "the teacher alone": {"distill": 1.0, "compile": False}}
+"""Other recipes, tried on the child of 0.6; the first on the alternatives too."""
 LITE = ModelInfo(name="timm:efficientnet_lite0", input_shape=(3, 128, 128), num_classes=50)
 TABLES = {
     "ResNet-20, onnxruntime int8": (MODEL, RuntimeConfig(precision="int8")),
@@ -210,32 +211,27 @@ def random_arch(table: LatencyTable, seed: int) -> tuple[int, ...]:
             return arch
 
 
-def alternative(method: str, seed: int, task: ClassificationTask, work: Path) -> None:
-    out = work / f"{method}-{seed}"
+def child_of_0_6(
+    seed: int, arch: Sequence[str | int], task: ClassificationTask, work: Path, out: Path, recipe: Recipe
+) -> nn.Module:
+    """A child with fitted candidates, trained: the refinement's own by another recipe, or a random one."""
+    folder = work / f"refined-{seed}"
+    train_child(MODEL, arch, task, out=out, recipe=recipe, seed=seed, baseline=folder / "baseline", fitted=folder, resume=True)
+    return Child.load(out).network(out)
+
+
+def alternative(method: str, seed: int, task: ClassificationTask, work: Path, out: Path, recipe: Recipe = RECIPE) -> None:
     if (out / "result.json").exists():
         return
     with timed(work, out.name):
         if method == "random":
-            table = LatencyTable.load(work / "table.json")
-            refined = work / f"refined-{seed}"
-            train_child(
-                MODEL,
-                random_arch(table, seed),
-                task,
-                out=out,
-                recipe=RECIPE,
-                seed=seed,
-                baseline=refined / "baseline",
-                fitted=refined,
-                table=table,
-                resume=True,
-            )
-            network = Child.load(out).network(out)
+            arch = random_arch(LatencyTable.load(work / "table.json"), seed)
+            network = child_of_0_6(seed, arch, task, work, out, recipe)
         else:
             size = read_json(work / "sizes.json", what="sizes")[method]
             network = made(method, task, size["ratio"], size["multiple"], work)
             network.train()
-            train(network, task, RECIPE, out=out, seed=seed, teacher=trained(), resume=True)
+            train(network, task, recipe, out=out, seed=seed, teacher=trained(), resume=True)
     export_onnx(network, out / "model.onnx", input_shape=SHAPE, batch=(1, 64))
     counts = count_module(network, SHAPE)
     write_json(
@@ -267,14 +263,14 @@ def plain_epoch(task: ClassificationTask, work: Path) -> float:
     network = trained()
     network.train()
     steps = 40
-    network.to(memory_format=torch.channels_last)
+    forward = torch.compile(network.to(memory_format=torch.channels_last))
     optimizer = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9)
     spent: list[float] = []
 
     def step(images: Tensor, labels: Tensor) -> None:
         start = time.process_time()
         with torch.autocast("cpu", torch.bfloat16):
-            loss = nn.functional.cross_entropy(network(images.to(memory_format=torch.channels_last)), labels)
+            loss = nn.functional.cross_entropy(forward(images.to(memory_format=torch.channels_last)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -287,23 +283,29 @@ def plain_epoch(task: ClassificationTask, work: Path) -> float:
     return float(np.median(spent)) * (task.train_size // RECIPE.batch)
 
 
-def remedies(seed: int, task: ClassificationTask, work: Path) -> None:
-    """Train the child of 0.6 by other recipes."""
-    folder = work / f"refined-{seed}"
-    arch = Child.load(folder / "children" / "0.6").arch
+def remedies(seed: int, task: ClassificationTask, work: Path, methods: Sequence[str]) -> None:
+    """Other recipes for the child of 0.6, and the first for the alternatives too; test accuracies."""
+    found: dict[str, dict[str, float]] = {}
     for name, changes in REMEDIES.items():
-        out = work / "remedies" / name
-        recipe = replace(RECIPE, **changes)
-        train_child(
-            MODEL, arch, task, out=out, recipe=recipe, seed=seed, baseline=folder / "baseline", fitted=folder, resume=True
-        )
+        recipe, folder = replace(RECIPE, **changes), work / "remedies" / name
+        arch = Child.load(work / f"refined-{seed}" / "children" / "0.6").arch
+        child_of_0_6(seed, arch, task, work, folder / "refined", recipe)
+        found[name] = {"refined": Child.load(folder / "refined").accuracy["test"]}
+    first = work / "remedies" / next(iter(REMEDIES))
+    for method in methods:
+        alternative(method, seed, task, work, first / method, replace(RECIPE, **next(iter(REMEDIES.values()))))
+        found[first.name][method] = read_json(first / method / "result.json", what="result")["test"]
+    write_json(RESULT, {**read_json(RESULT, what="result"), "remedies": {"seed": seed, **found}})
 
 
 def tables(work: Path) -> None:
+    found = {}
     for name, (info, config) in TABLES.items():
-        if not (work / "tables" / f"{name}.json").exists():
-            table = profile(info.space(), config=config, model_name=info.name)
-            table.save(work / "tables" / f"{name}.json")
+        file = work / "tables" / f"{name}.json"
+        if not file.exists():
+            profile(info.space(), config=config, model_name=info.name).save(file)
+        found[name] = reach(LatencyTable.load(file))
+    write_json(RESULT, {**read_json(RESULT, what="result"), "tables": found})
 
 
 def reach(table: LatencyTable) -> dict[str, Any]:
@@ -370,6 +372,7 @@ def front(work: Path, seeds: list[int]) -> None:
         )
         for target in TARGETS
     }
+    kept = read_json(RESULT, what="result") if RESULT.exists() else {}
     write_json(
         RESULT,
         {
@@ -385,16 +388,7 @@ def front(work: Path, seeds: list[int]) -> None:
             "CPU seconds of an epoch of plain training": plain_epoch(task, work),
             "points": points,
             "int8, seed 0": int8,
-            "remedies": {
-                name: Child.load(work / "remedies" / name).accuracy["test"]
-                for name in REMEDIES
-                if (work / "remedies" / name / "child.json").exists()
-            },
-            "tables": {
-                name: reach(LatencyTable.load(work / "tables" / f"{name}.json"))
-                for name in TABLES
-                if (work / "tables" / f"{name}.json").exists()
-            },
+            **{key: value for key, value in kept.items() if key in ("remedies", "tables")},
             "sizes": read_json(work / "sizes.json", what="sizes")["all"],
         },
     )
@@ -419,14 +413,14 @@ def main() -> None:
         task = load_task("cifar10")
         assert isinstance(task, ClassificationTask)
         if args.stage == "remedies":
-            remedies(args.seeds[0], task, args.work)
+            remedies(args.seeds[0], task, args.work, [method for method in ALTERNATIVES if method in args.only])
             return
         for seed in args.seeds:
             if "refined" in args.only:
                 outcome = refined(seed, task, args.work)
                 write_json(args.work / f"outcome-{seed}.json", outcome)
             for method in (method for method in ALTERNATIVES if method in args.only):
-                alternative(method, seed, task, args.work)
+                alternative(method, seed, task, args.work, args.work / f"{method}-{seed}")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,14 @@
     python benchmarks/bench_devices.py both      searches for one runtime, for another, and for both
     python benchmarks/bench_devices.py sizes     how large kits are
 
-`runtimes` can be called for one runtime after the other (--runtimes litert): it adds to its result file.
+`kit` and `runtimes` can be called for one runtime after the other (--runtimes litert): they add to their result files.
 What each found last is in benchmarks/results/devices_*.json.
 kit, 2026-11-28, resnet18 at 3x32x32, ONNX Runtime 1.31 on two shared cores (31 to 35 % of the runs disturbed, noise floor 3.7
 and 5.4 %): error on the same held-out children 13.3 % by the kit, 12.0 % in place (ratio 1.11);
 105 CPU seconds against 116; the kit takes 0.45 MB.
+kit, 2026-11-29, resnet_digits at 1x8x8, other programs stopped, one run each: LiteRT 2.3.0 2.2 % by the kit, 3.2 % in place
+(ratio 0.67), 14.6 CPU seconds on the device and 9.2 to make the kit and read its times against 19.6 (noise floors 1.8 and 0.8 %);
+ncnn 1.0.20261020 2.6 % and 3.5 % (ratio 0.76), 16.2 and 8.6 against 23.6 (1.3 and 1.4 %; pnnx's own seconds are in neither).
 """
 
 import argparse
@@ -173,10 +176,9 @@ def runtimes(info: ModelInfo, names: list[str], children: int, budget_s: float |
     return {"network": info.name, "input_shape": info.input_shape, "runtimes": found}
 
 
-def both(info: ModelInfo, data: str, names: list[str], children: int, share: float, epochs: int) -> dict[str, Any]:
+def both(info: ModelInfo, data: str, tables: dict[str, LatencyTable], share: float, epochs: int) -> dict[str, Any]:
     """Searches under the tables of two runtimes, alone and together; the target is ``share`` of the network on each."""
-    space = info.space()
-    tables = {name: tabled(info, RuntimeConfig(runtime=name), children, None) for name in names}
+    space, names = info.space(), list(tables)
     targets = {name: share * table.incumbent_ms for name, table in tables.items()}
     picks = {}
     for asked in ([names[0]], [names[1]], names):
@@ -246,6 +248,7 @@ def main() -> None:
     parser.add_argument("--method", default="in-context")
     parser.add_argument("--runtimes", default="onnxruntime,openvino,litert,ncnn")
     parser.add_argument("--children", type=int, default=40, help="held out; 0: no table of the runtimes")
+    parser.add_argument("--tables", default="", help="of `both`: files that `nar-hw profile` wrote, separated by commas")
     parser.add_argument("--budget", type=float, help="seconds of each profile")
     parser.add_argument("--share", type=float, default=0.6, help="target of the searches")
     parser.add_argument("--epochs", type=int, default=12)
@@ -256,12 +259,18 @@ def main() -> None:
     names = asked.runtimes.split(",")
     output = asked.output or RESULTS / f"devices_{asked.part}.json"
     if asked.part == "kit":
-        result = kit(info, RuntimeConfig(runtime=names[0]), asked.method, asked.children)
-        print(f"error {result['kit']['error_percent']:.2f} % by a kit, {result['in_place']['error_percent']:.2f} % in place")
+        found = kit(info, RuntimeConfig(runtime=names[0]), asked.method, asked.children)
+        before = json.loads(output.read_text())["runtimes"] if output.exists() else {}
+        result = {"runtimes": {**before, names[0]: found}}
+        print(f"error {found['kit']['error_percent']:.2f} % by a kit, {found['in_place']['error_percent']:.2f} % in place")
     elif asked.part == "runtimes":
         result = runtimes(info, names, asked.children, asked.budget, output)
     elif asked.part == "both":
-        result = both(info, asked.data, names[:2], asked.children, asked.share, asked.epochs)
+        if asked.tables:
+            known = [LatencyTable.load(Path(file)) for file in asked.tables.split(",")]
+        else:
+            known = [tabled(info, RuntimeConfig(runtime=name), asked.children, None) for name in names[:2]]
+        result = both(info, asked.data, {table.config.runtime: table for table in known}, asked.share, asked.epochs)
     else:
         result = sizes(info, names, asked.children)
     write_json(output, result)

@@ -1,16 +1,17 @@
 """The five findings of Lasky et al. about mini-batches, tried on all 50,000 training images of CIFAR-10 with a small network.
 
-    OMP_NUM_THREADS=1 python benchmarks/bench_minibatch.py --cifar FOLDER --lpips lpips.safetensors [--epochs 24] [--seeds 2]
+    OMP_NUM_THREADS=1 python benchmarks/bench_minibatch.py --cifar FOLDER --lpips lpips.safetensors [--epochs 9] [--seeds 1]
 
 As in the paper: 195 batches of 256 in the order of each of its four metrics (perceptual: LPIPS with its learned weights, which
 examples/lpips/convert.py makes), SGD at 0.1, 0.01 and 0.001 for a third of the epochs each, no augmentation. What was cut: the
-network (three strided convolutions for DPN-92), the epochs (24 for 150), and one training serves all four metrics, on batches
+network (three strided convolutions for DPN-92), the epochs (9 for 150), and one training serves all four metrics, on batches
 drawn at random (the paper trained once for each metric, on that metric's batches). Each seed is a training of its own; intervals
 are over a training's batches, as `nar-hw proxy study` gives them, and a finding's verdict is that of all seeds where they agree.
 
 "dpn92" is the paper's own study as one command, and what it would take: the CPU seconds of a few images forward and backward
-times the images of its passes, 1 + 4 an epoch for 150 epochs; nobody has run it.
-A study that was stopped goes on (bench_minibatch.part). It writes results/minibatch.json.
+times the images of its passes, 1 + 4 an epoch for 150 epochs; it has not been run.
+A study that was stopped goes on (bench_minibatch.part), and --so-far writes what it says before its end. Result:
+results/minibatch.json, of one seed and of the epochs that it names.
 """
 
 import argparse
@@ -29,10 +30,14 @@ from nar_hw._version import versions
 from nar_hw.files import write_json
 from nar_hw.latency.device import fingerprint
 from nar_hw.models import build_model
+from nar_hw.proxy.sketch import WIDTH, Sketch
 from nar_hw.proxy.steps import PAPER_METRICS, Scorer, load
-from nar_hw.proxy.study import Study, paper_recipe, study
+from nar_hw.proxy.study import STATE, Study, paper_recipe, study
 from nar_hw.records import plain
 from nar_hw.runtimes.config import RuntimeConfig
+from nar_hw.space.flops import count_module
+from nar_hw.training.checkpoints import load_state
+from nar_hw.training.recipes import Recipe
 
 HERE = Path(__file__).parent
 OUT, PART = HERE / "results" / "minibatch.json", HERE / "bench_minibatch.part"
@@ -59,6 +64,20 @@ def values(scorer: Scorer, metric: str) -> NDArray[np.float64]:
         np.save(kept, scorer.values(metric), allow_pickle=False)
     found: NDArray[np.float64] = np.load(kept)
     return found
+
+
+def so_far(out: Path, recipe: Recipe) -> list[Study]:
+    """What an unfinished study has, the phase in which it was stopped as far as it went."""
+    rows = load_state(out / STATE)["distances"].numpy()  # (epochs, metrics, batches)
+    ends = [*map(int, recipe.milestones), recipe.passes]
+    starts = [0, *ends[:-1]]
+    phases = tuple(range(start, min(end, len(rows))) for start, end in zip(starts, ends, strict=True) if start < len(rows))
+    sizes = [parameter.numel() for parameter in build(10).parameters()]
+    error = Sketch(sizes, width=WIDTH, seed=0, device="cpu").standard_error
+    return [
+        Study(metric=metric, distances=rows[:, place], standard_error=error, phases=phases)
+        for place, metric in enumerate(PAPER_METRICS)
+    ]
 
 
 def verdict(verdicts: list[str]) -> str:
@@ -99,20 +118,23 @@ def by_quarter(studies: list[list[Study]]) -> dict[str, Any]:
 def dpn92() -> dict[str, Any]:
     """What the paper's own study would take here."""
     network = build_model("dpn92", input_shape=(3, 32, 32), num_classes=10).train()
-    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
+    few, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
 
     def step() -> float:
         start = time.process_time()
-        torch.autograd.backward(nn.functional.cross_entropy(network(images), labels))
-        return (time.process_time() - start) / len(images)
+        torch.autograd.backward(nn.functional.cross_entropy(network(few), labels))
+        return (time.process_time() - start) / len(few)
 
     step()
     each = float(np.median([step() for _ in range(3)]))
+    images = 150 * 5 * 195 * BATCH
+    multiply_adds = 3 * count_module(network, (3, 32, 32)).flops * images  # backward is about two forwards
     return {
         "command": PAPER,
         "cpu seconds of an image, forward and backward": round(each, 3),
-        "images": 150 * 5 * 195 * BATCH,
-        "days of one core, estimated": round(each * 150 * 5 * 195 * BATCH / 86400),
+        "images": images,
+        "multiply-adds": float(f"{multiply_adds:.2g}"),
+        "days of one core, estimated": round(each * images / 86400),
     }
 
 
@@ -121,18 +143,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar", type=Path, required=True, help="folder with cifar-10-batches-py")
     parser.add_argument("--lpips", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=24)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=9)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--so-far", action="store_true", help="write what an unfinished study says")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    data = load("cifar10", arguments.cifar, all_train=True)
-    scorer = Scorer("unused", data, backbone="lpips", backbone_weights=arguments.lpips)
-    metrics = {metric: values(scorer, metric) for metric in PAPER_METRICS}
     studies = []
+    if not arguments.so_far:
+        data = load("cifar10", arguments.cifar, all_train=True)
+        scorer = Scorer("unused", data, backbone="lpips", backbone_weights=arguments.lpips)
+        metrics = {metric: values(scorer, metric) for metric in PAPER_METRICS}
     for seed in range(arguments.seeds):
         torch.manual_seed(seed)
         recipe = paper_recipe(arguments.epochs, BATCH, RATE)
         out = PART / f"seed {seed}, {arguments.epochs} epochs"
+        if arguments.so_far:
+            studies.append(so_far(out, recipe))
+            continue
         with Progress(disable=not sys.stderr.isatty()) as progress:
             studies.append(
                 study(build(data.num_classes), data, metrics, recipe=recipe, seed=seed, out=out, resume=True, progress=progress)
@@ -142,13 +169,14 @@ def main() -> None:
         {
             "what": "the findings of Lasky et al. on all 50,000 training images of CIFAR-10; see bench_minibatch.py",
             "command": "OMP_NUM_THREADS=1 python benchmarks/bench_minibatch.py --cifar FOLDER --lpips lpips.safetensors "
-            f"--epochs {arguments.epochs} --seeds {arguments.seeds}",
+            f"--epochs {arguments.epochs} --seeds {arguments.seeds}{' --so-far' * arguments.so_far}",
             "versions": versions("torch"),
             "device": fingerprint(RuntimeConfig(runtime="torch_eager"))["device"],
             "settings": {
                 "batches": studies[0][0].distances.shape[1],
                 "batch": BATCH,
                 "epochs": arguments.epochs,
+                "epochs of each phase that were done": [len(phase) for phase in studies[0][0].phases],
                 "seeds": arguments.seeds,
                 "standard error of a distance": round(studies[0][0].standard_error, 4),
             },

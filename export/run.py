@@ -1,4 +1,4 @@
-"""Run a bundle's network on images, without the project that made it: ONNX, LiteRT, ncnn, AOTInductor or TensorRT.
+"""Run a bundle's network on images, without the project that made it: ONNX, LiteRT, ncnn, ExecuTorch, AOTInductor or TensorRT.
 
 Needs Python 3.10 or newer, numpy, Pillow and the file's runtime. A classifier gives the likeliest classes of each image and their
 probabilities, an embedding network its numbers. Where the folder of images has one subfolder per class, the share of right
@@ -23,6 +23,7 @@ import platform
 import re
 import sys
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -571,6 +572,67 @@ class Ncnn(Network):
         return [np.array(self._output, np.float32).reshape(1, -1)]
 
 
+class ExecuTorch(Network):
+    """A .pte in ExecuTorch on the CPU, with XNNPACK's kernels; its Python package needs torch."""
+
+    runtime = "ExecuTorch"
+    device = "cpu"
+
+    @staticmethod
+    def describe(file: Path) -> About:
+        """From the manifest."""
+        return from_manifest(file, lambda manifest: manifest["compiled"].get("executorch", {}))
+
+    def __init__(self, about: About, batch: int, threads: int, gpu: int | None) -> None:
+        super().__init__(about, batch, threads, gpu)
+        refuse_gpu(about, gpu)
+        with needed(".pte files are run with ExecuTorch", "torch executorch"), unsaid():
+            import torch
+            from executorch.extension.pybindings import portable_lib
+            from executorch.runtime import Runtime
+
+            portable_lib._unsafe_reset_threadpool(threads)  # before anything is loaded, which is when it is safe
+            self.torch = torch
+            try:
+                self.program = Runtime.get().load_program(about.file.read_bytes())
+                self.execute = self.program.load_method("forward").execute
+            except (RuntimeError, KeyError, OSError) as problem:
+                raise InputError(f"ExecuTorch cannot load {about.file}: {first_line(problem)}") from None
+
+    def feed(self, images: np.ndarray) -> None:
+        """A tensor of the same memory."""
+        self._fed = (self.torch.from_numpy(images),)
+
+    def run(self) -> None:
+        """With copies to and from its own memory."""
+        try:
+            self._outputs = self.execute(self._fed)
+        except RuntimeError as problem:
+            raise InputError(f"{self.about.file} does not run: {first_line(problem)}") from None
+
+    def outputs(self) -> list[np.ndarray]:
+        """Copies."""
+        return [output.numpy() for output in self._outputs]
+
+
+@contextlib.contextmanager
+def unsaid() -> Iterator[None]:
+    """Without a library's warnings and remarks on stderr; what goes wrong is in its exceptions too."""
+    sys.stderr.flush()
+    kept, nothing, level = os.dup(2), os.open(os.devnull, os.O_WRONLY), logging.root.manager.disable
+    os.dup2(nothing, 2)
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
 def refuse_gpu(about: About, gpu: int | None) -> None:
     """Raises InputError where a GPU is asked for."""
     if gpu is not None:
@@ -856,6 +918,7 @@ NETWORKS: dict[str, type[Network]] = {
     ".onnx": OnnxRuntime,
     ".tflite": LiteRt,
     ".param": Ncnn,
+    ".pte": ExecuTorch,
     ".pt2": AotInductor,
     ".engine": TensorRT,
 }

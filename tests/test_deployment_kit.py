@@ -122,7 +122,7 @@ def test_the_kit_needs_nothing_of_the_project() -> None:
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     foreign = {name.split(".")[0] for name in names} - sys.stdlib_module_names
-    assert foreign == {"numpy", "PIL", "onnxruntime", "ai_edge_litert", "ncnn", "torch"}, (
+    assert foreign == {"numpy", "PIL", "onnxruntime", "ai_edge_litert", "ncnn", "executorch", "torch"}, (
         "and what an engine names: tensorrt or tensorrt_rtx"
     )
     at_once = {node.names[0].name for node in tree.body if isinstance(node, ast.Import)} - sys.stdlib_module_names
@@ -161,7 +161,7 @@ def test_mistakes_are_told_in_one_line(bundle: Path, photos: Path, tmp_path: Pat
         return err
 
     assert "is not a bundle: it needs" in told(photos, photos)
-    assert "must be a bundle or end in .onnx, .tflite, .param, .pt2, .engine" in told(bundle / "manifest.json", photos)
+    assert "must be a bundle or end in .onnx, .tflite, .param, .pte, .pt2, .engine" in told(bundle / "manifest.json", photos)
     assert "does not exist" in told(bundle, tmp_path / "nowhere")
     assert "holds no images" in told(bundle, tmp_path)
     assert "--batch must be from 1 to 4 for" in told(bundle, photos, "--batch", 5)

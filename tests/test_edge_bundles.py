@@ -1,4 +1,4 @@
-"""Bundles for LiteRT and ncnn: the files, the README's way to run them, and the script for people without nar_hw."""
+"""Bundles for LiteRT, ncnn and ExecuTorch: the files, the README's way to run them, and the script for people without nar_hw."""
 
 import json
 import re
@@ -15,17 +15,24 @@ from torch import nn
 
 from nar_hw.bench.kit import write_bench_kit
 from nar_hw.bundles.manifest import load_bundle
+from nar_hw.errors import RuntimeUnavailableError
 from nar_hw.export.onnx import run_torch
-from nar_hw.runtimes import RuntimeConfig
+from nar_hw.runtimes import RuntimeConfig, runtime_class
 from tests.bundles import CLASSES, MEAN, STD, exported
 from tests.conftest import Shell
 from tests.networks import TinyResNet
 
-FILES = {"litert": "model.tflite", "ncnn": "model.ncnn.param"}
-PACKAGES = {"litert": "ai_edge_litert", "ncnn": "ncnn"}
+FILES = {"litert": "model.tflite", "ncnn": "model.ncnn.param", "executorch": "model.pte"}
+MODULES = {"litert": "ai_edge_litert.interpreter", "ncnn": "ncnn", "executorch": "executorch.runtime"}
+PACKAGES = {"litert": "ai-edge-litert", "ncnn": "ncnn", "executorch": "torch executorch"}
+HERE = [name for name in FILES if runtime_class(name).unavailable(RuntimeConfig(runtime=name)) is None]
 
-pytest.importorskip("ai_edge_litert")
-pytest.importorskip("ncnn")
+
+@pytest.fixture(params=FILES)
+def target(request: pytest.FixtureRequest) -> str:
+    if request.param not in HERE:
+        pytest.skip(f"{request.param} is not installed")
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +47,7 @@ def network() -> nn.Module:
 @pytest.fixture(scope="module")
 def bundle(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundle") / "bundle"
-    return exported(network, out, batch=(1, 4), targets=("onnx", *FILES))
+    return exported(network, out, batch=(1, 4), targets=("onnx", *HERE))
 
 
 @pytest.fixture
@@ -56,7 +63,6 @@ def scores(network: nn.Module, photo: Path) -> np.ndarray:
     return run_torch(network, inputs[None].astype(np.float32))[0]
 
 
-@pytest.mark.parametrize("target", FILES)
 def test_its_files_were_compared_with_torch(bundle: Path, target: str) -> None:
     made = load_bundle(bundle).manifest.compiled[target]["fp32"]
     assert (made.file, made.batch, made.device) == (FILES[target], (1, 1), "cpu")
@@ -65,7 +71,6 @@ def test_its_files_were_compared_with_torch(bundle: Path, target: str) -> None:
     assert made.max_abs_error <= made.tolerance
 
 
-@pytest.mark.parametrize("target", FILES)
 def test_the_script_runs_them(bundle: Path, network: nn.Module, photo: Path, run_kit: Shell, target: str) -> None:
     code, out, err = run_kit(bundle / FILES[target], photo, "--top", 5, "--time", "--runs", 3, "--json")
     assert (code, err) == (0, "")
@@ -78,36 +83,35 @@ def test_the_script_runs_them(bundle: Path, network: nn.Module, photo: Path, run
     assert "--batch must be from 1 to 1" in run_kit(bundle / FILES[target], photo, "--batch", 2)[2]
 
 
-@pytest.mark.parametrize("target", FILES)
 def test_the_readme_says_how(bundle: Path, network: nn.Module, photo: Path, target: str) -> None:
     script, *others = re.findall(r"```python\n(.*?)```", (bundle / "README.md").read_text(), re.S)
-    own = next(block for block in others if re.search(rf"^(import|from) {PACKAGES[target]}\b", block, re.M))
+    own = next(block for block in others if re.search(rf"^(import|from) {re.escape(MODULES[target])}\b", block, re.M))
     lines = [line for line in script.splitlines() if "session" not in line]
     source = "\n".join([*lines[:-1], own, lines[-1]])
     done = subprocess.run([sys.executable, "-c", source, photo], cwd=bundle, capture_output=True, text=True)
     assert (done.stdout.strip(), done.returncode) == (CLASSES[int(scores(network, photo).argmax())], 0), done.stderr
 
 
-@pytest.mark.parametrize(("target", "name"), [("litert", "model.tflite"), ("ncnn", "model.ncnn.bin")])
-def test_files_that_were_changed_are_refused(
-    bundle: Path, photo: Path, tmp_path: Path, run_kit: Shell, target: str, name: str
-) -> None:
+def test_files_that_were_changed_are_refused(bundle: Path, photo: Path, tmp_path: Path, run_kit: Shell, target: str) -> None:
+    name = "model.ncnn.bin" if target == "ncnn" else FILES[target]
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     data = (copy / name).read_bytes()
     (copy / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert f"{name} is not the file that was made" in run_kit(copy / FILES[target], photo)[2]
 
 
-@pytest.mark.parametrize("target", FILES)
 def test_a_missing_runtime_is_asked_for(
     bundle: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, run_kit: Shell, target: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter" if target == "litert" else "ncnn", None)
-    assert run_kit(bundle / FILES[target], photo)[2].endswith(f"pip install {PACKAGES[target].replace('_', '-')}\n")
+    monkeypatch.setitem(sys.modules, MODULES[target], None)
+    assert run_kit(bundle / FILES[target], photo)[2].endswith(f"pip install {PACKAGES[target]}\n")
 
 
-@pytest.mark.parametrize("target", FILES)
 def test_they_go_to_devices_as_they_are(bundle: Path, tmp_path: Path, target: str) -> None:
+    if target == "executorch":  # its package needs torch, which devices do not have
+        with pytest.raises(RuntimeUnavailableError, match=r"^kits can be made for [^\n]*, but got runtime executorch$"):
+            write_bench_kit({"child": bundle}, tmp_path / "kit", RuntimeConfig(runtime=target), rounds=2)
+        return
     plan = write_bench_kit({"child": bundle}, tmp_path / "kit", RuntimeConfig(runtime=target), rounds=2)
     for name in plan.children[0]:
         assert (tmp_path / "kit" / name).read_bytes() == (bundle / Path(name).name).read_bytes()

@@ -517,6 +517,71 @@ def test_a_search_by_gradients_is_told_the_slopes(monkeypatch: pytest.MonkeyPatc
     assert result.met
 
 
+def test_slopes_of_a_mixture_are_those_of_the_sum_of_weighted_operators() -> None:
+    """Against autograd of the sum written out by hand, in a network of one slot, with statistics averaged by hand."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 5)
+    )
+    space = SearchSpace.from_model(network, (3, 8, 8))
+    task, supernet = made_task(), Supernet(space)
+    before = {key: value.clone() for key, value in supernet.named_parameters()}
+    scorer = Scorer(supernet, task, CONFIG, torch.Generator().manual_seed(0))
+    scorer.renew()
+    images, targets = next(task.eval_batches("valid"))
+    scorer._minibatch = lambda: (images, targets)
+    (slot,) = space.slots
+    weights = np.zeros((1, len(space.operators)))
+    weights[0, list(slot.candidates)] = np.random.default_rng(0).dirichlet(np.ones(len(slot.candidates)))
+    found = scorer.with_mixture(weights)
+
+    shares = torch.tensor(weights[0], dtype=torch.float32, requires_grad=True)
+    stem, operators, norms, *rest = supernet.network
+    total = torch.zeros(1)
+    for code in slot.candidates:
+        operator, norm = operators.choices[str(code)], norms.choices[str(code)]
+        outputs = [operator(stem(batch)) for batch in scorer._calibration]
+        mean = torch.stack([output.mean((0, 2, 3)) for output in outputs]).mean(0)
+        variance = torch.stack([output.var((0, 2, 3)) for output in outputs]).mean(0)
+        output = (operator(stem(images)) - mean[:, None, None]) / (variance[:, None, None] + norm.eps).sqrt()
+        total = total + shares[code] * (output * norm.weight[:, None, None] + norm.bias[:, None, None])
+    (expected,) = torch.autograd.grad(task.loss(nn.Sequential(*rest)(total), targets), shares)
+    np.testing.assert_allclose(found[0], expected.numpy(), rtol=1e-3, atol=1e-5)
+    assert np.count_nonzero(found) == len(slot.candidates)
+    assert all(torch.equal(before[key], value) and value.grad is None for key, value in supernet.named_parameters())
+
+
+def test_a_mixture_of_one_operator_a_slot_is_that_child() -> None:
+    supernet = Supernet(SPACE).eval()
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    arch = SPACE.sample(random.Random(5))
+    weights = torch.nn.functional.one_hot(torch.tensor(arch), len(SPACE.operators)).float()
+    with torch.no_grad(), supernet.mixed(weights):
+        mixed = supernet(images)
+    supernet.activate(arch)
+    with torch.no_grad():
+        torch.testing.assert_close(mixed, supernet(images))
+
+
+@pytest.mark.parametrize(("paths", "together"), [("strategy", True), ("fair", False)])
+def test_only_a_search_by_mixtures_with_paths_of_its_own_trains_all_operators_in_a_step(
+    monkeypatch: pytest.MonkeyPatch, paths: str, together: bool
+) -> None:
+    config = replace(CONFIG, strategy="darts", paths=paths, warmup_epochs=0)
+    made = SearchRun(SPACE, made_task(), [Budget.of(SPACE, [TABLE], [TARGET], config)], config)
+    moved = []
+
+    def spy(supernet: nn.Module) -> None:
+        moved.append(all(weight.grad is not None for weight in supernet.parameters()))
+
+    monkeypatch.setattr("nar_hw.search.run.average_gradients", spy)
+    logits = made.players[0].strategy.logits.detach().clone()
+    made.advance()
+    assert len(moved) == made.steps
+    assert set(moved) == {together}
+    assert not torch.equal(logits, made.players[0].strategy.logits)
+
+
 def restored(supernet: Supernet, scorer: Scorer, arch: Arch) -> nn.Module:
     supernet.activate(arch)
     supernet.recalibrate(scorer._calibration)

@@ -7,9 +7,11 @@ import pytest
 import scipy.stats
 import torch
 
+from nar_hw.errors import TrainingError
 from nar_hw.search.feasible import Feasible
 from nar_hw.search.strategies import STRATEGIES, strategy_class
 from nar_hw.search.strategies.base import Strategy
+from nar_hw.search.strategies.darts import DartsStrategy
 from nar_hw.search.strategies.evolution import EvolutionStrategy
 from nar_hw.search.strategies.gradient import GradientStrategy
 from nar_hw.search.strategies.proxyless import ProxylessStrategy
@@ -17,7 +19,7 @@ from nar_hw.search.strategies.random import RandomStrategy
 from nar_hw.search.strategies.reinforce import GRADIENT_NORM, Baseline, ReinforceStrategy
 from nar_hw.search.strategies.surrogate import PAIRS, SHRINKAGE, SurrogateStrategy
 from nar_hw.space.spec import Arch
-from nar_hw.testing.strategies import CANDIDATES, StrategyConformance, feasible, play, quality
+from nar_hw.testing.strategies import CANDIDATES, StrategyConformance, copied, feasible, play, quality
 
 torch.set_num_threads(1)
 
@@ -87,7 +89,7 @@ def mean_quality(name: str) -> float:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(name for name in STRATEGIES if name != "random" and not strategy_class(name).wants_slopes)
+    "name", sorted(name for name in STRATEGIES if name != "random" and not issubclass(strategy_class(name), GradientStrategy))
 )
 def test_learning_beats_random_search_at_equal_evaluations(name: str, random_quality: float) -> None:
     assert mean_quality(name) > random_quality + 0.5
@@ -105,6 +107,46 @@ def test_slopes_lead_to_the_best_arch_under_the_target(name: str) -> None:
         slopes = [[losses[p, code] + 0.3 * rng.normal() for p, code in enumerate(arch)] for arch in archs]
         strategy.tell(archs, [0.0] * 10, slopes)
     assert strategy.best() == limits.best(-losses)
+
+
+def test_a_mixture_descends_its_slopes_through_the_softmax() -> None:
+    """dL/da_i = p_i (g_i - sum_j p_j g_j), and of an expected latency over the target (sum_j p_j c_j / T)."""
+    limits = feasible(share=0.1)
+    strategy = DartsStrategy(limits, seed=0, lr=1e-3, weight_decay=0.0, latency_weight=0.5)
+    with torch.no_grad():
+        strategy.logits.copy_(torch.randn(6, 4, generator=torch.Generator().manual_seed(1)))
+    before = strategy.logits.detach().clone().numpy()
+    shares, slopes = strategy.mixture(), np.random.default_rng(0).normal(size=(6, 4))
+    expected = np.zeros((6, 4))
+    for p, codes in enumerate(CANDIDATES):
+        weights = np.exp(before[p, list(codes)])
+        np.testing.assert_allclose(shares[p, list(codes)], weights / weights.sum())
+        gain = slopes[p, list(codes)] + 0.5 * limits.cost_ms[p, list(codes)] / limits.target_ms
+        mean = (weights / weights.sum() * gain).sum()
+        expected[p, list(codes)] = weights / weights.sum() * (gain - mean)
+    open_cost = np.where(np.isfinite(limits.cost_ms), limits.cost_ms, 0)
+    assert (shares * open_cost).sum() + limits.fixed_ms > limits.target_ms
+    strategy.descend(slopes)
+    np.testing.assert_allclose(strategy.logits.grad.numpy(), expected, atol=1e-12)
+    # the first step of Adam is of the learning rate, against the sign of the slope
+    step = strategy.logits.detach().numpy() - before
+    np.testing.assert_allclose(step, -1e-3 * np.sign(expected) * (np.abs(expected) > 1e-12), atol=1e-6)
+
+
+def test_a_mixture_leads_to_the_best_arch_under_the_target_and_goes_on_after_a_stop() -> None:
+    limits = feasible()
+    losses = np.random.default_rng(0).normal(size=limits.cost_ms.shape)
+    one, two = DartsStrategy(limits, seed=0), DartsStrategy(limits, seed=1)
+    for _ in range(60):
+        one.descend(losses)
+    two.load_state_dict(copied(one.state_dict()))
+    for strategy in (one, two):
+        for _ in range(60):
+            strategy.descend(losses)
+    assert one.best() == limits.best(-losses)
+    np.testing.assert_array_equal(one.mixture(), two.mixture())
+    with pytest.raises(TrainingError, match="finite"):
+        one.descend(np.full(losses.shape, np.nan))
 
 
 def test_the_sampled_paths_compete_and_the_others_keep_their_probabilities() -> None:

@@ -280,6 +280,14 @@ def _claim_int8() -> str:
     return _rows(["", "latency", "test accuracy"], rows)
 
 
+def _claim_tables() -> str:
+    rows = [
+        [name, f"{item['network, ms']:.3g} ms", f"{item['fastest child, share']:.2f}", f"{item['error, %']:.1f} %"]
+        for name, item in _result("claim.json")["tables"].items()
+    ]
+    return _rows(["latency table", "the network", "fastest child, of that", "error on held-out children"], rows)
+
+
 def _growth() -> str:
     found = _result("latency_table.json")["growth"]
     rows = [
@@ -452,6 +460,63 @@ def _runtimes() -> str:
     return _rows(["operator", *found], rows)
 
 
+def _minibatch() -> str:
+    """The findings of the mini-batch paper, with the differences in the phases that each is about; of several seeds the first."""
+    rows = []
+    for found in _result("minibatch.json")["findings"]:
+        phases = found["of each seed"][0]["farther by, %"]
+        differences = "; ".join(f"{phase['mean']:+.1f} % ({phase['low']:+.1f} to {phase['high']:+.1f})" for phase in phases)
+        rows.append([f"{found['finding']}. {found['text']}", found["metric"], found["verdict"], differences])
+    return _rows(["finding", "metric", "here", "farther than the other batches"], rows)
+
+
+def _fastest() -> str:
+    """In how many slots each operator costs least, by runtime with a table, and how far that table is off."""
+    found = {name: item for name, item in _result("devices_runtimes.json")["runtimes"].items() if "winners" in item}
+    operators = list(dict.fromkeys(name for item in found.values() for name in item["costs"]))
+    rows = [[f"`{name}`", *(str(item["winners"].get(name, 0)) for item in found.values())] for name in operators]
+    return _rows(
+        ["operator", *found],
+        [
+            *rows,
+            ["error on held-out networks", *(f"{item['mape']:.1f} %" for item in found.values())],
+            ["noise floor", *(f"{item['floor_mape']:.1f} %" for item in found.values())],
+        ],
+    )
+
+
+def _both() -> str:
+    """Searches for one runtime, for another and for both: predicted and measured, of the network's own time."""
+    picks = _result("devices_both.json")["picks"]
+    names = list(next(iter(picks.values()))["on"])
+    rows = [
+        [asked, *(f"{pick['on'][name][f'{kind}_of_network']:.2f}" for name in names for kind in ("predicted", "measured"))]
+        for asked, pick in picks.items()
+    ]
+    return _rows(["searched for", *(f"{name}, {kind}" for name in names for kind in ("predicted", "measured"))], rows)
+
+
+def _kits() -> str:
+    """Tables by kits against tables made in place, by runtime."""
+    found = _result("devices_kit.json")["runtimes"]
+    rows = []
+    for name, item in found.items():
+        kit, here = item["kit"], item["in_place"]
+        rows.append(
+            [
+                f"`{name}`",
+                f"{item['network']} {'x'.join(map(str, item['input_shape']))}",
+                f"{kit['error_percent']:.1f} %",
+                f"{here['error_percent']:.1f} %",
+                f"{item['ratio_of_errors']:.2f}",
+                f"{kit['cpu_s']:.0f} s",
+                f"{kit['cpu_to_make_s'] + kit['cpu_to_read_s']:.0f} s",
+                f"{here['cpu_s']:.0f} s",
+            ]
+        )
+    return _rows(["runtime", "network", "by a kit", "in place", "ratio", "on the device", "to make and read", "in place"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "latency": _latency,
     "methods": _methods,
@@ -467,12 +532,17 @@ TABLES: dict[str, Callable[[], str]] = {
     "faces": _faces,
     "claim": _claim,
     "claim_int8": _claim_int8,
+    "claim_tables": _claim_tables,
     "demo": _demo,
     "refine": _refine,
     "gpus": _gpus,
+    "minibatch": _minibatch,
     "quantizers": _quantizers,
     "tutorial": _tutorial,
     "results": _results,
     "runtimes": _runtimes,
+    "fastest": _fastest,
+    "both": _both,
+    "kits": _kits,
 }
 """What ``{{ table NAME }}`` stands for."""

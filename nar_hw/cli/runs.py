@@ -37,7 +37,7 @@ from nar_hw.cli.app import (
 from nar_hw.cli.values import MOST_BATCH, MOST_EPOCHS, MOST_THREADS, choice, number, whole
 from nar_hw.errors import UserError
 from nar_hw.records import plain, replace, with_settings
-from nar_hw.search.config import COMBINE, FITTED, PATHS, SearchConfig
+from nar_hw.search.config import COMBINE, FITTED, PATHS, SKIPS, SearchConfig
 from nar_hw.search.presets import PRESETS, preset_named
 from nar_hw.search.reward import REWARDS
 from nar_hw.search.strategies import STRATEGIES
@@ -148,6 +148,16 @@ def search(
         str,
         choice("--paths", "The same of the other epochs, or what the strategy draws.", "paths", PATHS, panel=FINE),
     ] = SEARCH.paths,
+    skips: Annotated[
+        str,
+        choice(
+            "--skips",
+            "Whether skip connections stay, or are searched with the operators or in turns.",
+            "skips",
+            SKIPS,
+            panel=WHAT,
+        ),
+    ] = SEARCH.skips,
     batch: Annotated[int, whole("--batch", "Training images per step.", 2, MOST_BATCH, panel=LONG)] = SEARCH.batch,
     precision: Annotated[
         str, choice("--precision", "Arithmetic of the shared weights.", "precision", PRECISIONS, panel=FINE)
@@ -269,6 +279,11 @@ def _check_search(asked: dict[str, Any]) -> None:
         )
     if ("table" in asked) != ("target_ms" in asked):
         raise UserError("--table and --target-ms go together, but one of them is missing: give both, or neither")
+    if "table" in asked and asked.get("skips", "fixed") != "fixed":
+        raise UserError(
+            "a latency table is of networks with all their skips, so that it cannot tell the latency without one: search skips "
+            "with --max-flops, --max-params or --preset instead of --table, then nar-hw bench the child"
+        )
     for name in ("manner", "operators", "slots", "limit_params"):
         if "table" in asked and name in asked:
             raise UserError(

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nar_hw.device.visits import Network, joined
+from nar_hw.device.visits import Network, joined, unsaid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import numpy.typing as npt
 
@@ -25,7 +22,7 @@ class LiteRtNetwork(Network):
 
         if profile:
             raise ValueError("LiteRT has no per-layer times in Python")
-        with _unsaid():
+        with unsaid():  # which kernels it takes
             self._interpreter = Interpreter(model_path=files[0], num_threads=threads)
             self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]
@@ -61,20 +58,6 @@ class LiteRtNetwork(Network):
     def close(self) -> None:
         """Release the interpreter."""
         self.__dict__.pop("_interpreter", None)
-
-
-@contextlib.contextmanager
-def _unsaid() -> Iterator[None]:
-    """LiteRT says on stderr which kernels it takes; what goes wrong is in its exceptions too."""
-    sys.stderr.flush()
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
 
 
 NETWORK = LiteRtNetwork

@@ -8,9 +8,12 @@ Shape legend: rounds = visits that are kept, items = networks, repeats = runs of
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import os
 import random
+import sys
 import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
@@ -185,6 +188,21 @@ def at_once(weights: int) -> int:
 def joined(outputs: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
     """(B, D) float32: all numbers of a network's outputs (B, ...) for each image."""
     return np.concatenate([np.asarray(item, np.float32).reshape(len(item), -1) for item in outputs], axis=1)
+
+
+@contextlib.contextmanager
+def unsaid() -> Iterator[None]:
+    """Without what a runtime says on stderr, for those whose exceptions hold what goes wrong too."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # some write there by Python
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 class Network(ABC):

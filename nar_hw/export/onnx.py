@@ -335,8 +335,15 @@ def check_runtime(name: str, source: Path, images: Images, outputs: Images, *, t
 
     tolerance: largest error allowed, as a share of the largest absolute output.
     """
-    expected = run_session(open_session(source), images, batch=len(images))
-    outputs = outputs.reshape(len(images), -1)
+    check_outputs(name, str(source), outputs, run_session(open_session(source), images, batch=len(images)), tolerance=tolerance)
+
+
+def check_outputs(name: str, source: str, outputs: Images, expected: Images, *, tolerance: float = 1e-4) -> None:
+    """Compare what runtime ``name`` makes of ``source`` with what it should. Raises ExportError where it differs.
+
+    outputs: (B, ...); expected: (B, D); tolerance: largest error allowed, as a share of the largest absolute output.
+    """
+    outputs = outputs.reshape(len(expected), -1)
     if outputs.shape != expected.shape:
         raise ExportError(
             f"{name} gives {outputs.shape[1]} numbers for an image, but {source} gives {expected.shape[1]}: use another runtime"

@@ -69,7 +69,8 @@ class ChildExporter:
     """
 
     def __init__(self, space: SearchSpace, *, batch: Batch = (1, 64)) -> None:
-        """Export the network once. Raises ExportError when that fails."""
+        """Export the network once. Raises ExportError when that fails, and SpaceError for a space with free skips."""
+        space.require_fixed_skips()
         import onnx_ir as ir
         from onnxscript import optimizer
 

@@ -101,6 +101,7 @@ def profile(
         raise RuntimeUnavailableError(
             f"{runtime.name} has no per-layer times on {config.device}, which method in-context needs: use method regression"
         )
+    space.require_fixed_skips()
     exporters = {} if exporters is None else exporters
     kept = None
     if journal is not None:

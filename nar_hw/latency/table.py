@@ -343,6 +343,7 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
                 ("input", "x".join(map(str, self.network.input_shape)), "x".join(map(str, space.input_shape))),
                 ("number of classes", self.network.num_classes, space.num_classes),
                 ("manner", self.network.manner, space.manner),
+                ("skips", "fixed", "free" if any(space.free_skips) else "fixed"),
                 ("number of slots", len(self.slots), len(space.slots)),
             )
             if mine != theirs

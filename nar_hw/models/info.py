@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from msgspec import UNSET, UnsetType
 
 from nar_hw.errors import UserError
 from nar_hw.records import Record
@@ -42,6 +44,9 @@ class ModelInfo(Record, frozen=True, kw_only=True):
     limit_params: bool = True
     """Only operators with no more parameters than the network's own (paper 3.1)."""
 
+    skips: Literal[True] | UnsetType = UNSET
+    """Skip connections may be taken out; left out of files where they may not, as before there was a choice."""
+
     def __post_init__(self) -> None:
         """Raises UserError for sizes that are not positive."""
         if min(self.input_shape) < 1:
@@ -72,4 +77,5 @@ class ModelInfo(Record, frozen=True, kw_only=True):
             manner=self.manner,
             slots=self.slots,
             limit_params=self.limit_params,
+            skips=self.skips is True,
         )

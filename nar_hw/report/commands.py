@@ -25,7 +25,7 @@ class Commands:
     def profile(self) -> str:
         """Measures the latency table."""
         conditions = [] if self.table is None else self.table.config.options()
-        return command("profile", *self.search.network.options(), *conditions, "-o", self._in("table.json"))
+        return command("profile", *self.search.network.options(but=("skips",)), *conditions, "-o", self._in("table.json"))
 
     @property
     def find(self) -> str:
@@ -33,7 +33,7 @@ class Commands:
         identity = self.search.identity
         words = ["--model", self.search.network.name, *self._data]
         if identity.target_ms is None:  # no table says what is searched
-            words += self.search.network.options(but=("name", "input_shape", "num_classes"))
+            words += self.search.network.options(but=("name", "input_shape", "num_classes", "skips"))
         else:
             for name in self.search.tables or ("table.json",):
                 words += ["--table", self._in(name)]
@@ -52,7 +52,7 @@ class Commands:
     @property
     def baseline(self) -> str:
         """Trains the network that the search started from, by the child's recipe."""
-        network = self.search.network.options(but=("input_shape", "num_classes"))
+        network = self.search.network.options(but=("input_shape", "num_classes", "skips"))
         return command("train", "--arch", "incumbent", *network, *self._data, *self._training, "--out", self._in("baseline"))
 
     @property

@@ -81,6 +81,7 @@ KINDS = (
     ("reward", "Reward", "reward", 1.0),
     ("latency_ms", "Latency of sampled children", "predicted latency (ms)", 1.0),
     ("entropy", "Entropy of the proposals", "entropy (nats)", 1.0),
+    ("skip_kl", "Skip policy", "divergence from 0.5 (nats)", 1.0),
     ("loss", "Loss of the shared weights", "loss", 1.0),
 )
 """Of the search's history: key, title, axis, factor."""
@@ -90,7 +91,7 @@ LONG = 40
 
 
 def history(run: Run) -> list[Chart]:
-    """Reward, accuracy, latency, entropy and loss of the search, epoch by epoch."""
+    """Reward, accuracy, latency, entropy, skips and loss of the search, epoch by epoch."""
     named = (KINDS[0], ("accuracy", f"{words.capital(run.metric)} of sampled children", f"{run.metric} (%)", 100.0), *KINDS[1:])
     return [made for kind in named if (made := _history(run, *kind))]
 

@@ -15,6 +15,8 @@ from nar_hw.training.recipes import PRECISIONS, Precision, Recipe
 
 Paths = Literal["strategy", "fair", "uniform"]
 PATHS: tuple[Paths, ...] = ("strategy", "fair", "uniform")
+Skips = Literal["fixed", "free", "alternate"]
+SKIPS: tuple[Skips, ...] = ("fixed", "free", "alternate")
 Combine = Literal["worst", "mean"]
 COMBINE: tuple[Combine, ...] = ("worst", "mean")
 
@@ -99,6 +101,9 @@ class SearchConfig(Record, frozen=True, kw_only=True):
     paths: Paths = "fair"
     """Which child each of these steps trains: as in the warm-up, or what the strategy's policy draws, where it has one (ENAS);
     that flatters what is trained most (benchmarks/nar_bench_digits: with the controller, 2.5 instead of 1.0 points of regret)."""
+    skips: Skips = "fixed"
+    """Whether the network keeps its skip connections (NAR), or which stay is searched: "free" together with the operators,
+    "alternate" in turns of an epoch each, the others held as the best arch so far has them (NAR, section 5)."""
     batch: int = 128
     """Training images per step."""
     lr: float = 0.1
@@ -144,6 +149,10 @@ class SearchConfig(Record, frozen=True, kw_only=True):
         for paths in (self.warmup_paths, self.paths):
             if paths not in PATHS:
                 raise unknown_name("paths", paths, PATHS)
+        if self.skips not in SKIPS:
+            raise unknown_name("skips", self.skips, SKIPS)
+        if self.skips != "fixed":
+            self._check_skips()
         if self.combine not in COMBINE:
             raise unknown_name("combine", self.combine, COMBINE)
         _require(self, "weights > 0, of a mean", all(weight > 0 for weight in self.weights), "weights")
@@ -157,6 +166,22 @@ class SearchConfig(Record, frozen=True, kw_only=True):
             _require(self, f"{name} >= 1", getattr(self, name) >= 1, name)
         _require(self, "1 <= finalists <= rescored", 1 <= self.finalists <= self.rescored, "finalists", "rescored")
         _ = self.recipe
+
+    def _check_skips(self) -> None:
+        made = strategy_class(self.strategy)
+        if made.wants_slopes:
+            raise UserError(
+                f"strategy {self.strategy} learns from slopes in what runs, which a skip taken out has none of: use another "
+                "strategy, or skips=fixed"
+            )
+        if self.skips == "alternate" and not made.off_policy:
+            able = ", ".join(name for name in STRATEGIES if strategy_class(name).off_policy)
+            raise UserError(
+                f"skips=alternate needs a strategy that learns from archs it did not propose ({able}), but got {self.strategy}: "
+                "use one of these, or skips=free"
+            )
+        if self.fit is not None:
+            raise UserError("a skip has no weights to be fitted: search without trained weights, or with skips=fixed")
 
     @property
     def recipe(self) -> Recipe:

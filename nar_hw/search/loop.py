@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.progress import Progress
 
 from nar_hw.distributed import Measure, rank
+from nar_hw.errors import UserError
 from nar_hw.locks import one_writer
 from nar_hw.models.weights import weights_hash
 from nar_hw.records import replace
@@ -89,6 +90,11 @@ def search(
     targets_ms = target_ms if isinstance(target_ms, Sequence) else [target_ms]
     for item in tables:
         item.check(space)
+    if (config.skips != "fixed") != any(space.free_skips):
+        raise UserError(
+            f"skips={config.skips} must be of a space {'with' if config.skips != 'fixed' else 'without'} free skips, but the "
+            "space is another: make it with skips=True for free and alternate, without for fixed"
+        )
     several = len(tables) == 1 < len(targets_ms)
     asked = [[target] for target in targets_ms] if several else [targets_ms]
     budgets = [Budget.of(space, tables, targets, config) for targets in asked]

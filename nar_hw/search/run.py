@@ -4,17 +4,20 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import entr
 from torch import nn
 
 from nar_hw.distributed import all_reduce_sum, average_gradients, ranks, share
 from nar_hw.errors import TrainingError
 from nar_hw.search.budget import Budget
 from nar_hw.search.config import SearchConfig
-from nar_hw.search.feasible import Floats
+from nar_hw.search.feasible import ROUNDING, Floats
 from nar_hw.search.randomness import generator_states, restore_generators
 from nar_hw.search.reward import REWARDS
 from nar_hw.search.scoring import Scorer
@@ -103,13 +106,15 @@ class SearchRun:
         rate = 0.0
         self.supernet.train()
         batches = self.task.train_batches(self.config.batch, self.generator)
+        mixtures = self._mixtures()
         for step, (arch, (images, targets)) in enumerate(zip(self._paths(), batches, strict=True)):
             rate = recipe.learning_rate(self.epoch + step / self.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.supernet.activate(arch)
             self.optimizer.zero_grad(set_to_none=True)  # what does not run is not moved
-            with autocast(self.task.device, self.config.precision):
+            mixed = self.supernet.mixed(mixtures[step % len(mixtures)]) if mixtures else nullcontext()
+            with mixed, autocast(self.task.device, self.config.precision):
                 output = self.supernet(self.scorer.laid_out(share(images)))
             loss = self.task.loss(in_float(output), share(targets))
             torch.autograd.backward(self.scaler.scale(loss))
@@ -137,6 +142,13 @@ class SearchRun:
         drawn = [self._within(player, player.strategy.paths, n) for player, n in zip(self.players, each, strict=True)]
         return [drawn[step % len(drawn)][step // len(drawn)] for step in range(self.steps)]
 
+    def _mixtures(self) -> list[torch.Tensor]:
+        """What trains the shared weights in turn instead of paths: (S, V) weights each, of strategies that mix operators."""
+        if self.epoch < self.config.warmup_epochs or self.config.paths != "strategy":
+            return []
+        mixing = [player.strategy for player in self.players if player.strategy.wants_mixture]
+        return [torch.tensor(item.mixture(), dtype=torch.float32, device=self.task.device) for item in mixing]
+
     def _within(self, player: Player, propose: Callable[[int], list[Arch]], n: int) -> list[Arch]:
         """``n`` proposals within a budget: of several limits, a strategy may know a relaxation only."""
         feasible = player.budget.feasible
@@ -147,6 +159,49 @@ class SearchRun:
             if len(archs) >= n:
                 return archs[:n]
         return archs + feasible.sample(n - len(archs), np.random.default_rng(self.rng.getrandbits(32)))
+
+    def _proposed(self, player: Player, n: int) -> list[Arch]:
+        """``n`` archs of a strategy; what has no turn in this epoch is as in the best arch so far."""
+        archs = player.strategy.ask(n)
+        held = self._held
+        if not any(held):
+            return archs
+        best = self._best(player)
+        return [tuple(own if kept else code for own, code, kept in zip(best, arch, held, strict=True)) for arch in archs]
+
+    @property
+    def _held(self) -> tuple[bool, ...]:
+        """The slots that have no turn: of alternating searches the skips in the first epoch, the operators in the next."""
+        skips = self.space.free_skips
+        if self.config.skips != "alternate":
+            return (False,) * len(skips)
+        turn = bool((self.epoch - self.config.warmup_epochs) % 2)
+        return tuple(skip != turn for skip in skips)
+
+    def _best(self, player: Player) -> Arch:
+        """The arch that a strategy believes in, else the best scored within its budget, else the one of the least load."""
+        best = player.strategy.best()
+        if best is not None and player.budget.loads([best])[0] <= 1 + ROUNDING:
+            return best
+        scored = [arch for arch in self.scores if player.budget.loads([arch])[0] <= 1 + ROUNDING]
+        return max(scored, key=lambda arch: self.scores[arch][0], default=player.budget.nearest)
+
+    def _skips_of(self, archs: Sequence[Arch]) -> dict[str, float]:
+        """The share of skips kept, and how far from 0.5 the policy has moved, where skips have a turn.
+
+        The Kullback-Leibler divergence of each skip's share among the archs proposed from 0.5, in nats, averaged over the skips
+        (NAR, Figure 1): 0 to log 2; of N archs drawn at 0.5, about 1 / 2N.
+        """
+        positions = [
+            position
+            for position, (skip, held) in enumerate(zip(self.space.free_skips, self._held, strict=True))
+            if skip and not held
+        ]
+        if not positions:
+            return {}
+        kept = np.array([[arch[position] == self.space.slots[position].incumbent for position in positions] for arch in archs])
+        shares = kept.mean(axis=0)
+        return {"skips": float(shares.mean()), "skip_kl": float((math.log(2) - entr(shares) - entr(1 - shares)).mean())}
 
     def rewards(self, budget: Budget, archs: Sequence[Arch], accuracies: Sequence[float] | Floats) -> Floats:
         """(N,) rewards of archs with these accuracies under a budget."""
@@ -162,10 +217,14 @@ class SearchRun:
         rewards, accuracies, latencies, loads = (np.empty((config.updates, config.samples)) for _ in range(4))
         self.scorer.renew()
         before = (self.epoch - config.warmup_epochs) * config.updates
+        proposed: list[Arch] = []
         for update in range(config.updates):
             turn = (before + update) % len(self.players)  # of more targets than updates, all have their turn
             player = self.players[turn]
-            archs = self._within(player, player.strategy.ask, config.samples)
+            if player.strategy.wants_mixture:
+                player.strategy.descend(self.scorer.with_mixture(player.strategy.mixture()))
+            archs = self._within(player, partial(self._proposed, player), config.samples)
+            proposed += archs
             slopes = None
             if player.strategy.wants_slopes:
                 accuracies[update], slopes = self.scorer.with_slopes(archs)
@@ -190,6 +249,7 @@ class SearchRun:
             "load": float(loads.mean()),
             "best_reward": float(rewards[finite].max()),
             "dropped": int((~finite).sum()),
+            **self._skips_of(proposed),
             **_means(scalars),
         }
 

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Sequence
 from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nar_hw.data.loader import Batch
-from nar_hw.distributed import all_reduce_sum, share
+from nar_hw.distributed import all_reduce_sum, ranks, share
 from nar_hw.search.config import SearchConfig
+from nar_hw.search.feasible import Floats
 from nar_hw.search.supernet import Supernet
 from nar_hw.space.network import detached, in_float
 from nar_hw.space.spec import Arch
@@ -78,10 +80,24 @@ class Scorer:
                 (slopes,) = torch.autograd.grad(self._task.loss(in_float(output), targets), gates)
             return torch.cat([self._task.accuracy(detached(output), targets)[None], slopes])
 
-        precision: Precision = "fp32" if self._config.precision == "fp16" else self._config.precision  # small slopes vanish
         with evaluating(self._supernet):
-            scores = self._each(archs, score, 1 + len(gates), precision)
+            scores = self._each(archs, score, 1 + len(gates), self._slopes_precision)
         return [accuracy for accuracy, *_ in scores], [slopes for _, *slopes in scores]
+
+    def with_mixture(self, weights: Floats) -> Floats:
+        """(S, V) slopes of the loss on one random validation minibatch in the ``weights`` (S, V) of the operators' mixture."""
+        images, targets = self._minibatch()
+        shares = torch.tensor(weights, dtype=torch.float32, device=self._task.device, requires_grad=True)
+        arithmetic = autocast(self._task.device, self._slopes_precision)
+        with evaluating(self._supernet), torch.enable_grad(), self._supernet.mixed(shares), arithmetic:
+            self._supernet.recalibrate(self._calibration)
+            loss = self._task.loss(in_float(self._supernet(images)), targets)
+            (slopes,) = torch.autograd.grad(loss, shares)
+        return np.asarray((all_reduce_sum(slopes.double()) / ranks()).cpu().numpy())
+
+    @property
+    def _slopes_precision(self) -> Precision:
+        return "fp32" if self._config.precision == "fp16" else self._config.precision  # small slopes vanish
 
     def on_all(self, archs: Sequence[Arch]) -> list[float]:
         """Accuracy in [0, 1] of each arch on the whole validation split."""

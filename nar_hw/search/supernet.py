@@ -1,6 +1,6 @@
 """One network that holds every operator of every slot and runs one of them per slot.
 
-Shape legend: B images, K candidates of a slot.
+Shape legend: B images, K candidates of a slot, S slots, V operator codes.
 """
 
 import random
@@ -27,11 +27,26 @@ class Switch(nn.Module):
         self.choices = nn.ModuleDict({str(code): module for code, module in choices.items()})
         self.active = str(active)
         self.gate: Tensor | None = None
+        self.weights: Tensor | None = None
+        self.stacks = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the active module returns, times the gate where there is one."""
+        """What the active module returns, times the gate where there is one; with ``weights`` (K,), the mixture of all."""
+        if self.weights is not None:
+            return self._mixed(*args, **kwargs)
         output = self.choices[self.active](*args, **kwargs)
         return output if self.gate is None else self.gate * output
+
+    def _mixed(self, features: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Of a convolution with a norm, (K * B, C, H, W): one output after the other, for each of which there is a norm."""
+        modules = self.choices.values()
+        if self.stacks:
+            return torch.cat([module(features, *args, **kwargs) for module in modules])
+        assert self.weights is not None
+        count = len(self.choices)
+        inputs = features.chunk(count) if isinstance(self.current(), _BatchNorm) else [features] * count
+        outputs = [module(each, *args, **kwargs) for module, each in zip(modules, inputs, strict=True)]
+        return torch.stack([weight * output for weight, output in zip(self.weights, outputs, strict=True)]).sum(0)
 
     def __getattr__(self, name: str) -> Any:
         """What the network reads of its own norms, read of the active one."""
@@ -45,6 +60,10 @@ class Switch(nn.Module):
     def current(self) -> nn.Module:
         """The active module."""
         return self.choices[self.active]
+
+    def running(self) -> list[nn.Module]:
+        """The active module; all of them in a mixture."""
+        return [self.current()] if self.weights is None else list(self.choices.values())
 
 
 class Supernet(nn.Module):
@@ -73,7 +92,8 @@ class Supernet(nn.Module):
             # The network's own, not a copy: it may share its weight with another.
             operators[slot.incumbent] = self.network.get_submodule(site.conv)
             norms = {code: norm for code in slot.candidates if (norm := self.space.norm_for(site, code)) is not None}
-            _inherit(operators, norms, slot.incumbent)
+            if not slot.skip:
+                _inherit(operators, norms, slot.incumbent)
             switch = Switch(operators, slot.incumbent)
             for path in (site.conv, *site.aliases):
                 self.network.set_submodule(path, switch)
@@ -113,8 +133,26 @@ class Supernet(nn.Module):
             for switch, _ in switches:
                 switch.gate = None
 
+    @contextmanager
+    def mixed(self, weights: Tensor) -> Iterator[None]:
+        """Within it, each slot puts out the sum of its candidates times their ``weights`` (S, V): behind the norm, if any."""
+        sites = [(slot, row, site) for slot, row in zip(self.space.slots, weights, strict=True) for site in slot.sites]
+        switches = []
+        for slot, row, site in sites:
+            if slot.fixed:
+                continue
+            for path in filter(None, (site.conv, site.norm)):
+                switch = cast(Switch, self.network.get_submodule(path))
+                switch.weights, switch.stacks = row[list(slot.candidates)], path == site.conv and site.norm is not None
+                switches.append(switch)
+        try:
+            yield
+        finally:
+            for switch in switches:
+                switch.weights, switch.stacks = None, False
+
     def path(self) -> Iterator[nn.Module]:
-        """Every module of the active child, without the operators that do not run."""
+        """Every module of the active child, or of the mixture, without the operators that do not run."""
         yield from _path(self.network)
 
     @torch.no_grad()
@@ -183,11 +221,10 @@ def _inherit(operators: dict[int, nn.Module], norms: dict[int, nn.Module], incum
 
 
 def _path(module: nn.Module) -> Iterator[nn.Module]:
-    if isinstance(module, Switch):
-        module = module.current()
-    yield module
-    for child in module.children():
-        yield from _path(child)
+    for running in module.running() if isinstance(module, Switch) else [module]:
+        yield running
+        for child in running.children():
+            yield from _path(child)
 
 
 class FairPaths:

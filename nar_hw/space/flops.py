@@ -23,7 +23,7 @@ from nar_hw.errors import SpaceError
 from nar_hw.space.network import images_for, plain_copy, plainly
 from nar_hw.space.operators import build_operator
 from nar_hw.space.space import SearchSpace, Site, Slot
-from nar_hw.space.spec import INCUMBENT, OpSpec, Pair
+from nar_hw.space.spec import INCUMBENT, NO_SKIP, SKIP, OpSpec, Pair
 from nar_hw.userfile import user_code
 
 Integers = NDArray[np.int64]
@@ -308,6 +308,8 @@ class SpaceCounts:
     def _count_call(self, site: Site, code: int, first: OpSpec, spec: OpSpec) -> Counts:
         if has_formula(spec):
             return count_spec(spec)
+        if spec.operator in (SKIP, NO_SKIP):
+            return Counts()  # fvcore does not count additions
         key = (first, spec)  # an operator is built for its first call
         if key in self._known:
             return self._known[key]

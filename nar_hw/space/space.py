@@ -20,7 +20,8 @@ from nar_hw.records import replace
 from nar_hw.space.fixed import why_fixed
 from nar_hw.space.network import plain_copy
 from nar_hw.space.operators import FAMILIES, OPERATORS, Builder, build_operator, describe, family
-from nar_hw.space.spec import INCUMBENT, Arch, Manner, OpSpec, Pair
+from nar_hw.space.skips import NoSkip, free_skips
+from nar_hw.space.spec import INCUMBENT, NO_SKIP, SKIP, Arch, Manner, OpSpec, Pair
 from nar_hw.space.trace import Trace, TracedConv, trace
 from nar_hw.userfile import is_file_name, load_function
 
@@ -56,6 +57,11 @@ class Slot:
     """The code that leaves the network as it is."""
     reason: str | None = None
     """Why there is nothing to choose, where there is not."""
+
+    @property
+    def skip(self) -> bool:
+        """Whether it is a skip connection, which stays or goes."""
+        return self.sites[0].incumbent.operator == SKIP
 
     @property
     def fixed(self) -> bool:
@@ -103,6 +109,7 @@ class SearchSpace:
         slots: Pattern | None = None,
         blocks: Callable[[str], str] | None = None,
         limit_params: bool = True,
+        skips: bool = False,
     ) -> "SearchSpace":
         """The search space of any network.
 
@@ -118,10 +125,11 @@ class SearchSpace:
                 by default all with a kernel larger than 1x1 except the stem.
             blocks: path of a convolution -> name of its block; by default found from where the network adds its skips.
             limit_params: admit only operators with no more parameters than the incumbent (paper 3.1).
+            skips: the network's skip connections are slots too, behind the others: each stays or goes (`free_skips`).
 
         Raises:
             ModelError: the model rejects the input shape or fails on it, or cannot be copied.
-            SpaceError: no slot is found, or an operator of yours does not keep the shape.
+            SpaceError: no slot is found, an operator of yours does not keep the shape, or there is no skip to be free.
             UnknownNameError: an operator that does not exist.
         """
         if manner not in ("conv", "block"):
@@ -145,6 +153,7 @@ class SearchSpace:
             else tuple(item if isinstance(item, str) else item.__name__ for item in operators),
             "slots": slots if isinstance(slots, str) else None,
             "limit_params": limit_params,
+            **({"skips": True} if skips else {}),
         }
         space = cls(model, input_shape, traced.num_classes, manner, (), vocabulary, own, asked, traced.hidden)
         convs = _choose(traced, slots)
@@ -164,7 +173,22 @@ class SearchSpace:
                 )
             )
         space.slots = tuple(space._slot(name, tuple(sites), admitted, limit_params, fixed) for name, sites in groups.items())
+        if skips:
+            space._free_skips(traced)
         return space
+
+    def _free_skips(self, traced: Trace) -> None:
+        """Make slots of the network's skips."""
+        if taken := {SKIP, NO_SKIP} & set(self.operators):
+            raise SpaceError(f"an operator of yours must have a name of its own, but {taken.pop()!r} is taken: rename it")
+        searched = [site.conv for slot in self.slots for site in slot.sites]
+        codes = len(self.operators), len(self.operators) + 1
+        self.operators = (*self.operators, SKIP, NO_SKIP)
+        found = free_skips(self.model, traced, searched, self.input_shape)
+        sites = [
+            Site(conv=skip.path, norm=None, aliases=(), norm_aliases=(), incumbent=skip.spec, calls=skip.calls) for skip in found
+        ]
+        self.slots += tuple(Slot(name=site.conv, sites=(site,), candidates=codes, incumbent=codes[0]) for site in sites)
 
     def _slot(
         self, name: str, sites: tuple[Site, ...], admitted: set[str] | None, limit_params: bool, fixed: Mapping[str, str]
@@ -250,6 +274,19 @@ class SearchSpace:
         """How many archs there are."""
         return math.prod(len(slot.candidates) for slot in self.slots)
 
+    @property
+    def free_skips(self) -> tuple[bool, ...]:
+        """Per slot, whether it is a skip connection."""
+        return tuple(slot.skip for slot in self.slots)
+
+    def require_fixed_skips(self) -> None:
+        """Raises SpaceError where skips are free, for what knows children by their operators alone."""
+        if any(self.free_skips):
+            raise SpaceError(
+                "latencies of operators are of a network with all its skips, but this space has free ones: measure a child as a "
+                "whole (nar-hw bench), or the space without skips=True"
+            )
+
     def sample(self, rng: random.Random) -> Arch:
         """A uniformly random arch."""
         return tuple(rng.choice(slot.candidates) for slot in self.slots)
@@ -317,6 +354,8 @@ class SearchSpace:
         if self._keeps(site, code):
             return plain_copy(self.model.get_submodule(site.conv))
         spec = self.site_specs(site, code)[0]
+        if spec.operator == NO_SKIP:
+            return NoSkip()
         builder = self._builders.get(spec.operator)
         return builder(spec) if builder else build_operator(spec)
 

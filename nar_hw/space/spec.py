@@ -14,6 +14,8 @@ Manner = Literal["conv", "block"]
 
 INCUMBENT = "incumbent"
 """The operator of a slot whose own convolutions no operator describes."""
+SKIP, NO_SKIP = "skip", "none"
+"""The two operators of a skip connection that may be taken out: the addition, and nothing."""
 
 
 class OpSpec(Record, frozen=True, kw_only=True, cache_hash=True):

@@ -82,6 +82,7 @@ def search_run(
         info = fitted_to(replace(tables[0].network, name=model), task)
     else:
         choices = {"manner": manner, "operators": operators, "slots": slots, "limit_params": limit_params}
+        choices |= {} if config.skips == "fixed" else {"skips": True}
         info = network_for(task, model, **choices)
     set_seed(config.seed)
     if config.fit is not None and trained is None:

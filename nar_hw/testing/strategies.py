@@ -41,9 +41,11 @@ def slopes(archs: list[Arch]) -> list[list[float]]:
 
 
 def play(strategy: Strategy, rounds: int, n: int = 5) -> list[list[Arch]]:
-    """Ask and tell some times; returns what was proposed."""
+    """Ask and tell some times, and descend where there is a mixture; returns what was proposed."""
     proposed = []
-    for _ in range(rounds):
+    for number in range(rounds):
+        if strategy.wants_mixture:
+            strategy.descend(np.cos(number + np.arange(24.0)).reshape(len(CANDIDATES), 4))
         archs = strategy.ask(n)
         strategy.tell(archs, quality(archs), slopes(archs))
         proposed.append(archs)
@@ -173,6 +175,21 @@ class StrategyConformance:
     def test_unequal_numbers_of_archs_and_rewards_are_an_error(self, strategy: Maker) -> None:
         with pytest.raises(ValueError, match="zip"):
             self.make(strategy).tell([(0, 1, 0, 2, 0, 0)], [0.1, 0.2])
+
+    def test_its_mixture_is_of_the_candidates_alone(self, strategy: Maker) -> None:
+        first = self.make(strategy)
+        if not first.wants_mixture:
+            return
+        play(first, 3)
+        shares = first.mixture()
+        assert shares.shape == (len(CANDIDATES), 4)
+        for row, codes in zip(shares, CANDIDATES, strict=True):
+            assert row[list(codes)].sum() == pytest.approx(1)
+            assert (row[list(codes)] > 0).all()
+            assert np.delete(row, codes).sum() == 0
+        with pytest.raises(TrainingError, match="diverged"):
+            first.descend(np.full(shares.shape, np.nan))
+        assert np.array_equal(first.mixture(), shares)
 
     def test_says_what_it_is(self, strategy: Maker) -> None:
         assert strategy.__doc__

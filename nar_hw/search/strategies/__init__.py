@@ -15,6 +15,7 @@ STRATEGIES: dict[str, "str | type[Strategy]"] = {
     "random": "nar_hw.search.strategies.random:RandomStrategy",
     "evolution": "nar_hw.search.strategies.evolution:EvolutionStrategy",
     "gradient": "nar_hw.search.strategies.gradient:GradientStrategy",
+    "darts": "nar_hw.search.strategies.darts:DartsStrategy",
     "proxyless": "nar_hw.search.strategies.proxyless:ProxylessStrategy",
     "surrogate": "nar_hw.search.strategies.surrogate:SurrogateStrategy",
 }

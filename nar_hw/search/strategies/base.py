@@ -21,6 +21,9 @@ class Strategy(ABC):
     wants_slopes = False
     """Whether it learns from `nar_hw.search.scoring.Scorer.slopes`."""
 
+    wants_mixture = False
+    """Whether it learns from `nar_hw.search.scoring.Scorer.with_mixture`: it then has `mixture` and `descend`."""
+
     off_policy = False
     """Whether it learns from archs that it did not propose, those over its target among them."""
 
@@ -63,6 +66,17 @@ class Strategy(ABC):
     @abstractmethod
     def learn(self, archs: list[Arch], rewards: Floats, slopes: Floats | None) -> None:
         """What `tell` does with the finite numbers: of at least one arch."""
+
+    def mixture(self) -> Floats:
+        """(S, V) weights with which the operators of each slot are mixed, of a strategy that wants a mixture."""
+        raise NotImplementedError
+
+    def descend(self, slopes: Floats) -> None:
+        """Learn from the (S, V) slopes of the validation loss in the weights of the mixture.
+
+        Raises TrainingError where they are not all finite: the shared weights have diverged.
+        """
+        raise NotImplementedError
 
     def paths(self, n: int) -> list[Arch]:
         """``n`` archs on which to train the shared weights; unless a strategy has a policy, uniformly random ones."""

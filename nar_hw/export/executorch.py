@@ -1,0 +1,142 @@
+"""ExecuTorch's files (.pte): a network made by torch.export for XNNPACK's kernels on a CPU, in fp32 and for one shape.
+
+What XNNPACK does not have runs in ExecuTorch's portable kernels, as it would on the device.
+"""
+
+import importlib.metadata
+import logging
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from nar_hw.device.visits import joined, unsaid
+from nar_hw.errors import ExportError, ModelError, RuntimeUnavailableError
+from nar_hw.export.onnx import Images, check_outputs
+from nar_hw.files import write_bytes
+from nar_hw.space.network import flat
+
+INSTALL = "executorch is not installed: pip install 'nar-hw[executorch]'"
+
+
+def executorch_version() -> str:
+    """Of the package. Raises RuntimeUnavailableError where it is not installed."""
+    try:
+        return importlib.metadata.version("executorch")
+    except importlib.metadata.PackageNotFoundError as problem:
+        raise RuntimeUnavailableError(INSTALL) from problem
+
+
+def save_executorch(network: nn.Module, target: Path, images: Images, threads: int) -> Path:
+    """Write ``network`` as ``target`` (.pte) for inputs of exactly the shape of ``images`` (B, C, H, W).
+
+    network: on the CPU, in float32 and evaluation mode. What the file computes for ``images``, on so many threads, is compared
+    with it.
+
+    Raises:
+        RuntimeUnavailableError: ExecuTorch is not installed.
+        ModelError: torch.export cannot trace the network.
+        ExportError: ExecuTorch cannot have it, or computes something else.
+    """
+    executorch_version()
+    inputs = torch.from_numpy(images)
+    with _quiet(), torch.inference_mode(mode=False), torch.no_grad():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        expected = flat(network(inputs.clone())).numpy()
+        try:
+            program = torch.export.export(network, (inputs,))
+        except Exception as problem:  # whatever the network raises under the tracer
+            raise ModelError(f"torch.export must be able to trace the network, but failed: {_one_line(problem)}") from problem
+        try:
+            data = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
+        except Exception as problem:  # its passes share no base class of errors
+            raise ExportError(f"ExecuTorch must be able to take the network, but failed: {_one_line(problem)}") from problem
+    made = ExecuTorchNetwork(data, "the network", images, threads)
+    try:
+        outputs = made.infer(images)
+    finally:
+        made.close()
+    check_outputs("ExecuTorch", "the network", outputs, expected)
+    write_bytes(target, data)
+    return target
+
+
+class ExecuTorchNetwork:
+    """A .pte, loaded."""
+
+    _loaded: ClassVar[weakref.WeakSet["ExecuTorchNetwork"]] = weakref.WeakSet()
+
+    def __init__(self, data: bytes, name: str, images: Images, threads: int) -> None:
+        """Load ``data``, the file ``name``, for inputs of the shape of ``images``; `run` takes these.
+
+        Raises:
+            RuntimeUnavailableError: ExecuTorch is not installed, or its threads are in use by networks with another number.
+            ModelError: no .pte, or one of another shape.
+        """
+        executorch_version()
+        with _quiet():
+            from executorch.runtime import Runtime
+
+            self._use(threads)
+            try:
+                self._program = Runtime.get().load_program(data)  # it holds the methods
+                method = self._program.load_method("forward")
+                assert method is not None
+                takes = tuple(method.metadata.input_tensor_meta(0).sizes())
+            except (RuntimeError, KeyError) as problem:
+                raise ModelError(f"ExecuTorch cannot run {name}: {_one_line(problem)}") from problem
+        if takes != images.shape:
+            raise ModelError(f"{name} takes images of shape {takes}, but got {images.shape}")
+        self._execute, self._images = method.execute, torch.from_numpy(images)
+        self._loaded.add(self)
+
+    def _use(self, threads: int) -> None:
+        """All networks of a process share one pool of threads; what is loaded holds on to it, so that it must not be changed."""
+        from executorch.extension.pybindings import portable_lib
+
+        if (now := portable_lib._threadpool_get_thread_count()) == threads:
+            return
+        if self._loaded:
+            raise RuntimeUnavailableError(
+                f"ExecuTorch has the same threads for all networks of a process, but {threads} are asked for while a network "
+                f"with {now} is loaded: close that first"
+            )
+        portable_lib._unsafe_reset_threadpool(threads)
+
+    def infer(self, images: Images) -> Images:
+        """(B, D): all outputs for other images."""
+        return joined([output.numpy() for output in self._execute((torch.from_numpy(images),))])
+
+    def run(self) -> None:
+        """One inference."""
+        self._execute((self._images,))
+
+    def close(self) -> None:
+        """Release the network."""
+        self._loaded.discard(self)
+        for name in ("_execute", "_program"):
+            self.__dict__.pop(name, None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without its remarks on experimental interfaces, this CPU and its threads; what goes wrong is in its exceptions."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), unsaid():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _one_line(problem: BaseException) -> str:
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0]
