@@ -160,7 +160,11 @@ def networks(arguments: argparse.Namespace) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.jobs, context, prepare) as pool:
         built = {name: PRECISIONS if arguments.built == "all" else (turns[name],) for name in missing}
-        for work in as_completed([pool.submit(examine, name, arguments.children, built[name]) for name in missing]):
+        waiting = {pool.submit(examine, name, arguments.children, built[name]): name for name in missing}
+        for work in as_completed(waiting):
+            if problem := work.exception():
+                print(f"{waiting[work]}: {type(problem).__name__}: {problem}", flush=True)
+                continue
             row = work.result()
             rows[row["model"]] = row
             sizes = {key: item.get("mb", "refused") for key, item in row["built"].items()}
@@ -221,7 +225,10 @@ def speed(before: Path | None) -> None:
         for top, bottom in (("bundle", "hand"), ("onnx", "before"))
         if bottom in middle
     }
-    value = {"command": "python benchmarks/bench_tensorrt.py speed", "network": "resnet18, 3x32x32, 512 images to calibrate"}
+    value = {
+        "command": "python benchmarks/bench_tensorrt.py speed --before CHECKOUT",
+        "network": "resnet18, 3x32x32, 512 images to calibrate",
+    }
     machine = {"cores": os.cpu_count(), "note": "where other work goes on, the processor's seconds say more than the clock's"}
     write_json(
         RESULTS / "tensorrt_speed.json",

@@ -234,6 +234,21 @@ def test_a_convolution_that_sizes_its_output_on_its_own_is_refused() -> None:
         ChildExporter(space)
 
 
+class Padding(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.pad(x, (2, 2, 2, 2)))
+
+
+def test_a_convolution_that_pads_an_image_smaller_than_its_kernel(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), Padding(4, 4, 5), nn.Flatten(), nn.Linear(64, 5))
+    space = SearchSpace.from_model(network, (3, 4, 4), limit_params=False)
+    assert [site.conv for slot in space.slots for site in slot.sites] == ["2"]
+    exporter = ChildExporter(space)
+    exporter.export(space.incumbent, tmp_path / "child.onnx")
+    assert_computes(tmp_path / "child.onnx", network.eval(), (3, 4, 4))
+
+
 def test_an_arch_of_another_space_is_refused(small: tuple[SearchSpace, ChildExporter], tmp_path: Path) -> None:
     with pytest.raises(SpaceError, match="one code per slot"):
         small[1].export((0,), tmp_path / "child.onnx")

@@ -183,7 +183,11 @@ def _placeholder(conv: Any, site: Site) -> nn.Conv2d:
     # A subclass may pad on its own: then a 1x1 convolution with its stride is what keeps the size.
     for candidate in (like, nn.Conv2d(*channels, 1, conv.stride, groups=conv.groups, bias=False)):
         probe = plain_copy(candidate).to("meta")
-        if all(probe(torch.empty(1, channels[0], *size, device="meta")).shape[2:] == out for size, out in site.calls):
+        try:
+            sizes = [probe(torch.empty(1, channels[0], *size, device="meta")).shape[2:] for size, _ in site.calls]
+        except RuntimeError:  # its kernel is larger than the image
+            continue
+        if sizes == [out for _, out in site.calls]:
             return candidate
     raise ExportError(f"{site.conv} must change the image size as a strided convolution does: leave it out with slots=")
 
