@@ -351,6 +351,28 @@ def test_other_precisions_are_valid_onnx_too_and_are_made_without_a_word(
     assert not any(name.endswith("_DequantizeLinear_Output") for name in norm.input[1:]), "a norm computes in fp32"
 
 
+class Placed(nn.Module):
+    """One map summed along both sides, as positions are embedded in EdgeNeXt: ONNX Runtime has no such sum in fp16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return (x.cumsum(2) + x.cumsum(3)).mean((2, 3))
+
+
+def test_what_two_operations_read_in_fp32_is_cast_once(tmp_path: Path) -> None:
+    network = Placed().eval()
+    export_onnx(network, tmp_path / "fp32.onnx", input_shape=SHAPE)
+    to_fp16(tmp_path / "fp32.onnx", tmp_path / "fp16.onnx")
+    onnx.checker.check_model(str(tmp_path / "fp16.onnx"), full_check=True)
+    inputs = images(1)
+    expected = network(torch.from_numpy(inputs)).detach().numpy()
+    assert np.allclose(run_session(open_session(tmp_path / "fp16.onnx"), inputs), expected, rtol=0.01, atol=0.01)
+
+
 @pytest.mark.parametrize("method", ["minmax", "percentile"])
 def test_the_ranges_of_int8_are_those_of_all_calibration_images(
     exported: Path, child: nn.Module, tmp_path: Path, method: Calibration

@@ -57,6 +57,10 @@ def to_fp16(source: Path, target: Path) -> None:
         warnings.simplefilter("ignore")  # weights below the smallest fp16 number; what it costs is measured afterwards
         proto = convert_float_to_float16(proto, keep_io_types=True)
     del proto.graph.value_info[:]
+    # It writes one cast for each operation that stays in fp32, and the same again where several read one value.
+    once = {tuple(node.output): node for node in proto.graph.node}
+    del proto.graph.node[:]
+    proto.graph.node.extend(once.values())
     model = ir.from_proto(proto)
     model.graph.sort()  # it puts casts behind the nodes that read them, which the standard forbids
     write_model(ir.to_proto(model), target)
