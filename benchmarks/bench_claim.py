@@ -63,7 +63,7 @@ MODEL = ModelInfo(name="benchmarks/claim/resnet20.py:build", input_shape=(3, 32,
 SHAPE = (3, 32, 32)
 TARGET, TARGETS = 0.6, ("0.6", "0.4")
 FAST = {"precision": "bf16", "channels_last": True}
-RECIPE = replace(RECIPES["finetune"], epochs=8, compile=True, **FAST)
+RECIPE = replace(RECIPES["finetune"], epochs=16, **FAST)
 SEARCH = replace(FITTED, fit=FitConfig(epochs=3, precision="bf16", channels_last=True), **FAST)
 RATIOS = tuple(round(0.05 * step, 2) for step in range(2, 17))
 MULTIPLES = (None, 8)
