@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nar_hw.errors import TableError, UserError
-from nar_hw.latency.children import Measured, Steps, alone, child_loader, children_at_once, measure, says
+from nar_hw.latency.children import ChildFiles, Measured, Steps, alone, child_loader, children_at_once, measure, says
 from nar_hw.latency.contention import together
 from nar_hw.latency.designs import held_out, profiled
 from nar_hw.latency.journal import Journal
@@ -22,8 +22,6 @@ from nar_hw.space.spec import Arch
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-
-    from nar_hw.latency.children import Exporters
 
 Floats = npt.NDArray[np.float64]
 
@@ -48,7 +46,7 @@ def validate(
     rounds: int = VALIDATION_ROUNDS,
     budget_s: float | None = None,
     journal: Journal | None = None,
-    exporters: "Exporters | None" = None,
+    files: ChildFiles | None = None,
     progress: "Progress | None" = None,
 ) -> Validation:
     """Measure random children and compare them with the table; the result is what a table keeps as its validation.
@@ -64,7 +62,7 @@ def validate(
         rounds: visits of each child.
         budget_s: seconds after which no more rounds are begun.
         journal: keeps what is measured.
-        exporters: shared with other measurements of the same space.
+        files: shared with other measurements of the same space.
         progress: shows a bar.
 
     Raises:
@@ -84,7 +82,7 @@ def validate(
     with ExitStack() as stack:
         stack.enter_context(alone([config], progress))
         start = time.monotonic()
-        load = stack.enter_context(child_loader(space, config, exporters))
+        load = stack.enter_context(child_loader(space, config, files))
         deadline = math.inf if budget_s is None else start + budget_s
 
         def session(stage: str, archs: list[Arch], rounds: int) -> Measured[Arch]:
