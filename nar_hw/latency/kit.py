@@ -185,7 +185,7 @@ def write_kit(
     model_name: str,
     method: str = "in-context",
     rounds: int = 20,
-    tolerance: float = 0.01,
+    tolerance: float = 0.02,
     seed: int = 0,
     validate: int = 40,
     budget_s: float | None = None,

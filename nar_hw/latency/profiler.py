@@ -46,12 +46,12 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "ChildLoader", "child_loader", "profile"]
 
-ROUNDS = 20
+ROUNDS = 12
 WHOLE = 6
 """Replicates of in-context profiles that are measured as wholes only."""
 UNSEEN = "not validated: the profile has seen all children of this small space, or all but one or two"
 OPERATORS_AT_ONCE = 24
-TOLERANCE = 0.01
+TOLERANCE = 0.02
 
 
 def profile(
