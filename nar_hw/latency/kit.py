@@ -184,7 +184,7 @@ def write_kit(
     config: RuntimeConfig,
     model_name: str,
     method: str = "in-context",
-    rounds: int = 20,
+    rounds: int = 12,
     tolerance: float = 0.02,
     seed: int = 0,
     validate: int = 40,
