@@ -81,7 +81,8 @@ def estimate(space: SearchSpace, profiled: Measured[Arch], measured: Measured[Ar
         smallest=min(raw[spec] / nodes[spec] for spec in raw),
     )
     guess = {spec: scale * raw[spec] - overhead * nodes[spec] for spec in raw}
-    fit = least_squares(space, whole, guess, spread=SPREAD, noise=likely_noise(space, whole, guess))
+    # Children count there as 1 % off: what matters is how far entries may move beside that.
+    fit = least_squares(space, whole, guess, spread=SPREAD * 0.01 / likely_noise(space, whole, guess))
     errors = contrast_errors(space, fit)
     entries = {
         spec: _entry(spec, ms, errors[spec], [context.runs * scale for context in contexts[spec]], ms - scale * raw[spec])

@@ -46,29 +46,27 @@ class Fit:
     """What is left over, in percent."""
 
 
-def least_squares(
-    space: SearchSpace, whole: Mapping[Arch, float], guess: Mapping[OpSpec, float], *, spread: float, noise: float = 0.01
-) -> Fit:
+def least_squares(space: SearchSpace, whole: Mapping[Arch, float], guess: Mapping[OpSpec, float], *, spread: float) -> Fit:
     """The entries that best explain whole children (ms), by bounded least squares: none is zero or negative.
 
-    Children count as in `calibrate` (with ``noise``, relative to the mean, more in slow and less in fast children); the ``guess``
-    (ms) of an entry counts as +- ``spread``, relative. The fixed part is not guessed.
+    Children count as in `calibrate` (an error of 1 % of the mean, more in slow and less in fast children); the ``guess`` (ms)
+    of an entry counts as +- ``spread``, relative. The fixed part is not guessed.
     """
     from scipy.optimize import lsq_linear
 
     times = np.array(list(whole.values()))  # (children,)
     specs = list(guess)
     calls = np.array([[counts[spec] for spec in specs] for counts in (_calls(space, arch) for arch in whole)], dtype=np.float64)
-    errors = noise * np.sqrt(times * times.mean())  # (children,)
+    noise = 0.01 * np.sqrt(times * times.mean())  # (children,)
     prior = np.array(list(guess.values()))  # (specs,)
     known = np.concatenate([np.diag(1 / (spread * prior)), np.zeros((len(prior), 1))], axis=1)
-    left = np.concatenate([np.concatenate([calls, np.ones((len(times), 1))], axis=1) / errors[:, None], known])
-    right = np.concatenate([times / errors, np.full(len(specs), 1 / spread)])
+    left = np.concatenate([np.concatenate([calls, np.ones((len(times), 1))], axis=1) / noise[:, None], known])
+    right = np.concatenate([times / noise, np.full(len(specs), 1 / spread)])
     lowest = np.append(0.01 * prior, 0.0)
     found = lsq_linear(left, right, (lowest, np.full(len(lowest), np.inf))).x
     residual = (calls @ found[:-1] + found[-1]) / times - 1
     # Children repeat their error in every round: their number, not that of the runs, decides how sure an entry is.
-    scatter = max(1.0, float(np.sqrt(np.mean((residual * times / errors) ** 2))))
+    scatter = max(1.0, float(np.sqrt(np.mean((residual * times / noise) ** 2))))
     return Fit(
         ms=dict(zip(specs, map(float, found[:-1]), strict=True)),
         fixed_ms=float(found[-1]),
