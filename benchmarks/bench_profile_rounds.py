@@ -115,7 +115,7 @@ def resampled(raw: Raw) -> dict[str, Any]:
 
 def noise_of(runs: np.ndarray) -> dict[str, float]:
     """Spread of visits (%), and the share of the variance of a visit's last runs that is not common to them."""
-    single = [np.log(normalised(runs[..., number : number + 1])[0]) for number in (-2, -1)]
+    single = [np.log(normalised(runs[..., [number]])[0]) for number in (-2, -1)]
     off = [np.clip(values - np.median(values, axis=0), -0.1, 0.1) for values in single]
     whole = np.log(normalised(runs)[0])
     spread = 1.4826 * float(np.median(np.abs(whole - np.median(whole, axis=0))))
