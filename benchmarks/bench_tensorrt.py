@@ -156,7 +156,7 @@ def networks(arguments: argparse.Namespace) -> None:
     rows: dict[str, dict[str, Any]] = {}
     if path.exists():
         rows = {row["model"]: row for row in json.loads(path.read_text())["networks"]}
-    missing = [name for name in arguments.only or names if name not in rows]
+    missing = arguments.only or [name for name in names if name not in rows]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.jobs, context, prepare) as pool:
         built = {name: PRECISIONS if arguments.built == "all" else (turns[name],) for name in missing}
@@ -239,7 +239,7 @@ def speed(before: Path | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("networks", "fleet", "speed"), default="networks")
-    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--only", nargs="*", help="these networks, again where they are in the results already")
     parser.add_argument("--children", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--built", choices=("one", "all"), default="one", help="in how many precisions")

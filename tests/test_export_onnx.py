@@ -378,8 +378,8 @@ def test_the_ranges_of_int8_are_those_of_all_calibration_images(
     exported: Path, child: nn.Module, tmp_path: Path, method: Calibration
 ) -> None:
     """By what the layers read in torch; two batches, the largest numbers in the second. Percentiles lie within."""
-    calibration = images(32)
-    calibration[16:] *= 2
+    calibration = images(96)
+    calibration[64:] *= 2
     to_int8(exported, tmp_path / "int8.onnx", calibration, method=method)
     graph = onnx.load(tmp_path / "int8.onnx").graph
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
