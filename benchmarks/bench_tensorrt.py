@@ -214,7 +214,8 @@ def speed(before: Path | None) -> None:
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for _ in range(3):
         for way in ways:
-            env = {**os.environ, **({"PYTHONPATH": str(before)} if way == "before" else {})}
+            env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}  # as when installed
+            env |= {"PYTHONPATH": str(before)} if way == "before" else {}
             script = Path(__file__).with_name("bench_tensorrt_once.py")
             done = subprocess.run([sys.executable, script, way], env=env, capture_output=True, text=True, check=True)
             runs[way].append(json.loads(done.stdout.splitlines()[-1]))

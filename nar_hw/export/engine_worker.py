@@ -49,12 +49,15 @@ def logger(trt: Any) -> Any:
     return Log()
 
 
-_PLACES = re.compile(r"^\w+::\w+: Error Code \d+: |\[\w+\.\w+:\d+: \w+\] ?|,? In \w+ at /[^)]*\)*")
+_PLACES = re.compile(
+    r"^\w+::\w+: Error Code \d+: |\[[\w.]+::\w+::\d+\] Error Code \d+: |\[\w+\.\w+:\d+: \w+\] ?|,? In \w+ at /[^)]*\)*"
+)
+_PLACE_OF_REASON = re.compile(r"\(In \w+ at /\S+ (\([^()]*\))\)")
 
 
 def one_line(text: str) -> str:
     """``text`` without its line ends, and without places in TensorRT's own source."""
-    return _PLACES.sub("", " ".join(text.split()))
+    return _PLACES.sub("", _PLACE_OF_REASON.sub(r"\1", " ".join(text.split())))
 
 
 def parse(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
