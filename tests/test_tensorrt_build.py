@@ -1,5 +1,6 @@
 """Engines built, and ONNX files read, by the real TensorRT for RTX, which needs no GPU for either."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -298,6 +299,44 @@ def test_the_parser_names_each_node_that_it_refuses(tmp_path: Path) -> None:
     assert [(item["node"], item["operator"]) for item in verdict.refused] == [("x/Det", "Det"), ("y/BitShift", "BitShift")]
     assert verdict.sentence().startswith(f"refused (TensorRT for RTX {version()}) at node x/Det (Det): ")
     assert verdict.sentence().endswith(" (and 1 more nodes)")
+
+
+def test_a_file_at_which_the_parser_dies_is_refused_alone(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import os, pathlib, sys\n"
+        f"sys.path.insert(0, {str(Path(str(engine_worker.__file__)).parent)!r})\n"
+        "import engine_worker\n"
+        "if 'fp16.onnx' in pathlib.Path(sys.argv[1]).read_text(): os._exit(7)\n"
+        "engine_worker.main()\n"
+    )
+    monkeypatch.setattr(engine_worker, "__file__", str(worker))
+    found = {name: verdict.sentence() for name, verdict in parser_verdicts({key: files[key] for key in ("fp32", "fp16")}).items()}
+    assert found["fp32"] == f"accepted (TensorRT for RTX {version()})"
+    assert found["fp16"] == (
+        f"refused (TensorRT for RTX {version()}) at the file: TensorRT for RTX ended with code 7 and no answer: no message"
+    )
+
+
+def test_a_library_that_does_not_start_here_judges_nothing(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As TensorRT 10 and 11 do without a GPU: the next one is asked."""
+    (tmp_path / "nogpu.py").write_text(
+        "__version__ = '10.1.0'\n"
+        "class ILogger:\n    ERROR, INTERNAL_ERROR, WARNING = range(3)\n"
+        "def Builder(log):\n    raise TypeError('factory function returned nullptr')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    lame = dataclasses.replace(LIBRARIES["tensorrt"], package="nogpu")
+    monkeypatch.setitem(LIBRARIES, "tensorrt", lame)
+    (verdict,) = parser_verdicts({"a": files["fp32"]}).values()
+    assert verdict.sentence() == f"accepted (TensorRT for RTX {version()})"
+    monkeypatch.delitem(LIBRARIES, "tensorrt-rtx")
+    assert parser_verdicts({"a": files["fp32"]}) == {}
 
 
 def test_files_that_tensorrt_would_misread_are_refused(tmp_path: Path) -> None:

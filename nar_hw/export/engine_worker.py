@@ -62,6 +62,7 @@ def one_line(text: str) -> str:
 
 def parse(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
     """Read files: name -> the nodes that the parser refuses, with their operators and its reasons."""
+    builder(trt, logger(trt))  # where the library does not start, no file is to blame
     return {"refused": {name: _refused(trt, file) for name, file in request["files"].items()}}
 
 

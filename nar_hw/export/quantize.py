@@ -215,7 +215,7 @@ def to_symmetric(source: Path, target: Path) -> None:
 
     Activations are signed, with zero points 0, over ranges that hold the old ones, and quantized only where a convolution or
     matrix product reads them: elsewhere each rounding costs accuracy, and a kernel of its own or an operation in one.
-    (So does nvidia-modelopt's quantizer; benchmarks/results/tensorrt.json compares.)
+    (So does nvidia-modelopt's quantizer; benchmarks/results/tensorrt_int8.json compares.)
     """
     import onnx
     from onnx import numpy_helper
