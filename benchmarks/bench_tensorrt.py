@@ -83,9 +83,9 @@ def examine(name: str, children: int, precisions: tuple[str, ...]) -> dict[str, 
     model = build_model(name, input_shape=shape, num_classes=10).eval()
     try:
         space = SearchSpace.from_model(model, shape)
+        exporter, rng = ChildExporter(space), random.Random(0)
     except NarError as error:
         return {**row, "left_out": str(error)}
-    exporter, rng = ChildExporter(space), random.Random(0)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         first, files = folder / "0.onnx", {}

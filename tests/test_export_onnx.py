@@ -413,6 +413,42 @@ def test_bf16_casts_follow_and_sizes_stay(tmp_path: Path) -> None:
     assert casts == {**kinds, "down": TensorProto.INT32, "up": TensorProto.BFLOAT16}
 
 
+class Standardised(nn.Conv2d):
+    """A convolution that computes its weights, as in normaliser-free networks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = nn.functional.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True, eps=1e-5)
+        return self._conv_forward(x, weight.reshape_as(self.weight), self.bias)
+
+
+class Spread(nn.Module):
+    """Adds one number to every place, through a tensor larger than all weights together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = nn.Parameter(torch.full((1, 1, 1, 1), 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.number.expand(1, 64, 96, 96)
+
+
+def test_what_weights_alone_give_is_computed_once(tmp_path: Path) -> None:
+    """Above the size from which the exporter's optimizer leaves it; but no file grows by more than its largest weight."""
+    torch.manual_seed(0)
+    shape = (3, 96, 96)
+    network = nn.Sequential(Standardised(3, 64, 3, padding=1), Standardised(64, 64, 3, padding=1), Spread(), nn.Flatten(2)).eval()
+    export_onnx(network, tmp_path / "fp32.onnx", input_shape=shape)
+    graph = onnx.load(tmp_path / "fp32.onnx").graph
+    counts = Counter(node.op_type for node in graph.node)
+    assert counts["Conv"] == 2
+    assert set(counts) <= {"Conv", "Add", "Expand", "Reshape", "Concat", "Shape", "Gather", "Slice"}, counts
+    assert (tmp_path / "fp32.onnx").stat().st_size < 4 * (64 * 64 * 9 + 3 * 64 * 9) + 100_000
+    verify_onnx(tmp_path / "fp32.onnx", network, images(2, shape))
+    to_int8(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", images(2, shape))
+    scales = {tensor.name: tensor.dims for tensor in onnx.load(tmp_path / "int8.onnx").graph.initializer}
+    assert sum(list(dims) == [64] for name, dims in scales.items() if name.endswith("scale")) == 2, "weights of two convolutions"
+
+
 @pytest.mark.parametrize("batch", [(1, 64), 3])
 def test_int8_weights_fill_the_range_of_each_channel(tmp_path: Path, batch: int | tuple[int, int]) -> None:
     """A channel without weights has the scale 1. Ranges are those of all images, also where they do not fill a fixed batch."""

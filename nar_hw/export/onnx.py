@@ -160,7 +160,10 @@ def traced(
     for value, name in zip(result.graph.outputs, names, strict=True):
         value.name = name
     _require_float32(result.graph)
-    optimizer.fold_constants(result)
+    # Also what is computed from large weights alone (their standardisation, for one), but nothing larger than the largest of them
+    largest = max((value.const_value.size for value in result.graph.initializers.values() if value.const_value), default=0)
+    largest = max(largest, 2**18)
+    optimizer.fold_constants(result, input_size_limit=largest, output_size_limit=largest)
     pad_last_windows(result.graph)
     plain_equations(result.graph)
     return result
