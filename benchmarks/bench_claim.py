@@ -42,7 +42,7 @@ from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
 from nar_hw.models.info import ModelInfo
 from nar_hw.models.weights import load_weights
-from nar_hw.records import replace
+from nar_hw.records import plain, replace
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.search.config import FITTED, FitConfig
 from nar_hw.space.flops import count_module
@@ -247,7 +247,7 @@ def alternative(method: str, seed: int, task: ClassificationTask, work: Path, ou
     )
 
 
-def refined(seed: int, task: ClassificationTask, work: Path) -> dict[str, Any]:
+def refined(seed: int, work: Path) -> None:
     config = RefineConfig(
         model=MODEL,
         data="cifar10",
@@ -258,7 +258,7 @@ def refined(seed: int, task: ClassificationTask, work: Path) -> dict[str, Any]:
         export=ExportConfig(targets=("onnx", "openvino"), precisions=("fp32", "int8")),
     )
     with timed(work, f"refined-{seed}"):
-        return refine(config, work / f"refined-{seed}", weights=WEIGHTS, table=work / "table.json").outcome()
+        refine(config, work / f"refined-{seed}", weights=WEIGHTS, table=work / "table.json")
 
 
 def plain_epoch(task: ClassificationTask, work: Path) -> float:
@@ -335,17 +335,21 @@ def front(work: Path, seeds: list[int]) -> None:
     batches = list(task.eval_batches("test"))
     images, labels = (np.concatenate([batch[part].numpy() for batch in batches]) for part in (0, 1))
     first = work / f"refined-{seeds[0]}" / "bundles"
-    files = {"network": first / "baseline" / "model.onnx"}
+    files: dict[str, Path] = {}
     points: dict[str, dict[str, Any]] = {}
     for seed in seeds:
-        outcome = read_json(work / f"outcome-{seed}.json", what="outcome")
-        for row in outcome["networks"]:
-            name = "network" if row["name"] == "baseline" else f"refined {row['name']}, seed {seed}"
+        refinement = work / f"refined-{seed}"
+        folders = {f"refined {target}, seed {seed}": refinement / "children" / target for target in TARGETS}
+        if seed == seeds[0]:
+            folders = {"network": refinement / "baseline", **folders}
+        for name, folder in folders.items():
+            if not (folder / "child.json").exists():
+                continue  # not trained yet
+            child = Child.load(folder)
             keep = ("arch", "params", "flops", "predicted_ms", "target_ms")
-            points[name] = {"test": row["test_accuracy"], **{key: row[key] for key in keep}}
-            if name != "network":
-                files[name] = work / f"refined-{seed}" / "bundles" / row["name"] / "model.onnx"
-                points[name]["CPU seconds of the whole refinement"] = seconds(work, f"refined-{seed}")
+            points[name] = {"test": child.accuracy["test"], **{key: plain(child)[key] for key in keep}}
+            files[name] = refinement / "front" / f"{folder.name}.onnx"
+            export_onnx(child.network(folder), files[name], input_shape=SHAPE, batch=(1, 64))
         for method in ALTERNATIVES:
             out = work / f"{method}-{seed}"
             if (out / "result.json").exists():
@@ -390,6 +394,9 @@ def front(work: Path, seeds: list[int]) -> None:
                 "onnxruntime": onnxruntime.__version__,
             },
             "recipe": RECIPE.options(),
+            "CPU seconds of a search and its children": {
+                seed: seconds(work, f"refined-{seed}") for seed in seeds if (work / "seconds" / f"refined-{seed}.json").exists()
+            },
             "epochs of the published training": 200,
             "CPU seconds of an epoch of plain training": plain_epoch(task, work),
             "points": points,
@@ -423,8 +430,7 @@ def main() -> None:
             return
         for seed in args.seeds:
             if "refined" in args.only:
-                outcome = refined(seed, task, args.work)
-                write_json(args.work / f"outcome-{seed}.json", outcome)
+                refined(seed, args.work)
             for method in (method for method in ALTERNATIVES if method in args.only):
                 alternative(method, seed, task, args.work, args.work / f"{method}-{seed}")
 

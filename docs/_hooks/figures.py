@@ -255,7 +255,7 @@ def _claim() -> str:
     rows = []
     for title, item in sorted(found["points"].items(), key=lambda entry: -entry[1]["share"]):
         method, _, rest = title.partition(" ")
-        seconds = item.get("CPU seconds", item.get("CPU seconds of the whole refinement"))
+        seconds = item.get("CPU seconds")
         rows.append(
             [
                 f"{names[method]} {rest}".strip(),
