@@ -281,7 +281,7 @@ def diff_folders(first: Path, second: Path | None, as_json: bool) -> None:
 def outline(table: "LatencyTable") -> dict[str, Any]:
     """What a table says as a whole, for JSON."""
     fastest, slowest = table.bounds()
-    validation = table.validation
+    validation, cache = table.validation, table.cache
     return {
         "model": table.network.name,
         "input_shape": list(table.network.input_shape),
@@ -291,6 +291,7 @@ def outline(table: "LatencyTable") -> dict[str, Any]:
         "slots": len(table.slots),
         "entries": len(table.entries),
         "fixed_ms": table.fixed_ms,
+        "cache": cache and {"params": cache.params, "ms_per_million": cache.ms_per_million},
         "incumbent_ms": table.incumbent_ms,
         "incumbent_p90_ms": None if table.p90 is None else table.at_percentile(90).incumbent_ms,
         "percentile": table.percentile or 50,
@@ -317,6 +318,11 @@ def show_outline(table: "LatencyTable", path: Path) -> None:
         f"the network itself {whole['incumbent_ms']:.4g} ms, predicted {whole['incumbent_predicted_ms']:.4g} ms; "
         f"archs are predicted from {whole['fastest_ms']:.4g} to {whole['slowest_ms']:.4g} ms",
     ]
+    if (cache := table.cache) is not None:
+        lines.append(
+            f"networks of less than {cache.params / 1e6:.3g} million parameters stay in the caches: they save "
+            f"{cache.ms_per_million:.3g} ms for each million less"
+        )
     if whole["mape_percent"] is not None:
         again = whole["noise_between_sessions_percent"]
         between = "" if again is None else f", {again:.1f} % between sessions"

@@ -86,7 +86,7 @@ def estimate(space: SearchSpace, profiled: Measured[Arch], measured: Measured[Ar
         for spec, ms in fit.ms.items()
     }
     details = {"scale": scale, "overhead_ms": overhead, "residual_mape": fit.residual_mape}
-    return Estimate(entries=entries, fixed_ms=fit.fixed_ms, details=details)
+    return Estimate(entries=entries, fixed_ms=fit.fixed_ms, details=details, cache=fit.cache)
 
 
 def _slowdown(profiled: Measured[Arch], whole: Mapping[Arch, float], speed: float) -> float:
