@@ -94,6 +94,7 @@ def fill(
         slots=slots,
         entries=tuple(entries[spec] for spec in specs),
         method=replace(table.method, filled=(*table.method.filled, added)),
+        energy=None,
         validation=None,
         notes=tuple(dict.fromkeys((*table.notes, *found.notes))),
     )

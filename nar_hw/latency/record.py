@@ -11,7 +11,7 @@ from nar_hw.records import Record
 from nar_hw.space.spec import INCUMBENT, OpSpec
 
 SCHEMA = 5
-"""The newest that is read. A table without a cache is written as schema 4, which it is to the byte."""
+"""The newest that is read. A table without cache and energy is written as schema 4, which it is to the byte."""
 
 Milliseconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=0)]
@@ -65,6 +65,23 @@ class Cache(Record, frozen=True, kw_only=True):
     def saved_by(self, operators: Sequence[str]) -> float:
         """What the child with these operators, one per slot, saves in milliseconds."""
         return self.saved_ms(self.fixed + sum(slot[name] for slot, name in zip(self.slots, operators, strict=True)))
+
+
+class Energy(Record, frozen=True, kw_only=True):
+    """What inferences cost in energy, of the whole CPU or GPU: a sum like the latency."""
+
+    fixed_mj: Annotated[float, Meta(ge=0)]
+    """Millijoules of an image outside the slots."""
+    incumbent_mj: Milliseconds
+    """The network itself, measured."""
+    entries_mj: tuple[Milliseconds, ...]
+    """Of one call of each entry."""
+    children: Count
+    """Whole children measured."""
+    held_out: Count
+    """Children that were measured and not fitted."""
+    mape: float | None
+    """Mean absolute error of the predictions for these, percent; None without any."""
 
 
 class Filled(Record, frozen=True, kw_only=True):
@@ -185,12 +202,18 @@ def schema_2(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "schema": 2, **moved, "choices": choices}
 
 
-def without_cache(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a table that has no cache, as schema 4, which had none."""
-    return {key: value for key, value in {**content, "schema": 4}.items() if key != "cache"}
+NEW = ("cache", "energy")
+"""Fields of schema 5."""
 
 
-LATER = ("p90", "percentile", "cache")
+def oldest(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a table as schema 4 where it has nothing that was not in it."""
+    if any(content[name] is not None for name in NEW):
+        return content
+    return {key: value for key, value in {**content, "schema": 4}.items() if key not in NEW}
+
+
+LATER = ("p90", "percentile", *NEW)
 """Fields that predictions depend on and that older tables do not have."""
 
 

@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 def estimate(space: SearchSpace, measured: Measured[Arch]) -> Estimate:
     """Entries per operator spec, pooled over slots; beforehand, each is what its work suggests +- 100 %."""
     whole = {arch: float(np.median(times.whole)) for arch, times in measured.children.items()}
-    found = least_squares(space, whole, _guess(space, whole), spread=1.0)
+    found = least_squares(space, whole, guess_by_work(space, whole), spread=1.0)
     archs = list(whole)
     used = np.array([[_calls(space, arch)[spec] > 0 for spec in found.ms] for arch in archs]).sum(axis=0)
     errors = contrast_errors(space, found)
@@ -49,12 +49,14 @@ class Fit:
     """What small networks save, where that is seen."""
 
 
-def least_squares(space: SearchSpace, whole: Mapping[Arch, float], guess: Mapping[OpSpec, float], *, spread: float) -> Fit:
+def least_squares(
+    space: SearchSpace, whole: Mapping[Arch, float], guess: Mapping[OpSpec, float], *, spread: float, cached: bool = True
+) -> Fit:
     """The entries that best explain whole children (ms), by bounded least squares: none is zero or negative.
 
     Children count as in `calibrate` (an error of 1 % of the mean, more in slow and less in fast children); the ``guess`` (ms)
     of an entry counts as +- ``spread``, relative. The fixed part is not guessed. What a cache saves is fitted beside them where
-    children that are left out say that there is one.
+    children that are left out say that there is one, unless ``cached`` is false.
     """
     times = np.array(list(whole.values()))  # (children,)
     specs = list(guess)
@@ -76,7 +78,7 @@ def least_squares(space: SearchSpace, whole: Mapping[Arch, float], guess: Mappin
         right=np.full(len(specs), 1 / spread),
         lowest=np.append(0.01 * prior, 0.0),
     )
-    place = limit(problem, params[:-1], rows[-1], params[-1])
+    place = limit(problem, params[:-1], rows[-1], params[-1]) if cached else None
     if place is not None:
         problem = problem.beside(-saving(params[:-1], place))
     found = problem.solve()
@@ -96,7 +98,7 @@ def _calls(space: SearchSpace, arch: Arch) -> Counter[OpSpec]:
     return Counter(spec for _, _, spec in space.specs(arch))
 
 
-def _guess(space: SearchSpace, whole: Mapping[Arch, float]) -> dict[OpSpec, float]:
+def guess_by_work(space: SearchSpace, whole: Mapping[Arch, float]) -> dict[OpSpec, float]:
     """Milliseconds per spec in proportion to its work, so that the children come out right on average."""
     work: dict[OpSpec, float] = {}
     for slot in space.slots:

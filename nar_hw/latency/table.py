@@ -25,15 +25,16 @@ from nar_hw.latency.contention import Contention
 from nar_hw.latency.record import (
     SCHEMA,
     Cache,
+    Energy,
     Entry,
     Method,
     Milliseconds,
     TableSlot,
     Validation,
+    oldest,
     schema_2,
     to_text,
     upgraded,
-    without_cache,
 )
 from nar_hw.models.info import ModelInfo
 from nar_hw.records import Record, as_record, changes, command, is_whole, plain, read_record, replace
@@ -75,6 +76,8 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
     entries: tuple[Entry, ...]
     cache: Cache | None = None
     """What small networks save; None where no cache shows in the times."""
+    energy: Energy | None = None
+    """What inferences cost in energy (latency/energy.py); None where that was not measured."""
     validation: Validation | None = None
     notes: tuple[str, ...] = ()
     contention: Contention | None = None
@@ -105,8 +108,11 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
                     f"the incumbent of slot {slot.name} must be one of its candidates ({', '.join(slot.candidates)}), but got "
                     f"{slot.incumbent!r}: {_AGAIN}"
                 )
-        if self.cache is not None and [set(slot) for slot in self.cache.slots] != [set(slot.candidates) for slot in self.slots]:
+        known = None if self.cache is None else [set(slot) for slot in self.cache.slots]
+        if known is not None and known != [set(slot.candidates) for slot in self.slots]:
             raise TableError(f"the cache must know the parameters of each slot's candidates, but knows others: {_AGAIN}")
+        if self.energy is not None and (count := len(self.energy.entries_mj)) != len(self.entries):
+            raise TableError(f"energies must be those of the {len(self.entries)} entries, but there are {count}: {_AGAIN}")
         if (fastest := self.bounds()[0]) <= 0:
             raise TableError(f"the fastest arch must take more than 0 ms, but takes {fastest:.4g} ms: {_AGAIN}")
 
@@ -122,8 +128,7 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
     def content(self) -> dict[str, Any]:
         """What the file says, as JSON values."""
         entries = [{**plain(entry), "spec": changes(entry.spec)} for entry in self.entries]
-        found = {"schema": SCHEMA, **plain(self), "method": plain(changes(self.method)), "entries": entries}
-        return found if self.cache is not None else without_cache(found)
+        return oldest({"schema": SCHEMA, **plain(self), "method": plain(changes(self.method)), "entries": entries})
 
     def at_percentile(self, percentile: int) -> "LatencyTable":
         """This table with 50th or 90th percentiles of single runs as its milliseconds.
@@ -182,12 +187,26 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
     @cached_property
     def matrix(self) -> Floats:
         """(slots, codes) milliseconds, without what a cache saves; NaN where the table has no entry."""
+        return self._matrix([entry.ms for entry in self.entries])
+
+    def _matrix(self, costs: Sequence[float]) -> Floats:
+        """(slots, codes) sums of what each entry costs."""
         matrix = np.full((len(self.slots), len(self.operators)), np.nan)
         for row, slot in enumerate(self.slots):
             for operator, calls in slot.candidates.items():
-                matrix[row, self.operators.index(operator)] = sum(self.entries[index].ms for index in calls)
+                matrix[row, self.operators.index(operator)] = sum(costs[index] for index in calls)
         matrix.setflags(write=False)
         return matrix
+
+    @property
+    def energies(self) -> Sums:
+        """Millijoules of an image as a sum: NaN where the table has no entry. Raises TableError where it knows no energies."""
+        if self.energy is None:
+            raise TableError(
+                "a limit of energy needs a table that knows energies, but this one does not: "
+                "measure them with nar-hw table energy"
+            )
+        return Sums.one(self._matrix(self.energy.entries_mj), self.energy.fixed_mj)
 
     @cached_property
     def sums(self) -> Sums:

@@ -1,4 +1,4 @@
-"""What an arch may cost — latency by one or more tables, FLOPs, parameters — as one number relative to what was asked.
+"""What an arch may cost — latency by one or more tables, energy, FLOPs, parameters — as one number relative to what was asked.
 
 Shape legend: N archs, S slots, V operator codes, K costs, M limits, C choices of one sum of each cost.
 """
@@ -57,7 +57,8 @@ class Budget:
     candidates: tuple[tuple[int, ...], ...]
     """Operator codes per slot."""
     costs: tuple[Cost, ...]
-    """The latency by each table, then FLOPs and parameters where they have a limit; where nothing is asked, one that all meet."""
+    """The latency by each table, then energy, FLOPs and parameters where they have a limit; where nothing is asked, one that all
+    meet."""
     mixes: Floats
     """(M, K): the weights of the costs in each limit; each row sums to 1."""
     timed: bool = True
@@ -75,6 +76,7 @@ class Budget:
             UserError: the numbers of tables, targets and weights do not fit together, or the reward weighs accuracy against
                 nothing.
             MissingEntryError: a table has no entry for a candidate.
+            TableError: energy is limited, but the first table knows none.
         """
         count = len(tables)
         if not tables and targets_ms:
@@ -87,6 +89,10 @@ class Budget:
             raise UserError("combine=mean is of latency tables, but there are none: give tables and targets")
         targets = list(targets_ms) * (count // len(targets_ms)) if tables else []
         costs = [_latency(space, table, target) for table, target in zip(tables, targets, strict=True)]
+        if config.max_energy is not None:
+            if not tables:
+                raise UserError("max_energy is of a latency table that knows energies, but there is none: give one and a target")
+            costs.append(_energy(space, tables[0], config.max_energy))
         limited = bool(tables) or config.max_flops is not None or config.max_params is not None
         if config.max_flops is not None or config.max_params is not None:
             costs += _counts(space, config)
@@ -298,6 +304,16 @@ def _latency(space: SearchSpace, table: "LatencyTable", target_ms: float) -> Cos
         sums=known.cost,
         target=target_ms,
     )
+
+
+def _energy(space: SearchSpace, table: "LatencyTable", limit: float) -> Cost:
+    known = table.energies
+    entries = np.full((len(known), len(space.slots), len(space.operators)), np.inf)
+    for position, slot in enumerate(space.slots):
+        codes = list(slot.candidates)
+        entries[:, position, codes] = known.entries[:, position, codes]
+    name = f"mJ an image on {table.fingerprint.get('device')} ({table.fingerprint.get('runtime')})"
+    return Cost(name=name, sums=Sums(entries=entries, fixed=known.fixed), target=limit)
 
 
 def _nothing(space: SearchSpace) -> Cost:
