@@ -746,6 +746,15 @@ def test_a_guide_reaches_the_edges_and_widens_the_axis() -> None:
     assert (made.left, made.right, made.top) == (LEFT, made.width - RIGHT, TOP)
 
 
+def test_long_labels_of_the_y_axis_begin_inside_the_chart() -> None:
+    series = Series(label="a", points=(Point(1.0, 0.99991), Point(2.0, 0.99992)), kind="blue")
+    made = chart("c", "t", "s", [series], x_label="x", y_label="y")
+    longest = max(len(tick.label) for tick in made.y_ticks)
+    assert longest == len("0.999910")
+    assert made.left - 7 - 6.2 * longest >= 0  # digits of 11 pixels are 6.2 wide
+    assert min(mark.x for mark in made.marks) >= made.left
+
+
 def test_a_cloud_draws_what_coincides_once() -> None:
     near = (Point(1 + 1e-9 * number, 2.0) for number in range(500))
     series = Series(label="a", points=(*near, Point(3.0, 4.0)), kind="scored", shape="cloud")

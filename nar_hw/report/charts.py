@@ -13,6 +13,8 @@ from typing import NamedTuple
 WIDTH = 460.0
 """Narrow, so that the labels stay readable when a phone scales the chart down."""
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 16.0, 38.0, 46.0
+DIGIT = 6.5
+"""Width of a character of a tick's label, at most."""
 MANY = 5_000
 """Points of a cloud from which on it is drawn in whole pixels."""
 
@@ -104,7 +106,8 @@ class Chart:
     tips: bool = False
     """Show the title of a mark beside it when it is pointed at or has the focus; for charts of a few points."""
     width: float = WIDTH
-    left: float = LEFT
+    left: float
+    """LEFT, or what the labels of the y axis need."""
     top: float = TOP
 
     @property
@@ -185,8 +188,11 @@ def chart(
         x_range = (float(first), float(max(last, first + 1)))
         x_values = sorted({float(round(value)) for value in x_values if first <= round(value) <= x_range[1]} | {x_range[0]})
 
+    y_labels = tick_labels(y_values)
+    left = max(LEFT, 12 + DIGIT * max(map(len, y_labels)))
+
     def place_x(value: float) -> float:
-        return round(LEFT + _share(value, x_range) * (WIDTH - LEFT - RIGHT), 2)
+        return round(left + _share(value, x_range) * (WIDTH - left - RIGHT), 2)
 
     def place_y(value: float) -> float:
         return round(height - BOTTOM - _share(value, y_range) * (height - BOTTOM - TOP), 2)
@@ -205,14 +211,14 @@ def chart(
 
     def guide_line(guide: Guide) -> Line:
         x, y = place_x(guide.end[0]), place_y(guide.end[1])
-        left = x > LEFT + 110  # where there is room for the label
+        room = x > left + 110
         return Line(
             points=path((guide.start, guide.end)),
             kind=guide.kind,
             label=guide.label,
-            x=x - 5 if left else x + 5,
+            x=x - 5 if room else x + 5,
             y=y - 6,
-            anchor="end" if left else "start",
+            anchor="end" if room else "start",
         )
 
     return Chart(
@@ -223,7 +229,7 @@ def chart(
         y_label=y_label,
         height=height,
         x_ticks=tuple(Tick(at=place_x(v), label=t) for v, t in zip(x_values, tick_labels(x_values), strict=True)),
-        y_ticks=tuple(Tick(at=place_y(v), label=t) for v, t in zip(y_values, tick_labels(y_values), strict=True)),
+        y_ticks=tuple(Tick(at=place_y(v), label=t) for v, t in zip(y_values, y_labels, strict=True)),
         guides=tuple(map(guide_line, guides)),
         lines=tuple(
             Line(points=path((point.x, point.y) for point in item.points), kind=item.kind) for item in series if item.line
@@ -238,6 +244,7 @@ def chart(
         legend=tuple(item for item in series if item.legend),
         note=note,
         tips=tips,
+        left=left,
     )
 
 
