@@ -50,13 +50,19 @@ class Fit:
 
 
 def least_squares(
-    space: SearchSpace, whole: Mapping[Arch, float], guess: Mapping[OpSpec, float], *, spread: float, cached: bool = True
+    space: SearchSpace,
+    whole: Mapping[Arch, float],
+    guess: Mapping[OpSpec, float],
+    *,
+    spread: float,
+    noise: float = 0.01,
+    cached: bool = True,
 ) -> Fit:
     """The entries that best explain whole children (ms), by bounded least squares: none is zero or negative.
 
-    Children count as in `calibrate` (an error of 1 % of the mean, more in slow and less in fast children); the ``guess`` (ms)
-    of an entry counts as +- ``spread``, relative. The fixed part is not guessed. What a cache saves is fitted beside them where
-    children that are left out say that there is one, unless ``cached`` is false.
+    Children count as in `calibrate` (with ``noise``, relative to the mean, more in slow and less in fast children); the ``guess``
+    (ms) of an entry counts as +- ``spread``, relative. The fixed part is not guessed. What a cache saves is fitted beside them
+    where children that are left out say that there is one, unless ``cached`` is false.
     """
     times = np.array(list(whole.values()))  # (children,)
     specs = list(guess)
@@ -73,7 +79,7 @@ def least_squares(
     problem = Problem(
         rows=rows[:-1],
         times=times,
-        noise=0.01 * np.sqrt(times * times.mean()),
+        noise=noise * np.sqrt(times * times.mean()),
         known=np.concatenate([np.diag(1 / (spread * prior)), np.zeros((len(prior), 1))], axis=1),
         right=np.full(len(specs), 1 / spread),
         lowest=np.append(0.01 * prior, 0.0),
