@@ -91,10 +91,11 @@ def least_squares(
     residual = problem.rows @ found / times - 1
     # Children repeat their error in every round: their number, not that of the runs, decides how sure an entry is.
     scatter = max(1.0, float(np.sqrt(np.mean((residual * times / problem.noise) ** 2))))
+    covariance: Floats = np.linalg.inv(problem.left.T @ problem.left).astype(np.float64)
     return Fit(
         ms=dict(zip(specs, map(float, found[: len(specs)]), strict=True)),
         fixed_ms=float(found[len(specs)]),
-        covariance=scatter**2 * np.linalg.inv(problem.left.T @ problem.left)[: len(specs), : len(specs)],
+        covariance=scatter**2 * covariance[: len(specs), : len(specs)],
         residual_mape=100 * float(np.mean(np.abs(residual))),
         cache=None if place is None else Cache(params=round(place), ms_per_million=float(found[-1]), fixed=fixed, slots=slots),
     )

@@ -258,8 +258,8 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
         rows = np.arange(len(self.slots), dtype=np.intp) * vocabulary
         for start in range(0, len(codes), _CHUNK):
             chunk = slice(start, start + _CHUNK)
-            cells = codes[chunk] + rows
-            sums = [own.take(cells).sum(axis=1) + fixed for own, fixed in zip(flat, self.sums.fixed, strict=True)]
+            places = codes[chunk] + rows
+            sums = [own.take(places).sum(axis=1) + fixed for own, fixed in zip(flat, self.sums.fixed, strict=True)]
             predicted[chunk] = np.minimum.reduce(sums)  # (n, slots) -> (n,)
         if np.isnan(predicted).any():
             cells = np.isnan(self.matrix)
