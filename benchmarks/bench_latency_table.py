@@ -13,12 +13,24 @@ Result: results/latency_table.json. Cases in the file are not measured again. Ab
 on two cores; let nothing else run.
 
     python benchmarks/bench_latency_table.py [--only TEXT] [--out benchmarks/results/latency_table.json]
+    python benchmarks/bench_latency_table.py --against COMMIT [--only TEXT] [--repeats 1] (result: results/latency_speed.json)
+
+"against" compares `nar-hw profile` with the one of an older commit: both in processes of their own, in turn, from the imports to
+the validation of 40 children. The tables of both are judged by the same held-out children, measured in visits of seven runs
+from cold: "as before" is the median of the first five, which is what tables meant before cold runs were left out; "warm" the
+median of the last five. Both sides are given at the speed of the network itself.
 """
 
 import argparse
+import json
 import os
+import random
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +39,13 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
+from nar_hw.device.visits import normalised
 from nar_hw.files import read_json, write_json
-from nar_hw.latency.children import Measured, child_loader, children_at_once, measure
+from nar_hw.latency.children import Measured, child_loader, children_at_once, clock_of, measure
 from nar_hw.latency.designs import held_out, orthogonal, profiled
 from nar_hw.latency.device import fingerprint
 from nar_hw.latency.profiler import METHODS, profile
+from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.validate import compare
 from nar_hw.models import build_model
 from nar_hw.runtimes import RuntimeConfig
@@ -240,14 +254,109 @@ def growth(progress: Progress) -> list[dict[str, Any]]:
     return rows
 
 
+SIDE = """
+import resource, sys, time
+start = time.monotonic()
+sys.path.append("benchmarks")
+import torch
+torch.set_num_threads(1)
+from bench_latency_table import profile, space_of
+from nar_hw.runtimes import RuntimeConfig
+import nar_hw, pathlib
+assert pathlib.Path(nar_hw.__file__).is_relative_to(pathlib.Path.cwd()), nar_hw.__file__
+model, size, runtime, precision, out = sys.argv[1:]
+table = profile(space_of(model, int(size)), config=RuntimeConfig(runtime=runtime, precision=precision), model_name=model)
+table.save(out)
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(time.monotonic() - start, used.ru_utime + used.ru_stime)
+"""
+
+
+def against(case: Case, old: Path, repeats: int) -> dict[str, Any]:
+    """Time and error of `nar-hw profile` here, beside those of the commit in the folder ``old``."""
+    config = RuntimeConfig(runtime=case.runtime, precision=case.precision)
+    space = space_of(case.model, case.size)
+    sides = {"before": old, "now": Path(__file__).parent.parent}
+    rows: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    tables: dict[str, list[LatencyTable]] = {side: [] for side in sides}
+    with tempfile.TemporaryDirectory() as scratch:
+        for turn in range(repeats):
+            for side in sorted(sides, reverse=bool(turn % 2)):
+                out = Path(scratch) / f"{side}{turn}.json"
+                command = [sys.executable, "-W", "ignore", "-c", SIDE, case.model, str(case.size), case.runtime, case.precision]
+                environment = {**os.environ, "PYTHONPATH": str(sides[side]), "OMP_NUM_THREADS": "1"}
+                found = subprocess.run(
+                    [*command, str(out)], cwd=sides[side], env=environment, check=True, text=True, stdout=subprocess.PIPE
+                )
+                wall, cpu = map(float, found.stdout.split()[-2:])
+                rows[side].append({"wall_s": round(wall, 1), "cpu_s": round(cpu, 1)})
+                tables[side].append(LatencyTable.load(out))
+    exclude = {arch for found in tables.values() for table in found for arch in profiled(space, table.method)}
+    archs = held_out(space, CHILDREN, exclude=exclude, seed=SEED + 1)
+    judges, floors = seven_runs(space, config, archs, rounds=8)
+    for side, found in tables.items():
+        for row, table in zip(rows[side], found, strict=True):
+            relative = table.predict(np.array(archs)) / table.incumbent_ms
+            errors = {name: np.abs(relative / actual - 1) for name, actual in judges.items()}
+            row |= {name: round(100 * float(error.mean()), 2) for name, error in errors.items()}
+            row |= {"within_10": float(np.mean(errors["MAPE as before"] <= 0.10))}
+            row |= {"children": table.method.children, "rounds": table.method.rounds, "notes": list(table.notes)}
+            assert table.validation is not None
+            row |= {"own MAPE": table.validation.mape, "own floor": table.validation.floor_mape}
+            row |= {"network": round(100 * (table.predict(space.incumbent) / table.incumbent_ms - 1), 2)}
+    ratio = {
+        name: round(float(np.median([row[name] for row in rows["now"]]) / np.median([row[name] for row in rows["before"]])), 3)
+        for name in ("wall_s", "cpu_s", *judges)
+    }
+    return {"case": case.name, **rows, "floors": floors, "now / before": ratio}
+
+
+def seven_runs(
+    space: SearchSpace, config: RuntimeConfig, archs: Sequence[Arch], *, rounds: int
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """(children,) times beside the network itself by two ways to read a visit, and the differences of odd and even rounds (%)."""
+    with child_loader(space, config) as load, ExitStack() as stack:
+        networks = [stack.enter_context(load(arch)) for arch in (space.incumbent, *archs)]
+        clock = clock_of(networks[0])
+        runs = np.zeros((rounds + 1, len(networks), 7))
+        for turn in range(rounds + 1):
+            for item in random.Random(turn).sample(range(len(networks)), len(networks)):
+                runs[turn, item] = clock.time_ms(networks[item], 7)
+    found, floors = {}, {}
+    for name, part in (("as before", slice(0, 5)), ("warm", slice(2, 7))):
+        whole, _ = normalised(runs[1:, :, part])  # (rounds, 1 + children)
+        middle = np.median(whole, axis=0)
+        found[f"MAPE {name}"] = middle[1:] / middle[0]
+        halves = [np.median(whole[half::2, 1:], axis=0) for half in (0, 1)]
+        floors[name] = round(100 * float(np.mean(np.abs(halves[1] / halves[0] - 1))), 2)
+    return found, floors
+
+
+def worktree(commit: str, folder: Path) -> str:
+    """Check ``commit`` out in ``folder``: its hash."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    subprocess.run([*git, "worktree", "add", "--quiet", "--detach", str(folder), commit], check=True)
+    return subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], check=True, text=True, stdout=subprocess.PIPE).stdout[
+        :12
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases whose name contains this; 'growth' is one")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "latency_table.json")
+    parser.add_argument("--out", type=Path, help="default: a file in results")
+    parser.add_argument("--against", default="", help="a commit: compare with it, and nothing else")
+    parser.add_argument("--repeats", type=int, default=1, help="profiles of each side with --against")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    result: dict[str, Any] = read_json(arguments.out) if arguments.out.exists() else {"cases": []}
+    name = "latency_speed.json" if arguments.against else "latency_table.json"
+    arguments.out = arguments.out or Path(__file__).parent / "results" / name
+    result: dict[str, Any] = read_json(arguments.out) if arguments.out.exists() else {}
+    if arguments.against:
+        compared(arguments, result)
+        return
     result["command"] = "python benchmarks/bench_latency_table.py"
+    result.setdefault("cases", [])
     with Progress() as progress:
         for case in CASES:
             if arguments.only not in case.name or any(row["case"] == case.name for row in result["cases"]):
@@ -259,6 +368,27 @@ def main() -> None:
         if arguments.only in "growth" and "growth" not in result:
             result["growth"] = {"model": "resnet56_cifar 3x32x32", "runtime": "onnxruntime fp32", "rows": growth(progress)}
             write_json(arguments.out, result)
+
+
+def compared(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
+    """The cases that are not in the file yet, each with the commit it was compared with."""
+    with tempfile.TemporaryDirectory() as scratch:
+        old = Path(scratch) / "before"
+        commit = worktree(arguments.against, old)
+        try:
+            result["command"] = f"python benchmarks/bench_latency_table.py --against {commit[:7]} --repeats {arguments.repeats}"
+            rows = result.setdefault("against", [])
+            for case in CASES:
+                if arguments.only not in case.name or any((row["case"], row["commit"]) == (case.name, commit) for row in rows):
+                    continue
+                load = round(os.getloadavg()[0], 2)
+                mark = fingerprint(RuntimeConfig(runtime=case.runtime, precision=case.precision))
+                row = against(case, old, arguments.repeats)
+                rows.append({**row, "commit": commit, "load before": load, "fingerprint": mark})
+                write_json(arguments.out, result)
+                print(json.dumps({key: row[key] for key in ("case", "before", "now", "floors", "now / before")}))
+        finally:
+            subprocess.run(["git", "-C", str(Path(__file__).parent), "worktree", "remove", "--force", str(old)], check=True)
 
 
 if __name__ == "__main__":

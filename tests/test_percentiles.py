@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nar_hw.errors import TableError, TableMismatchError, UserError
-from nar_hw.latency.children import ChildLoader, Layers, batch_of
+from nar_hw.latency.children import ChildFiles, ChildLoader, Layers, batch_of
 from nar_hw.latency.measure import device_meter
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable, shipped_tables
@@ -177,16 +177,20 @@ def test_what_was_complete_is_kept_when_it_goes_on(space: SearchSpace, tmp_path:
 def test_one_export_serves_all_thread_counts_of_a_batch_size(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
     from nar_hw.export import splice
 
-    exports: list[int] = []
+    exports: list[tuple[int, bool]] = []
 
     class Counted:
-        def __init__(self, space: SearchSpace, *, batch: int) -> None:
-            exports.append(batch)
+        def __init__(self, space: SearchSpace, *, batch: int, weights_in: Path | None) -> None:
+            exports.append((batch, weights_in is not None))
 
     monkeypatch.setattr(splice, "ChildExporter", Counted)
-    exporters: dict[int, Any] = {}
+    files = ChildFiles(space)
     for batch, threads in ((1, 1), (1, 2), (8, 1), (8, 2), (1, 3)):
-        ChildLoader(space, RuntimeConfig(batch=batch, threads=threads), exporters).close()
-    assert exports == [1, 8]
+        ChildLoader(space, RuntimeConfig(batch=batch, threads=threads), files).close()
+    assert exports == [(1, True), (8, True)]
     ChildLoader(space, RuntimeConfig()).close()
-    assert exports == [1, 8, 1]
+    assert exports[2:] == [(1, True)]
+    folder = files.new().parent
+    assert folder.is_dir()
+    files.close()
+    assert not folder.exists()

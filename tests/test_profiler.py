@@ -1,4 +1,6 @@
 import itertools
+import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,14 +9,17 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from rich.progress import Progress
+from scipy.linalg import null_space
+from scipy.stats import multivariate_normal
 from torch import nn
 
-from nar_hw.device.visits import normalised, typical
+from nar_hw.device.visits import Clock, in_turn, normalised, typical
 from nar_hw.errors import MeasurementError, RuntimeUnavailableError, UnknownNameError, UserError
+from nar_hw.latency import in_context
 from nar_hw.latency.children import ChildLoader, children_at_once, clock_of, measure
-from nar_hw.latency.designs import orthogonal, profiled as profiled_children
+from nar_hw.latency.designs import contexts, orthogonal, profiled as profiled_children
 from nar_hw.latency.estimate import calibrate, mean_of_middle
-from nar_hw.latency.in_context import Join
+from nar_hw.latency.in_context import NOISES, SPREAD, Join, likely_noise
 from nar_hw.latency.journal import ChildTimes
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
@@ -22,8 +27,8 @@ from nar_hw.models.info import ModelInfo
 from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
-from nar_hw.space.space import SearchSpace
-from nar_hw.space.spec import Arch
+from nar_hw.space.space import SearchSpace, Slot
+from nar_hw.space.spec import Arch, OpSpec
 from tests.networks import SharedConv, TinyResNet
 
 SHAPE = (3, 16, 16)
@@ -331,6 +336,40 @@ def test_disturbed_runs_do_not_count() -> None:
     assert typical(np.array([[1.0, 1.1, 5.0, 9.0, 1.2], [2.0, 2.0, 2.0, 2.4, 8.0]])).tolist() == [1.1, 2.0]
 
 
+class Counted:
+    """A network that counts its runs of ``ms`` each."""
+
+    def __init__(self, ms: float) -> None:
+        self.ms, self.visits = ms, list[int]()
+
+    def run(self) -> None:
+        raise AssertionError("times are asked for")
+
+    def synchronize(self) -> None:
+        return
+
+    def time_ms(self, repeats: int) -> list[float]:
+        self.visits.append(repeats)
+        return [self.ms] * repeats
+
+
+WALL = Clock(Counted(1.0), alone=False)
+
+
+@pytest.mark.parametrize(("ms", "runs"), [(0.0, 5), (0.1, 20), (1.0, 12), (9.0, 5), (14.0, 5), (16.0, 3), (500.0, 3)])
+def test_visits_last_until_the_caches_are_filled(ms: float, runs: int) -> None:
+    assert WALL.repeats(Counted(ms)) == runs
+
+
+def test_each_network_is_warmed_up_by_one_run_and_the_reference_comes_before_every_eighth() -> None:
+    networks, reference = [Counted(1.0 + item) for item in range(17)], Counted(3.0)
+    rounds = list(in_turn(networks, reference, WALL, repeats=5, rounds=4))
+    assert [item.visits for item in networks] == [[1, 5, 5, 5, 5]] * 17
+    assert reference.visits == [5] * 3 * 4
+    assert np.array([visit for visit, _ in rounds]).tolist() == [[[item.ms] * 5 for item in networks]] * 4
+    assert np.array([mark for _, mark in rounds]).shape == (4, 3, 5)
+
+
 def test_clock_of_virtual_time_is_the_runtimes_own(space: SearchSpace) -> None:
     with ChildLoader(space, FAKE) as load:
         assert clock_of(load(space.incumbent)).name == "wall"
@@ -343,6 +382,54 @@ def test_clock_of_a_network_in_the_calling_thread_is_the_threads(space: SearchSp
         assert all(ms > 0 for ms in clock.time_ms(runtime, 3))
     with ChildLoader(space, RuntimeConfig(runtime="torch_eager", threads=2)) as load, load(space.incumbent) as runtime:
         assert clock_of(runtime).name == "wall"
+
+
+def drawn(space: SearchSpace, noise: float, seed: int) -> tuple[dict[Arch, float], dict[OpSpec, float]]:
+    """Children (ms) as `least_squares` believes them to be, and the guess of their entries."""
+    rng, archs = np.random.default_rng(seed), contexts(space, replicates=7, seed=seed)
+    specs = list(dict.fromkeys(spec for slot in space.slots for code in slot.candidates for spec in specs_of(space, slot, code)))
+    guess = {spec: float(ms) for spec, ms in zip(specs, rng.uniform(0.5, 2.0, len(specs)), strict=True)}
+    true = {spec: ms * (1 + SPREAD * rng.standard_normal()) for spec, ms in guess.items()}
+    exact = {arch: 1.0 + sum(true[spec] for _, _, spec in space.specs(arch)) for arch in archs}
+    mean = float(np.mean(list(exact.values())))
+    return {arch: ms + noise * math.sqrt(ms * mean) * rng.standard_normal() for arch, ms in exact.items()}, guess
+
+
+def specs_of(space: SearchSpace, slot: Slot, code: int) -> list[OpSpec]:
+    return [spec for site in slot.sites for spec in space.site_specs(site, code)]
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.04, 0.12])
+def test_the_likely_noise_is_about_that_of_the_children(space: SearchSpace, noise: float) -> None:
+    found = [likely_noise(space, *drawn(space, noise, seed)) for seed in range(30)]
+    assert noise / 1.35 <= np.exp(np.mean(np.log(found))) <= 1.35 * noise
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_likely_noise_has_the_largest_density_without_the_fixed_part(space: SearchSpace, seed: int) -> None:
+    whole, guess = drawn(space, 0.03, seed)
+    times = np.array(list(whole.values()))
+    contrasts = null_space(np.ones((1, len(times))))  # (children, children - 1)
+    counts = [Counter(spec for _, _, spec in space.specs(arch)) for arch in whole]
+    guessed = np.array([[count[spec] * ms for spec, ms in guess.items()] for count in counts])
+
+    def density(noise: float) -> float:
+        covariance = SPREAD**2 * guessed @ guessed.T + np.diag(noise**2 * times * times.mean())
+        seen = contrasts.T @ (times - guessed.sum(axis=1))
+        return float(multivariate_normal(cov=contrasts.T @ covariance @ contrasts).logpdf(seen))
+
+    assert likely_noise(space, whole, guess) == max(NOISES, key=density)
+
+
+def test_noisy_children_move_the_entries_less(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The likely noise is far above 1 % here: fits that believe it are closer to the truth than fits that believe 1 %."""
+    errors = {}
+    for fit in ("likely", "1 %"):
+        if fit == "1 %":
+            monkeypatch.setattr(in_context, "likely_noise", lambda *_: 0.01)
+        devices = [FakeDevice(noise=0.15, interaction=0.0, seed=seed) for seed in range(5)]
+        errors[fit] = np.mean([largest_error(space, profiled(space, device), device) for device in devices])
+    assert errors["likely"] < 0.95 * errors["1 %"]
 
 
 def test_mean_of_middle_is_finer_than_its_samples_and_ignores_outliers() -> None:

@@ -16,9 +16,11 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from nar_hw.errors import ExportError, SpaceError
+from nar_hw.export.graph import CHILD_WEIGHTS
 from nar_hw.export.leaves import LAYERS, emit
 from nar_hw.export.onnx import export_onnx, open_session, run_session, run_torch
 from nar_hw.export.splice import ChildExporter
+from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import OpSpec
 from tests.networks import TinyResNet
@@ -306,3 +308,28 @@ def test_plain_layers_are_written_as_torch_computes_them(kind: str, kernel: int,
     proto = ir.to_proto(ir.Model(graph, ir_version=10))
     (outputs,) = ReferenceEvaluator(proto).run(None, {"input": x.numpy()})
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_children_whose_weights_lie_beside_them_compute_the_same(runtime: str, tmp_path: Path) -> None:
+    config = RuntimeConfig(runtime=runtime)
+    if reason := runtime_class(runtime).unavailable(config):
+        pytest.skip(reason)
+    shape = (3, 16, 16)
+    space = SearchSpace.from_model(TinyResNet(), shape, operators=["conv3x3", "dwsep3x3", "max3x3"])
+    whole, beside = ChildExporter(space, batch=1), ChildExporter(space, batch=1, weights_in=tmp_path)
+    images = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
+    held = 0
+    for number, arch in enumerate([space.incumbent, (1, 2, 0, 1), (1, 2, 0, 1), (2, 0, 1, 0)]):
+        files = {"whole": tmp_path / f"whole{number}.onnx", "beside": tmp_path / f"beside{number}.onnx"}
+        whole.export(arch, files["whole"])
+        beside.export(arch, files["beside"])
+        outputs = {}
+        for name, file in files.items():
+            with runtime_class(runtime)(file, shape, config) as network:
+                outputs[name] = network.predict(images)
+        np.testing.assert_array_equal(outputs["beside"], outputs["whole"])
+        assert files["beside"].stat().st_size < files["whole"].stat().st_size
+        if number == 2:  # the same child again puts nothing aside
+            assert (tmp_path / CHILD_WEIGHTS).stat().st_size == held
+        held = (tmp_path / CHILD_WEIGHTS).stat().st_size

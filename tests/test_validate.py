@@ -11,7 +11,7 @@ from nar_hw.latency.children import ChildTimes, Measured
 from nar_hw.latency.designs import contexts
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
-from nar_hw.latency.validate import NOISY_NOTE, compare, validate, with_validation
+from nar_hw.latency.validate import NOISY_NOTE, _ranks, compare, validate, with_validation
 from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
@@ -45,6 +45,15 @@ def table(space: SearchSpace, one_thread: None) -> LatencyTable:
 def measured(archs: list[Arch], whole: np.ndarray, reference: float) -> Measured:
     children = {arch: ChildTimes(whole=visits, layers={}, producers={}) for arch, visits in zip(archs, whole, strict=True)}
     return Measured(children=children, reference=np.full(8, reference), clock="wall", rounds=whole.shape[1], doubts=())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ranks_with_ties_are_those_of_scipy(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    first = rng.integers(0, 6, 15).astype(float)
+    second = first + rng.integers(0, 5, 15)
+    expected = (spearmanr(first, second).statistic, kendalltau(first, second).statistic)
+    assert _ranks(first, second) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_numbers_are_those_of_independent_formulas(table: LatencyTable, space: SearchSpace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,6 +70,14 @@ def hints(threads: int, *, precision: str, profile: bool) -> dict[str, Any]:
     }
 
 
+@functools.cache
+def _core() -> Any:
+    """One for all networks: to make it takes as long as to compile a small one."""
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVinoNetwork(Network):
     """One request."""
 
@@ -82,9 +91,7 @@ class OpenVinoNetwork(Network):
         precision: str = "f32",
     ) -> None:
         """``precision`` as OpenVINO calls it; where that is "f32", quantised files compute in int8 all the same."""
-        import openvino
-
-        core = openvino.Core()
+        core = _core()
         model = core.read_model(files[0])
         model.reshape(list(images.shape))
         self._images = images

@@ -28,12 +28,13 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
     Round = tuple[list[list[float]], list[list[float]]]
 
-FEWEST_ROUNDS = 6
-MARK_EVERY = 4
+FEWEST_ROUNDS = 4
+MARK_EVERY = 8
 """Networks between two visits of the reference."""
+FEWEST_AT_ONCE = 4
 LOADING_S = 60.0
-"""Seconds of loading after which what is loaded is measured, if it is MARK_EVERY networks or more: what takes minutes to compile
-is to be kept."""
+"""Seconds of loading after which what is loaded is measured, if it is FEWEST_AT_ONCE networks or more: what takes minutes to
+compile is to be kept."""
 MEMORY = 2**32
 """Bytes that loaded networks may take together; a loaded network takes about 2.5 x its weights."""
 
@@ -75,9 +76,11 @@ class Clock:
         return network.time_ms(repeats) if self.name == "wall" else time_runs(network, repeats, time.thread_time)
 
     def repeats(self, reference: Timed) -> int:
-        """Runs of one visit: about 12 ms, at least 5."""
+        """Runs of one visit: about 12 ms, at least 5; 3 of slow networks, whose first run alone fills the caches."""
         self.time_ms(reference, 3)
         ms = float(np.median(self.time_ms(reference, 3)))
+        if ms > 15:
+            return 3
         return max(5, min(20, math.ceil(12 / ms))) if ms > 0 else 5
 
 
@@ -107,8 +110,8 @@ def in_turn(
 ) -> Iterator[Round]:
     """Visit all networks ``rounds`` times, in another order each time; yields the times of each and of the reference.
 
-    Before them comes a round that is dropped: first visits may be 50 % off. The reference is visited in between, never twice
-    in a row: that would find its weights in the caches.
+    Before them comes one run of each, which is dropped: the first may be 50 % off. The reference is visited in between, never
+    twice in a row: that would find its weights in the caches.
 
     Args:
         networks: loaded together.
@@ -127,9 +130,9 @@ def in_turn(
         visit: list[list[float]] = [[] for _ in networks]
         mark = []
         for number, item in enumerate(random.Random(turn).sample(range(len(networks)), len(networks))):
-            if reference is not None and number % MARK_EVERY == 0:
+            if turn and reference is not None and number % MARK_EVERY == 0:
                 mark.append(clock.time_ms(reference, repeats))
-            visit[item] = clock.time_ms(networks[item], repeats)
+            visit[item] = clock.time_ms(networks[item], repeats if turn else 1)
             tick(1)
         if turn:
             visits.append(visit)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
+CHILD_WEIGHTS = "children.weights"
+"""Name of the file beside children's ONNX files that holds their weights, where they are only measured."""
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Where the exporter notes the modules around a node: "['', 'layer1', 'layer1.0', 'layer1.0.conv1', 'conv2d_1']"."""
 

@@ -4,7 +4,7 @@ A latency profile needs dozens of children whose weights do not matter. The netw
 site; a child is that graph with each placeholder replaced by its operator's nodes, which are built once per site and operator.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nar_hw.errors import ExportError
-from nar_hw.export.graph import bypass, clean, constant, fold_norms, initializer, node_path, rename_values, scopes
+from nar_hw.export.graph import CHILD_WEIGHTS, bypass, clean, constant, fold_norms, initializer, node_path, rename_values, scopes
 from nar_hw.export.leaves import emit
 from nar_hw.export.onnx import Batch, traced
 from nar_hw.files import write_bytes
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _DOMAIN = "nar_hw"
+_ASIDE = 1024
+"""Bytes from which a weight is put aside: runtimes read small ones, such as shapes, before they open other files."""
+_PAGE = 4096
+"""Bytes of which a weight's place in a file is a multiple, so that it can be mapped into memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +72,12 @@ class ChildExporter:
     layer, keeps the norm that `export_onnx` would fold into that layer.
     """
 
-    def __init__(self, space: SearchSpace, *, batch: Batch = (1, 64)) -> None:
-        """Export the network once. Raises ExportError when that fails, and SpaceError for a space with free skips."""
+    def __init__(self, space: SearchSpace, *, batch: Batch = (1, 64), weights_in: Path | None = None) -> None:
+        """Export the network once. Raises ExportError when that fails, and SpaceError for a space with free skips.
+
+        With ``weights_in``, a folder, the files of children hold no weights: they must lie in that folder, in which one file,
+        CHILD_WEIGHTS, grows by what no child had before. A child then takes a millisecond and a few kilobytes.
+        """
         space.require_fixed_skips()
         import onnx_ir as ir
         from onnxscript import optimizer
@@ -83,13 +91,19 @@ class ChildExporter:
         model.opset_imports[_DOMAIN] = 1
         fold_norms(model.graph)
         optimizer.optimize(model)
+        self._weights = weights_in / CHILD_WEIGHTS if weights_in is not None else None
         self._template = ir.to_proto(model)
+        self._put_aside(self._template.graph.initializer)
         self._fragments: dict[tuple[int, int], _Fragment] = {}
         self._traced: dict[object, onnx.ModelProto] = {}
 
     def export(self, arch: Sequence[int], path: Path | str) -> None:
         """Write the child ``arch`` to ``path``. Raises SpaceError when the space does not have it."""
-        write_bytes(Path(path), self.model(arch).SerializeToString(deterministic=True))
+        data = self.model(arch).SerializeToString(deterministic=True)
+        if self._weights is None:
+            write_bytes(Path(path), data)
+        else:  # lost with its folder: flushing it to the disk would cost more than making it
+            Path(path).write_bytes(data)
 
     def model(self, arch: Sequence[int], child: nn.Module | None = None) -> "onnx.ModelProto":
         """The child ``arch``; its slots hold the weights of ``child`` where one is given (from ``space.build(arch)``)."""
@@ -131,8 +145,24 @@ class ChildExporter:
             specs = self.space.site_specs(site, code)
             # An operator's graph is the same wherever its spec is; a convolution kept from the network is only like itself.
             key = specs[0] if specs[0] != site.incumbent else site.conv
-            self._fragments[index, code] = self._build(node, call, operator, self.space.norm_for(site, code), key)
+            fragment = self._build(node, call, operator, self.space.norm_for(site, code), key)
+            self._put_aside(fragment.weights)
+            self._fragments[index, code] = fragment
         return self._fragments[index, code]
+
+    def _put_aside(self, tensors: Iterable["onnx.TensorProto"]) -> None:
+        """Move what ``tensors`` hold into the file of all children's weights, if there is one."""
+        from onnx.external_data_helper import set_external_data
+
+        if self._weights is None:
+            return
+        with self._weights.open("ab") as file:
+            for tensor in tensors:
+                if len(tensor.raw_data) >= _ASIDE:
+                    file.write(bytes(-file.tell() % _PAGE))
+                    set_external_data(tensor, CHILD_WEIGHTS, offset=file.tell(), length=len(tensor.raw_data))
+                    file.write(tensor.raw_data)
+                    tensor.ClearField("raw_data")
 
     def _build(self, node: "onnx.NodeProto", call: _Call, operator: nn.Module, norm: nn.Module | None, key: object) -> _Fragment:
         import onnx_ir as ir

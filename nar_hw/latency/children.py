@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from nar_hw.device.visits import LOADING_S, MARK_EVERY, Clock, at_once as at_once_of, in_turn, normalised, typical, undisturbed
+from nar_hw.device.visits import (
+    FEWEST_AT_ONCE,
+    LOADING_S,
+    Clock,
+    at_once as at_once_of,
+    in_turn,
+    normalised,
+    typical,
+    undisturbed,
+)
 from nar_hw.errors import MeasurementError
 from nar_hw.files import Scratch
 from nar_hw.latency.contention import Contention, Watch, together
@@ -34,11 +43,34 @@ if TYPE_CHECKING:
 
     from nar_hw.export.splice import ChildExporter
 
-    Exporters = dict[int, ChildExporter]
-    """Batch size -> what exports children for it."""
-
 Floats = npt.NDArray[np.float64]
 K = TypeVar("K", bound=Hashable)
+
+
+class ChildFiles:
+    """Where loaders of the same space put their ONNX files, and what makes them: the network is exported once per batch size."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._space = space
+        self._exporters: dict[tuple[int, bool], ChildExporter] = {}
+        self._numbers = itertools.count()
+        scratch = Scratch()
+        self._folder = Path(scratch.name)
+        self.close = weakref.finalize(self, scratch.cleanup)
+
+    def exporter(self, config: RuntimeConfig) -> "ChildExporter":
+        """For the batch size of ``config``, with the weights of all children in one file where its runtime can read that."""
+        from nar_hw.export.splice import ChildExporter  # pulls in onnx
+
+        key = (config.batch, runtime_class(config.runtime).shares_weights(config))
+        if key not in self._exporters:
+            weights_in = self._folder if key[1] else None
+            self._exporters[key] = ChildExporter(self._space, batch=config.batch, weights_in=weights_in)
+        return self._exporters[key]
+
+    def new(self) -> Path:
+        """A name for another file."""
+        return self._folder / f"{next(self._numbers)}.onnx"
 
 
 class ChildLoader:
@@ -48,29 +80,23 @@ class ChildLoader:
     surgery on one export of the network.
     """
 
-    def __init__(self, space: SearchSpace, config: RuntimeConfig, exporters: "Exporters | None" = None) -> None:
-        """``exporters``: those of other loaders of the same space, by batch size; what is lacking is added."""
+    def __init__(self, space: SearchSpace, config: RuntimeConfig, files: ChildFiles | None = None) -> None:
+        """``files``: shared with other loaders of the same space."""
         self.space, self.config = space, config
         self._runtime = runtime_class(config.runtime)
-        self._folder: Path | None = None
+        self._exporter: ChildExporter | None = None
         self._close: Callable[[], object] = lambda: None
         if self._runtime.consumes == "onnx" and self._runtime.unavailable(config) is None:
-            from nar_hw.export.splice import ChildExporter  # pulls in onnx
-
-            known = {} if exporters is None else exporters
-            if config.batch not in known:
-                known[config.batch] = ChildExporter(space, batch=config.batch)
-            self._exporter = known[config.batch]
-            scratch = Scratch()
-            self._folder = Path(scratch.name)
-            self._close = weakref.finalize(self, scratch.cleanup)
-        self._numbers = itertools.count()
+            self._files = files or ChildFiles(space)
+            self._exporter = self._files.exporter(config)
+            if files is None:
+                self._close = self._files.close
 
     def __call__(self, arch: Arch, profile: bool = False) -> Runtime:
         """The child, loaded. Raises SpaceError, RuntimeUnavailableError."""
-        if self._folder is None:
+        if self._exporter is None:
             return self._runtime(self.space.build(arch), self.space.input_shape, self.config, profile=profile)
-        path = self._folder / f"{next(self._numbers)}.onnx"
+        path = self._files.new()
         self._exporter.export(arch, path)
         if self.config.precision == "int8":
             from nar_hw.export.quantize import to_int8
@@ -82,7 +108,7 @@ class ChildLoader:
         return runtime
 
     def close(self) -> None:
-        """Delete the files; may be called twice."""
+        """Delete its own files; may be called twice."""
         self._close()
 
     def __enter__(self) -> Self:
@@ -107,9 +133,9 @@ def says(progress: "Progress | None") -> Callable[[str], None]:
     return lambda text: None if progress is None else progress.console.print(text, highlight=False, soft_wrap=True)
 
 
-def child_loader(space: SearchSpace, config: RuntimeConfig, exporters: "Exporters | None" = None) -> ChildLoader:
-    """What loads the children of ``space`` in the runtime of ``config``; several share their ``exporters``."""
-    return ChildLoader(space, config, exporters)
+def child_loader(space: SearchSpace, config: RuntimeConfig, files: ChildFiles | None = None) -> ChildLoader:
+    """What loads the children of ``space`` in the runtime of ``config``; several share their ``files``."""
+    return ChildLoader(space, config, files)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +274,7 @@ def _measure_batch(
     with ExitStack() as stack:
         runtimes: list[Runtime] = []
         for arch in archs:
-            if len(runtimes) >= MARK_EVERY and time.monotonic() - start > LOADING_S:
+            if len(runtimes) >= FEWEST_AT_ONCE and time.monotonic() - start > LOADING_S:
                 break
             runtimes.append(stack.enter_context(closing(load(arch, profile))))
 

@@ -12,7 +12,7 @@ without it:
 Shape legend: runs = (rounds * runs of a visit) of one child.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,6 +32,8 @@ Floats = npt.NDArray[np.float64]
 
 SPREAD = 0.07
 """How far the network as a whole may move an entry, relative (one standard deviation)."""
+NOISES = (0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16)
+"""Relative errors of children, of which the likely one is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,8 @@ def estimate(space: SearchSpace, profiled: Measured[Arch], measured: Measured[Ar
         smallest=min(raw[spec] / nodes[spec] for spec in raw),
     )
     guess = {spec: scale * raw[spec] - overhead * nodes[spec] for spec in raw}
-    fit = least_squares(space, whole, guess, spread=SPREAD)
+    # Children count there as 1 % off: what matters is how far entries may move beside that.
+    fit = least_squares(space, whole, guess, spread=SPREAD * 0.01 / likely_noise(space, whole, guess))
     errors = contrast_errors(space, fit)
     entries = {
         spec: _entry(spec, ms, errors[spec], [context.runs * scale for context in contexts[spec]], ms - scale * raw[spec])
@@ -93,6 +96,28 @@ def _slowdown(profiled: Measured[Arch], whole: Mapping[Arch, float], speed: floa
     """By how many ms the profiler slows a run down, per node; not less than nothing."""
     more = [(speed * np.median(times.whole) - whole[arch]) / len(times.layers) for arch, times in profiled.children.items()]
     return max(0.0, float(np.median(more)))
+
+
+def likely_noise(space: SearchSpace, whole: Mapping[Arch, float], guess: Mapping[OpSpec, float]) -> float:
+    """By how much whole children (ms) differ from sums of entries, relative: the most likely of NOISES, for `least_squares`.
+
+    It is the noise of their visits and what no sum explains; the larger it is, the less children may move the entries from
+    their ``guess`` (ms). Restricted maximum likelihood (Patterson and Thompson 1971): nothing is known of the fixed part.
+    """
+    times, specs = np.array(list(whole.values())), list(guess)  # (children,)
+    counts = [Counter(spec for _, _, spec in space.specs(arch)) for arch in whole]
+    guessed = np.array([[count[spec] * guess[spec] for spec in specs] for count in counts])  # (children, specs)
+    unexplained = times - guessed.sum(axis=1)
+    entries = SPREAD**2 * guessed @ guessed.T
+
+    def likelihood(noise: float) -> float:
+        covariance = entries + np.diag(noise**2 * times * times.mean())
+        inverse = np.linalg.inv(covariance)
+        fixed = inverse.sum(axis=0)
+        inverse -= np.outer(fixed, fixed) / fixed.sum()
+        return -float(np.linalg.slogdet(covariance)[1] + np.log(fixed.sum()) + unexplained @ inverse @ unexplained)
+
+    return max(NOISES, key=likelihood)
 
 
 class Join:

@@ -13,7 +13,18 @@ import numpy as np
 
 from nar_hw.errors import MeasurementError, RuntimeUnavailableError, UserError, unknown_name
 from nar_hw.latency import in_context, isolated, regression
-from nar_hw.latency.children import ChildLoader, Measured, Steps, alone, child_loader, children_at_once, measure, p90_of, says
+from nar_hw.latency.children import (
+    ChildFiles,
+    ChildLoader,
+    Measured,
+    Steps,
+    alone,
+    child_loader,
+    children_at_once,
+    measure,
+    p90_of,
+    says,
+)
 from nar_hw.latency.contention import together
 from nar_hw.latency.designs import contexts, orthogonal
 from nar_hw.latency.device import MATTERS, fingerprint
@@ -33,16 +44,14 @@ from nar_hw.space.spec import Arch, OpSpec
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from nar_hw.latency.children import Exporters
-
 __all__ = ["METHODS", "ChildLoader", "child_loader", "profile"]
 
-ROUNDS = 20
+ROUNDS = 12
 WHOLE = 6
 """Replicates of in-context profiles that are measured as wholes only."""
 UNSEEN = "not validated: the profile has seen all children of this small space, or all but one or two"
 OPERATORS_AT_ONCE = 24
-TOLERANCE = 0.01
+TOLERANCE = 0.02
 
 
 def profile(
@@ -58,7 +67,7 @@ def profile(
     budget_s: float | None = None,
     journal: Path | None = None,
     resume: bool = False,
-    exporters: "Exporters | None" = None,
+    files: ChildFiles | None = None,
     progress: "Progress | None" = None,
 ) -> LatencyTable:
     """Measure a latency table for ``space`` on the device and runtime of ``config``.
@@ -78,7 +87,7 @@ def profile(
         budget_s: seconds to spend; rounds, then children are left out to keep it as well as can be.
         journal: file that keeps what is measured while the profile runs; deleted when it is complete.
         resume: go on from what the journal holds.
-        exporters: shared by several profiles of the same space.
+        files: shared by several profiles of the same space.
         progress: shows bars.
 
     Raises:
@@ -102,7 +111,7 @@ def profile(
             f"{runtime.name} has no per-layer times on {config.device}, which method in-context needs: use method regression"
         )
     space.require_fixed_skips()
-    exporters = {} if exporters is None else exporters
+    files = files or ChildFiles(space)
     kept = None
     if journal is not None:
         kept = Journal(journal, _conditions(space, config, method, rounds, seed), resume=resume)
@@ -110,7 +119,7 @@ def profile(
     with ExitStack() as stack:
         stack.enter_context(alone([config], progress))
         start = time.monotonic()
-        load = stack.enter_context(child_loader(space, config, exporters))
+        load = stack.enter_context(child_loader(space, config, files))
         reference = stack.enter_context(load(space.incumbent))
         job = _Here(
             space=space,
@@ -147,7 +156,7 @@ def profile(
             seed=seed + 1,
             budget_s=left,
             journal=kept,
-            exporters=exporters,
+            files=files,
             progress=progress,
         )
         table = with_validation(table, validation)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nar_hw.errors import TableError, UserError
-from nar_hw.latency.children import Measured, Steps, alone, child_loader, children_at_once, measure, says
+from nar_hw.latency.children import ChildFiles, Measured, Steps, alone, child_loader, children_at_once, measure, says
 from nar_hw.latency.contention import together
 from nar_hw.latency.designs import held_out, profiled
 from nar_hw.latency.journal import Journal
@@ -23,17 +23,15 @@ from nar_hw.space.spec import Arch
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from nar_hw.latency.children import Exporters
-
 Floats = npt.NDArray[np.float64]
 
-VALIDATION_ROUNDS = 10
+VALIDATION_ROUNDS = 6
 NOISY = 3.0
 """Noise floor in percent above which a table is marked."""
 NOISY_NOTE = "noisy machine: measure again"
 RELOADED = 8
 """Children that are loaded and measured again at the end."""
-RELOADED_ROUNDS = 6
+RELOADED_ROUNDS = 4
 MEANWHILE = "while it was validated: "
 """How notes on the validation begin."""
 
@@ -48,7 +46,7 @@ def validate(
     rounds: int = VALIDATION_ROUNDS,
     budget_s: float | None = None,
     journal: Journal | None = None,
-    exporters: "Exporters | None" = None,
+    files: ChildFiles | None = None,
     progress: "Progress | None" = None,
 ) -> Validation:
     """Measure random children and compare them with the table; the result is what a table keeps as its validation.
@@ -64,7 +62,7 @@ def validate(
         rounds: visits of each child.
         budget_s: seconds after which no more rounds are begun.
         journal: keeps what is measured.
-        exporters: shared with other measurements of the same space.
+        files: shared with other measurements of the same space.
         progress: shows a bar.
 
     Raises:
@@ -84,7 +82,7 @@ def validate(
     with ExitStack() as stack:
         stack.enter_context(alone([config], progress))
         start = time.monotonic()
-        load = stack.enter_context(child_loader(space, config, exporters))
+        load = stack.enter_context(child_loader(space, config, files))
         deadline = math.inf if budget_s is None else start + budget_s
 
         def session(stage: str, archs: list[Arch], rounds: int) -> Measured[Arch]:
@@ -188,12 +186,13 @@ def with_validation(table: LatencyTable, validation: Validation) -> LatencyTable
 
 
 def _ranks(first: Floats, second: Floats) -> tuple[float, float]:
-    """(Spearman, Kendall) correlation; 0 where one side is all the same, which has no order."""
-    from scipy.stats import kendalltau, spearmanr
-
+    """(Spearman, Kendall's tau-b) correlation; 0 where one side is all the same, which has no order."""
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0, 0.0
-    return _short(float(spearmanr(first, second).statistic)), _short(float(kendalltau(first, second).statistic))
+    above = [np.sign(values[:, None] - values) for values in (first, second)]  # (children, children)
+    ranks = [signs.sum(axis=1) for signs in above]
+    spearman, kendall = (float((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum())) for x, y in (ranks, above))
+    return _short(spearman), _short(kendall)
 
 
 def _short(value: float) -> float:

@@ -69,6 +69,11 @@ class Runtime(ABC):
         return cls._missing(config)
 
     @classmethod
+    def shares_weights(cls, config: RuntimeConfig) -> bool:
+        """Whether it reads ONNX files whose weights lie in a file beside them, as those of children that are only measured."""
+        return False
+
+    @classmethod
     def layers_on(cls, config: RuntimeConfig) -> bool:
         """Whether it has per-layer times for ``config``: a runtime may have them on one device only."""
         return cls.layers

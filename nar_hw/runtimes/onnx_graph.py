@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nar_hw.errors import ModelError
+from nar_hw.export.graph import CHILD_WEIGHTS
 from nar_hw.export.quantize import precision_of, to_bf16, to_fp16
 from nar_hw.runtimes.inputs import Weights
 
@@ -25,7 +26,7 @@ def loaded(path: Path) -> "onnx.ModelProto":
         model = onnx.load(path, load_external_data=False)
     except Exception as problem:  # protobuf's DecodeError among others; onnx documents none
         raise ModelError(f"{path} is not an ONNX file: {one_line(problem)}") from problem
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+    if not all(_here(tensor) for tensor in model.graph.initializer):
         raise ModelError(f"{path} must hold its weights itself, but names other files: save it without external data")
     return model
 
@@ -42,6 +43,14 @@ def image_shape(path: Path, batch: int, name: str) -> tuple[int, int, int]:
         here = "one image at a time" if batch == 1 else f"{batch} images at a time"
         raise ModelError(f"{name} takes {here}, but {path} is for batch {sizes[0]} only: export it for batch {batch}")
     return sizes[1], sizes[2], sizes[3]
+
+
+def _here(tensor: "onnx.TensorProto") -> bool:
+    """Whether a weight is in the file itself, or in the one that children have beside theirs to be measured."""
+    import onnx
+
+    outside = tensor.data_location == onnx.TensorProto.EXTERNAL
+    return not outside or any(entry.key == "location" and entry.value == CHILD_WEIGHTS for entry in tensor.external_data)
 
 
 def weights(path: Path) -> list[Weights]:

@@ -60,6 +60,11 @@ class OnnxRuntime(Runtime):
         return config.device_type == "cpu"
 
     @classmethod
+    def shares_weights(cls, config: RuntimeConfig) -> bool:
+        """In fp32: other precisions are made of a whole file."""
+        return config.precision == "fp32"
+
+    @classmethod
     def _missing(cls, config: RuntimeConfig) -> str | None:
         try:
             import onnxruntime

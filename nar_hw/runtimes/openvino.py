@@ -57,6 +57,11 @@ class OpenVino(Runtime):
         return None
 
     @classmethod
+    def shares_weights(cls, config: RuntimeConfig) -> bool:
+        """But for int8, which is made of a whole file."""
+        return config.precision != "int8"
+
+    @classmethod
     def versions(cls) -> dict[str, str]:
         """The version of OpenVINO. Raises RuntimeUnavailableError when it is not installed."""
         try:

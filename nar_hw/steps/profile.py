@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.progress import Progress
 
+from nar_hw.latency.children import ChildFiles
 from nar_hw.latency.device import here
 from nar_hw.latency.energy import measure_energy
 from nar_hw.latency.profiler import profile
@@ -14,9 +15,6 @@ from nar_hw.latency.validate import validate, with_validation
 from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.space.space import SearchSpace
-
-if TYPE_CHECKING:
-    from nar_hw.latency.children import Exporters
 
 
 def profiles(
@@ -33,7 +31,7 @@ def profiles(
 
     Raises TableError or TableMismatchError where such a table is none, or another's, and what `profile` raises.
     """
-    exporters: Exporters = {}
+    files = ChildFiles(space)
     tables = {}
     for path, config in outputs.items():
         journal = path.with_name(f"{path.name}.part")
@@ -41,9 +39,7 @@ def profiles(
             table = LatencyTable.load(path)
             table.check(space, here(config))
         else:
-            table = profile(
-                space, config=config, journal=journal, resume=resume, exporters=exporters, progress=progress, **options
-            )
+            table = profile(space, config=config, journal=journal, resume=resume, files=files, progress=progress, **options)
             table.save(path)
         tables[path] = table
     return tables
