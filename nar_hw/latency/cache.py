@@ -19,6 +19,8 @@ SIDE = 4
 """Children that must be on either side of a limit."""
 SURE = 2.0
 """Standard errors by which a cache must make the errors of children smaller that were left out of the fit."""
+WORTH = 0.005
+"""Of a latency: by less than this a table is better left a sum."""
 MOST = 0.75
 """Share of its time that the lightest arch may save: it may be lighter than any child, and a line does not go on for ever."""
 
@@ -90,7 +92,7 @@ def limit(problem: Problem, params: Floats, lightest: Floats, least: float) -> f
     """Below how many parameters children save; None where that explains the children no better than a sum does.
 
     Each limit is judged by every child's error when the others alone are fitted, and the best by whether it makes these errors
-    smaller by more than `SURE` standard errors.
+    smaller by more than `SURE` standard errors and `WORTH`.
 
     Args:
         problem: without a cache.
@@ -111,7 +113,8 @@ def limit(problem: Problem, params: Floats, lightest: Floats, least: float) -> f
         if 0 < saved < MOST * all_of_it and errors.mean() < smallest.mean():
             best, smallest = float(place), errors
     gains = plain - smallest
-    return best if float(gains.mean()) > SURE * float(gains.std(ddof=1)) / np.sqrt(len(gains)) else None
+    needed = max(WORTH, SURE * float(gains.std(ddof=1)) / np.sqrt(len(gains)))
+    return best if float(gains.mean()) > needed else None
 
 
 def saving(params: Floats, place: float) -> Floats:
