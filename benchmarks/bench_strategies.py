@@ -36,6 +36,7 @@ from nar_hw.search.reward import REWARDS
 from nar_hw.search.strategies import strategy_class
 from nar_hw.search.strategies.base import Strategy
 from nar_hw.space.spec import Arch
+from nar_hw.space.sums import Sums
 
 SLOTS, CODES = 24, 6
 PAIR, NOISE = 0.3, 0.5
@@ -71,8 +72,7 @@ class Planted:
         self.budget_us = int(np.percentile(self.cost_us[np.arange(SLOTS), archs].sum(1), 25))
         self.limits = Feasible(
             candidates=(tuple(range(CODES)),) * SLOTS,
-            cost_ms=self.cost_us / 1000,
-            fixed_ms=FIXED_US / 1000,
+            cost=Sums.one(self.cost_us / 1000, FIXED_US / 1000),
             target_ms=(FIXED_US + self.budget_us) / 1000,
         )
         sample = self._raw(self.limits.sample(4000, rng))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nar_hw.search.controller import LSTMController
 from nar_hw.search.feasible import Feasible
+from nar_hw.space.sums import Sums
 from nar_hw.testing.strategies import CANDIDATES, feasible
 
 torch.set_num_threads(1)
@@ -129,7 +130,7 @@ def test_a_thousand_archs_take_little_time() -> None:
     """24 slots with 6 operators: at most 50 ms of one core."""
     rng = np.random.default_rng(0)
     cost_ms = rng.uniform(0.1, 1, (24, 6))
-    limits = Feasible(candidates=(tuple(range(6)),) * 24, cost_ms=cost_ms, fixed_ms=1.0, target_ms=12.0)
+    limits = Feasible(candidates=(tuple(range(6)),) * 24, cost=Sums.one(cost_ms, 1.0), target_ms=12.0)
     policy, generator = LSTMController(limits, seed=0), torch.Generator().manual_seed(0)
     times = []
     for _ in range(12):

@@ -46,6 +46,7 @@ from nar_hw.search.strategies.random import RandomStrategy
 from nar_hw.search.supernet import Supernet
 from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import Arch, OpSpec
+from nar_hw.space.sums import Sums
 from nar_hw.tasks import ClassificationTask
 from tests.networks import TinyResNet
 from tests.test_table import for_space
@@ -297,8 +298,7 @@ def test_a_table_without_an_entry_is_refused() -> None:
         run(SearchSpace.from_model(TinyResNet(), (3, 8, 8), limit_params=False))
 
     class Holed:
-        matrix = np.where(np.arange(TABLE.matrix.shape[1]) == 2, np.nan, TABLE.matrix)
-        fixed_ms = TABLE.fixed_ms
+        sums = Sums.one(np.where(np.arange(TABLE.matrix.shape[1]) == 2, np.nan, TABLE.matrix), TABLE.fixed_ms)
 
     with pytest.raises(MissingEntryError, match=r"max3x3 in slot 0 \(layer1.conv1\)"):
         Feasible.from_table(SPACE, Holed(), TARGET)  # type: ignore[arg-type]
@@ -306,7 +306,7 @@ def test_a_table_without_an_entry_is_refused() -> None:
 
 def test_a_table_that_is_not_additive_is_refused() -> None:
     class Crooked:
-        matrix, fixed_ms = TABLE.matrix, TABLE.fixed_ms
+        sums = TABLE.sums
 
         def predict(self, archs: np.ndarray) -> np.ndarray:
             return TABLE.predict(archs) ** 1.01

@@ -23,6 +23,7 @@ from nar_hw.search.strategies import STRATEGIES
 from nar_hw.space.flops import count_module
 from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import Arch, OpSpec
+from nar_hw.space.sums import Sums
 from nar_hw.tasks import ClassificationTask
 from nar_hw.testing.strategies import CANDIDATES
 from tests.networks import SharedConv, TinyResNet
@@ -32,15 +33,22 @@ torch.set_num_threads(1)
 EVERY: list[Arch] = list(itertools.product(*CANDIDATES))
 
 
-def made_budget(seed: int, shares: tuple[float, ...], combine: str = "worst") -> Budget:
-    """Costs of random entries; each target lies at its share of the way from the cheapest to the dearest arch."""
+def made_budget(seed: int, shares: tuple[float, ...], combine: str = "worst", cached: int = 0) -> Budget:
+    """Costs of random entries; each target lies at its share of the way from the cheapest to the dearest arch.
+
+    The first ``cached`` costs are the lesser of two sums each.
+    """
     rng = np.random.default_rng(seed)
     costs = []
     for number, share in enumerate(shares):
         entries = np.full((len(CANDIDATES), 4), np.inf)
         for position, codes in enumerate(CANDIDATES):
             entries[position, list(codes)] = rng.uniform(0.1, 1, len(codes))
-        cost = Cost(name=f"cost {number}", entries=entries, fixed=float(rng.uniform(0, 2)), target=1.0)
+        sums = Sums.one(entries, float(rng.uniform(0, 2)))
+        if number < cached:
+            lighter = entries + rng.uniform(0, 0.4, entries.shape)
+            sums = Sums(entries=np.stack([entries, lighter]), fixed=sums.fixed[0] - np.array([0, rng.uniform(0.4, 1.6)]))
+        cost = Cost(name=f"cost {number}", sums=sums, target=1.0)
         values = cost.of(EVERY)
         costs.append(replace(cost, target=float(values.min() + share * np.ptp(values))))
     mixes = np.eye(len(costs)) if combine == "worst" else np.full((1, len(costs)), 1 / len(costs))
@@ -51,8 +59,10 @@ def within(budget: Budget) -> list[Arch]:
     """By adding up: all archs of which every limit holds."""
     found = []
     for arch in EVERY:
-        sums = [cost.fixed + sum(cost.entries[slot, code] for slot, code in enumerate(arch)) for cost in budget.costs]
-        ratios = [total / cost.target for total, cost in zip(sums, budget.costs, strict=True)]
+        ratios = []
+        for cost in budget.costs:
+            spent = [sum(entries[slot, code] for slot, code in enumerate(arch)) for entries in cost.sums.entries]
+            ratios.append(min(map(sum, zip(spent, cost.sums.fixed, strict=True))) / cost.target)
         if all(sum(w * r for w, r in zip(row, ratios, strict=True)) <= 1 + 1e-9 for row in budget.mixes):
             found.append(arch)
     return found
@@ -61,10 +71,12 @@ def within(budget: Budget) -> list[Arch]:
 SHARES = st.lists(st.floats(0.05, 1), min_size=2, max_size=3).map(tuple)
 
 
-@given(seed=st.integers(0, 10_000), shares=SHARES, combine=st.sampled_from(["worst", "mean"]))
-@settings(max_examples=40, deadline=None)
-def test_what_is_within_several_limits_is_found_or_refused(seed: int, shares: tuple[float, ...], combine: str) -> None:
-    budget = made_budget(seed, shares, combine)
+@given(seed=st.integers(0, 10_000), shares=SHARES, combine=st.sampled_from(["worst", "mean"]), cached=st.integers(0, 2))
+@settings(max_examples=60, deadline=None)
+def test_what_is_within_several_limits_is_found_or_refused(
+    seed: int, shares: tuple[float, ...], combine: str, cached: int
+) -> None:
+    budget = made_budget(seed, shares, combine, cached)
     expected = within(budget)
     if not expected:
         with pytest.raises(TargetError, match=r"one arch must meet all targets, but none does: the nearest takes .*: raise one$"):
@@ -85,8 +97,9 @@ def test_what_is_within_several_limits_is_found_or_refused(seed: int, shares: tu
     assert budget.loads([budget.nearest])[0] == pytest.approx(loads.min(), rel=1e-5)
 
 
-def test_samples_are_uniform() -> None:
-    budget = made_budget(1, (0.4, 0.4))
+@pytest.mark.parametrize("cached", [0, 2])
+def test_samples_are_uniform(cached: int) -> None:
+    budget = made_budget(1, (0.4, 0.4), cached=cached)
     members = within(budget)
     assert 10 < len(members) < len(EVERY) / 4
     counts = Counter(budget.feasible.sample(100 * len(members), np.random.default_rng(0)))
@@ -99,7 +112,7 @@ def test_where_few_archs_are_within_drawing_does_not_go_on_for_ever() -> None:
     """Two costs that contradict each other: about one arch in a thousand is within both limits."""
     rng = np.random.default_rng(0)
     entries = rng.uniform(0.1, 1, (16, 5))
-    costs = tuple(Cost(name="", entries=values, fixed=0.0, target=8.802) for values in (entries, 1.1 - entries))
+    costs = tuple(Cost(name="", sums=Sums.one(values, 0.0), target=8.802) for values in (entries, 1.1 - entries))
     limits = Budget(candidates=((0, 1, 2, 3, 4),) * 16, costs=costs, mixes=np.eye(2)).feasible
     archs = limits.sample(20, rng)
     assert len(archs) == 20

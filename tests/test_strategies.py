@@ -19,6 +19,7 @@ from nar_hw.search.strategies.random import RandomStrategy
 from nar_hw.search.strategies.reinforce import GRADIENT_NORM, Baseline, ReinforceStrategy
 from nar_hw.search.strategies.surrogate import PAIRS, SHRINKAGE, SurrogateStrategy
 from nar_hw.space.spec import Arch
+from nar_hw.space.sums import Sums
 from nar_hw.testing.strategies import CANDIDATES, StrategyConformance, copied, feasible, play, quality
 
 torch.set_num_threads(1)
@@ -53,7 +54,7 @@ class Planted:
         cost = rng.uniform(0.2, 1, (12, 4))
         archs = rng.integers(0, 4, (4000, 12))
         target = float(np.percentile(cost[np.arange(12), archs].sum(1), 25)) + 1
-        self.limits = Feasible(candidates=((0, 1, 2, 3),) * 12, cost_ms=cost, fixed_ms=1.0, target_ms=target)
+        self.limits = Feasible(candidates=((0, 1, 2, 3),) * 12, cost=Sums.one(cost, 1.0), target_ms=target)
         self.mean, self.spread = self.raw(archs).mean(), self.raw(archs).std()
         self.rng = rng
 
@@ -100,7 +101,7 @@ def test_slopes_lead_to_the_best_arch_under_the_target(name: str) -> None:
     """The loss is the sum of the operators' own; its slope in an operator's output is then that operator's, with noise."""
     limits = feasible()
     rng = np.random.default_rng(0)
-    losses = rng.normal(size=limits.cost_ms.shape)
+    losses = rng.normal(size=limits.cost.entries.shape[1:])
     strategy = strategy_class(name)(limits, seed=0)
     for _ in range(150):
         archs = strategy.ask(10)
@@ -121,11 +122,11 @@ def test_a_mixture_descends_its_slopes_through_the_softmax() -> None:
     for p, codes in enumerate(CANDIDATES):
         weights = np.exp(before[p, list(codes)])
         np.testing.assert_allclose(shares[p, list(codes)], weights / weights.sum())
-        gain = slopes[p, list(codes)] + 0.5 * limits.cost_ms[p, list(codes)] / limits.target_ms
+        gain = slopes[p, list(codes)] + 0.5 * limits.cost.entries[0, p, list(codes)] / limits.target_ms
         mean = (weights / weights.sum() * gain).sum()
         expected[p, list(codes)] = weights / weights.sum() * (gain - mean)
-    open_cost = np.where(np.isfinite(limits.cost_ms), limits.cost_ms, 0)
-    assert (shares * open_cost).sum() + limits.fixed_ms > limits.target_ms
+    open_cost = np.where(np.isfinite(limits.cost.entries[0]), limits.cost.entries[0], 0)
+    assert (shares * open_cost).sum() + limits.cost.fixed[0] > limits.target_ms
     strategy.descend(slopes)
     np.testing.assert_allclose(strategy.logits.grad.numpy(), expected, atol=1e-12)
     # the first step of Adam is of the learning rate, against the sign of the slope
@@ -135,7 +136,7 @@ def test_a_mixture_descends_its_slopes_through_the_softmax() -> None:
 
 def test_a_mixture_leads_to_the_best_arch_under_the_target_and_goes_on_after_a_stop() -> None:
     limits = feasible()
-    losses = np.random.default_rng(0).normal(size=limits.cost_ms.shape)
+    losses = np.random.default_rng(0).normal(size=limits.cost.entries.shape[1:])
     one, two = DartsStrategy(limits, seed=0), DartsStrategy(limits, seed=1)
     for _ in range(60):
         one.descend(losses)
@@ -195,7 +196,7 @@ def test_an_expected_latency_above_the_target_is_a_loss() -> None:
     strategy = GradientStrategy(limits, seed=0)
 
     def expected() -> float:
-        return limits.fixed_ms + float((strategy._log_probs().exp() * strategy._cost).sum().detach())
+        return limits.cost.fixed[0] + float((strategy._log_probs().exp() * strategy._cost).sum().detach())
 
     assert expected() > limits.target_ms
     for _ in range(60):
@@ -407,7 +408,7 @@ def test_the_surrogate_does_not_mind_that_the_shared_weights_get_better() -> Non
 
 def test_the_surrogate_finds_the_best_arch_of_an_additive_problem() -> None:
     limits = feasible()
-    scores = np.random.default_rng(5).normal(size=limits.cost_ms.shape)
+    scores = np.random.default_rng(5).normal(size=limits.cost.entries.shape[1:])
     strategy = SurrogateStrategy(limits, seed=0)
     for _ in range(8):
         archs = strategy.ask(10)

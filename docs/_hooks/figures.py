@@ -169,6 +169,46 @@ def _peers() -> str:
     return _rows(["", "error (MAPE)", "within 10 %", "rank correlation", "networks measured", "time to measure"], rows)
 
 
+FORMS = {
+    "sum": "a sum over slots",
+    "families": "and neighbours' kinds (dense, depthwise, pool)",
+    "operators": "and neighbours' operators",
+    "edges": "and a term for each two operators of each two neighbouring slots",
+    "cache": "and the cache",
+    "both": "and the cache, and neighbours' operators",
+}
+"""Form of cache.json -> what it is called."""
+
+
+def _cache() -> str:
+    """Tables as sums and with a cache."""
+    rows = []
+    for name, case in _result("cache.json")["cases"].items():
+        known, alone = case["tables"]["as made"], case["tables"]["as a sum"]
+        seen = "none" if case["cache"] is None else f"{case['cache']['mib']:.1f} MiB"
+        weights = " to ".join(f"{mib:.1f}" for mib in case["weights_mib"])
+        both = [f"{item['mape']:.1f} % / {item['max_error']:.0f} %" for item in (alone, known)]
+        rows.append([name.replace("_", " "), f"{weights} MiB", seen, f"{case['floor_mape']:.1f} %", *both])
+    titles = ["network, runtime", "weights", "cache seen", "noise", "error as a sum, mean / largest", "with the cache"]
+    return _rows(titles, rows)
+
+
+def _forms() -> str:
+    """What explains the rest of a sum, in the demo's networks that were left out of the fit."""
+    cases = {name: case["forms"] for name, case in _result("cache.json")["cases"].items() if name.startswith("demo")}
+    rows = [
+        [
+            title,
+            *(
+                f"{case[form]['mape']:.1f} % ({case[form]['gain']:+.1f} ± {case[form]['gain_standard_error']:.1f})"
+                for case in cases.values()
+            ),
+        ]
+        for form, title in FORMS.items()
+    ]
+    return _rows(["form", *(name.replace("_", " ") for name in cases)], rows)
+
+
 def _contention() -> str:
     """Tables on a quiet machine and beside a spinner."""
     found = _result("contention.json")["summary"]
@@ -522,6 +562,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods": _methods,
     "growth": _growth,
     "peers": _peers,
+    "cache": _cache,
+    "forms": _forms,
     "contention": _contention,
     "strategies": _strategies,
     "regret": _regret,

@@ -120,6 +120,10 @@ def search(
         int | None, whole("--max-flops", "Most FLOPs (multiply-adds of one image).", 1, 10**18, panel=WHAT)
     ] = None,
     max_params: Annotated[int | None, whole("--max-params", "Most parameters.", 1, 10**18, panel=WHAT)] = None,
+    max_energy: Annotated[
+        float | None,
+        number("--max-energy", "Most mJ of one image, by a table with energies (nar-hw table energy).", above=0, panel=WHAT),
+    ] = None,
     manner: Manner = "conv",
     operators: Operators = None,
     slots: Slots = None,

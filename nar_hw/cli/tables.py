@@ -146,6 +146,18 @@ def table_validate(
     emit(as_json, outline(table), lambda: show_outline(table, path))
 
 
+@table_app.command("energy")
+def table_energy(path: Path, as_json: Json = False) -> None:
+    """Measure energies and keep them in the table, for search --max-energy. Example: nar-hw table energy table.json"""
+    from nar_hw.latency.table import LatencyTable
+    from nar_hw.steps.profile import with_energy
+
+    with output_files(path), progress_bar() as progress:
+        table = with_energy(LatencyTable.load(path), progress=progress)
+        table.save(path)
+    emit(as_json, outline(table), lambda: show_outline(table, path))
+
+
 @table_app.command("diff")
 def table_diff(
     first: Annotated[Path, typer.Argument(help="A table; or a folder of the tables of several devices.")],
@@ -281,7 +293,7 @@ def diff_folders(first: Path, second: Path | None, as_json: bool) -> None:
 def outline(table: "LatencyTable") -> dict[str, Any]:
     """What a table says as a whole, for JSON."""
     fastest, slowest = table.bounds()
-    validation = table.validation
+    validation, cache = table.validation, table.cache
     return {
         "model": table.network.name,
         "input_shape": list(table.network.input_shape),
@@ -291,7 +303,10 @@ def outline(table: "LatencyTable") -> dict[str, Any]:
         "slots": len(table.slots),
         "entries": len(table.entries),
         "fixed_ms": table.fixed_ms,
+        "cache": cache and {"params": cache.params, "ms_per_million": cache.ms_per_million},
         "incumbent_ms": table.incumbent_ms,
+        "incumbent_mj": None if table.energy is None else table.energy.incumbent_mj,
+        "energy_mape_percent": None if table.energy is None else table.energy.mape,
         "incumbent_p90_ms": None if table.p90 is None else table.at_percentile(90).incumbent_ms,
         "percentile": table.percentile or 50,
         "incumbent_predicted_ms": table.predict(table.incumbent),
@@ -317,6 +332,11 @@ def show_outline(table: "LatencyTable", path: Path) -> None:
         f"the network itself {whole['incumbent_ms']:.4g} ms, predicted {whole['incumbent_predicted_ms']:.4g} ms; "
         f"archs are predicted from {whole['fastest_ms']:.4g} to {whole['slowest_ms']:.4g} ms",
     ]
+    if (cache := table.cache) is not None:
+        lines.append(
+            f"networks of less than {cache.params / 1e6:.3g} million parameters stay in the caches: they save "
+            f"{cache.ms_per_million:.3g} ms for each million less"
+        )
     if whole["mape_percent"] is not None:
         again = whole["noise_between_sessions_percent"]
         between = "" if again is None else f", {again:.1f} % between sessions"
@@ -324,6 +344,10 @@ def show_outline(table: "LatencyTable", path: Path) -> None:
             f"held-out children: error {whole['mape_percent']:.1f} % "
             f"(noise floor {whole['noise_floor_percent']:.1f} %{between}), rank correlation {whole['spearman']:.3f}"
         )
+    if whole["incumbent_mj"] is not None:
+        error = whole["energy_mape_percent"]
+        known = "" if error is None else f"; held-out children: error {error:.1f} %"
+        lines.append(f"an image takes the network itself {whole['incumbent_mj']:.4g} mJ of the whole device{known}")
     if whole["percentile"] != 50:
         lines.append(f"all of these are {whole['percentile']}th percentiles of single runs")
     elif whole["incumbent_p90_ms"] is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nar_hw.latency.record import Entry
+from nar_hw.latency.record import Cache, Entry
 from nar_hw.space.spec import OpSpec
 
 Floats = npt.NDArray[np.float64]
@@ -21,6 +21,8 @@ class Estimate:
     fixed_ms: float
     details: dict[str, Any]
     """Fields of the table's `Method` that this one has, numbers."""
+    cache: Cache | None = None
+    """What small networks save."""
 
 
 def half_width(values: Sequence[float], ms: float) -> float | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nar_hw.errors import TableError
 from nar_hw.latency.device import here
 from nar_hw.latency.profiler import profile, slots_of
 from nar_hw.latency.record import Entry, Filled
@@ -44,6 +45,7 @@ def fill(
         progress: shows bars.
 
     Raises:
+        TableError: a table with a cache, which all entries were fitted with together.
         TableMismatchError: another network, device or conditions.
         RuntimeUnavailableError, MeasurementError, RunError: as `profile`.
     """
@@ -52,6 +54,12 @@ def fill(
     lacking = table.lacking(space)
     if not lacking:
         return table
+    if table.cache is not None:
+        names = sorted({name for slot in space.slots for name in (space.operators[code] for code in slot.candidates)})
+        raise TableError(
+            "entries can be added to a table whose latencies are sums, but what small networks save in this one was fitted with "
+            f"all its entries together: measure all of them with `{table.profile_command(names)}`"
+        )
     table.check_conditions(here(table.config))
     narrow = space.narrowed(
         {
@@ -86,6 +94,7 @@ def fill(
         slots=slots,
         entries=tuple(entries[spec] for spec in specs),
         method=replace(table.method, filled=(*table.method.filled, added)),
+        energy=None,
         validation=None,
         notes=tuple(dict.fromkeys((*table.notes, *found.notes))),
     )

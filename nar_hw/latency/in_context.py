@@ -82,14 +82,17 @@ def estimate(space: SearchSpace, profiled: Measured[Arch], measured: Measured[Ar
     )
     guess = {spec: scale * raw[spec] - overhead * nodes[spec] for spec in raw}
     # Children count there as 1 % off: what matters is how far entries may move beside that.
-    fit = least_squares(space, whole, guess, spread=SPREAD * 0.01 / likely_noise(space, whole, guess))
+    cache = least_squares(space, whole, guess, spread=SPREAD).cache
+    # Without what a cache saves children are sums again
+    sums = whole if cache is None else {arch: ms + cache.saved_by(space.names(arch)) for arch, ms in whole.items()}
+    fit = least_squares(space, whole, guess, spread=SPREAD * 0.01 / likely_noise(space, sums, guess))
     errors = contrast_errors(space, fit)
     entries = {
         spec: _entry(spec, ms, errors[spec], [context.runs * scale for context in contexts[spec]], ms - scale * raw[spec])
         for spec, ms in fit.ms.items()
     }
     details = {"scale": scale, "overhead_ms": overhead, "residual_mape": fit.residual_mape}
-    return Estimate(entries=entries, fixed_ms=fit.fixed_ms, details=details)
+    return Estimate(entries=entries, fixed_ms=fit.fixed_ms, details=details, cache=fit.cache)
 
 
 def _slowdown(profiled: Measured[Arch], whole: Mapping[Arch, float], speed: float) -> float:

@@ -356,6 +356,7 @@ def make_table(
         operators=space.operators,
         slots=slots,
         entries=tuple(_rounded(found.entries[spec]) for spec in specs),
+        cache=None if found.cache is None else replace(found.cache, ms_per_million=_short(found.cache.ms_per_million)),
         fixed_ms=round(found.fixed_ms, 7),
         incumbent_ms=_short(float(np.median(measured.reference))),
         fingerprint=mark,

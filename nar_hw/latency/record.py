@@ -1,7 +1,7 @@
 """The latency table's file: its parts, its older schemas, its layout. latency_tables/README.md describes it for its readers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -10,7 +10,8 @@ from nar_hw.latency.contention import Contention
 from nar_hw.records import Record
 from nar_hw.space.spec import INCUMBENT, OpSpec
 
-SCHEMA = 4
+SCHEMA = 5
+"""The newest that is read. A table without cache and energy is written as schema 4, which it is to the byte."""
 
 Milliseconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=0)]
@@ -40,6 +41,47 @@ class TableSlot(Record, frozen=True, kw_only=True):
     """The operator that leaves the network as it is."""
     candidates: dict[str, Annotated[tuple[Count, ...], Meta(min_length=1)]]
     """Operator -> index of the entry of each of its calls (of all sites of the slot) in one forward pass."""
+
+
+class Cache(Record, frozen=True, kw_only=True):
+    """What small networks save: one with few enough parameters finds them in the processor's caches from run to run.
+
+    Then the latency is not a sum over slots any more, but the lesser of two.
+    """
+
+    params: Annotated[int, Meta(gt=0)]
+    """Networks with fewer parameters than this save."""
+    ms_per_million: Milliseconds
+    """What they save for each million parameters that they have less."""
+    fixed: Count
+    """Parameters outside the slots."""
+    slots: tuple[dict[str, Count], ...]
+    """Of each slot, operator -> parameters."""
+
+    def saved_ms(self, params: float) -> float:
+        """What a network with so many parameters saves."""
+        return self.ms_per_million * max(0.0, self.params - params) / 1e6
+
+    def saved_by(self, operators: Sequence[str]) -> float:
+        """What the child with these operators, one per slot, saves in milliseconds."""
+        return self.saved_ms(self.fixed + sum(slot[name] for slot, name in zip(self.slots, operators, strict=True)))
+
+
+class Energy(Record, frozen=True, kw_only=True):
+    """What inferences cost in energy, of the whole CPU or GPU: a sum like the latency."""
+
+    fixed_mj: Annotated[float, Meta(ge=0)]
+    """Millijoules of an image outside the slots."""
+    incumbent_mj: Milliseconds
+    """The network itself, measured."""
+    entries_mj: tuple[Milliseconds, ...]
+    """Of one call of each entry."""
+    children: Count
+    """Whole children measured."""
+    held_out: Count
+    """Children that were measured and not fitted."""
+    mape: float | None
+    """Mean absolute error of the predictions for these, percent; None without any."""
 
 
 class Filled(Record, frozen=True, kw_only=True):
@@ -160,7 +202,18 @@ def schema_2(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "schema": 2, **moved, "choices": choices}
 
 
-LATER = ("p90", "percentile")
+NEW = ("cache", "energy")
+"""Fields of schema 5."""
+
+
+def oldest(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a table as schema 4 where it has nothing that was not in it."""
+    if any(content[name] is not None for name in NEW):
+        return content
+    return {key: value for key, value in {**content, "schema": 4}.items() if key not in NEW}
+
+
+LATER = ("p90", "percentile", *NEW)
 """Fields that predictions depend on and that older tables do not have."""
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nar_hw.latency.cache import Problem, limit, parameters, saving
 from nar_hw.latency.children import Measured
 from nar_hw.latency.estimate import Estimate
-from nar_hw.latency.record import Entry
+from nar_hw.latency.record import Cache, Entry
 from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import Arch, OpSpec
 
@@ -23,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 def estimate(space: SearchSpace, measured: Measured[Arch]) -> Estimate:
     """Entries per operator spec, pooled over slots; beforehand, each is what its work suggests +- 100 %."""
     whole = {arch: float(np.median(times.whole)) for arch, times in measured.children.items()}
-    found = least_squares(space, whole, _guess(space, whole), spread=1.0)
+    found = least_squares(space, whole, guess_by_work(space, whole), spread=1.0)
     archs = list(whole)
     used = np.array([[_calls(space, arch)[spec] > 0 for spec in found.ms] for arch in archs]).sum(axis=0)
     errors = contrast_errors(space, found)
@@ -31,7 +32,7 @@ def estimate(space: SearchSpace, measured: Measured[Arch]) -> Estimate:
         spec: _entry(spec, ms, errors[spec], int(n) * measured.rounds)
         for (spec, ms), n in zip(found.ms.items(), used, strict=True)
     }
-    return Estimate(entries=entries, fixed_ms=found.fixed_ms, details={"residual_mape": found.residual_mape})
+    return Estimate(entries=entries, fixed_ms=found.fixed_ms, details={"residual_mape": found.residual_mape}, cache=found.cache)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,34 +45,59 @@ class Fit:
     """(specs, specs) ms squared."""
     residual_mape: float
     """What is left over, in percent."""
+    cache: Cache | None
+    """What small networks save, where that is seen."""
 
 
-def least_squares(space: SearchSpace, whole: Mapping[Arch, float], guess: Mapping[OpSpec, float], *, spread: float) -> Fit:
+def least_squares(
+    space: SearchSpace,
+    whole: Mapping[Arch, float],
+    guess: Mapping[OpSpec, float],
+    *,
+    spread: float,
+    noise: float = 0.01,
+    cached: bool = True,
+) -> Fit:
     """The entries that best explain whole children (ms), by bounded least squares: none is zero or negative.
 
-    Children count as in `calibrate` (an error of 1 % of the mean, more in slow and less in fast children); the ``guess`` (ms)
-    of an entry counts as +- ``spread``, relative. The fixed part is not guessed.
+    Children count as in `calibrate` (with ``noise``, relative to the mean, more in slow and less in fast children); the ``guess``
+    (ms) of an entry counts as +- ``spread``, relative. The fixed part is not guessed. What a cache saves is fitted beside them
+    where children that are left out say that there is one, unless ``cached`` is false.
     """
-    from scipy.optimize import lsq_linear
-
     times = np.array(list(whole.values()))  # (children,)
     specs = list(guess)
-    calls = np.array([[counts[spec] for spec in specs] for counts in (_calls(space, arch) for arch in whole)], dtype=np.float64)
-    noise = 0.01 * np.sqrt(times * times.mean())  # (children,)
+    fixed, slots = parameters(space)
+    lightest = tuple(
+        min(slot.candidates, key=lambda code, sizes=sizes: sizes[space.operators[code]])  # type: ignore[misc]
+        for slot, sizes in zip(space.slots, slots, strict=True)
+    )
+    archs = [*whole, lightest]
+    calls = np.array([[counts[spec] for spec in specs] for counts in (_calls(space, arch) for arch in archs)], dtype=np.float64)
+    params = np.array([fixed + sum(map(dict.__getitem__, slots, space.names(arch))) for arch in archs], dtype=np.float64)
+    rows = np.concatenate([calls, np.ones((len(archs), 1))], axis=1)
     prior = np.array(list(guess.values()))  # (specs,)
-    known = np.concatenate([np.diag(1 / (spread * prior)), np.zeros((len(prior), 1))], axis=1)
-    left = np.concatenate([np.concatenate([calls, np.ones((len(times), 1))], axis=1) / noise[:, None], known])
-    right = np.concatenate([times / noise, np.full(len(specs), 1 / spread)])
-    lowest = np.append(0.01 * prior, 0.0)
-    found = lsq_linear(left, right, (lowest, np.full(len(lowest), np.inf))).x
-    residual = (calls @ found[:-1] + found[-1]) / times - 1
+    problem = Problem(
+        rows=rows[:-1],
+        times=times,
+        noise=noise * np.sqrt(times * times.mean()),
+        known=np.concatenate([np.diag(1 / (spread * prior)), np.zeros((len(prior), 1))], axis=1),
+        right=np.full(len(specs), 1 / spread),
+        lowest=np.append(0.01 * prior, 0.0),
+    )
+    place = limit(problem, params[:-1], rows[-1], params[-1]) if cached else None
+    if place is not None:
+        problem = problem.beside(-saving(params[:-1], place))
+    found = problem.solve()
+    residual = problem.rows @ found / times - 1
     # Children repeat their error in every round: their number, not that of the runs, decides how sure an entry is.
-    scatter = max(1.0, float(np.sqrt(np.mean((residual * times / noise) ** 2))))
+    scatter = max(1.0, float(np.sqrt(np.mean((residual * times / problem.noise) ** 2))))
+    covariance: Floats = np.linalg.inv(problem.left.T @ problem.left).astype(np.float64)
     return Fit(
-        ms=dict(zip(specs, map(float, found[:-1]), strict=True)),
-        fixed_ms=float(found[-1]),
-        covariance=scatter**2 * np.linalg.inv(left.T @ left)[:-1, :-1],
+        ms=dict(zip(specs, map(float, found[: len(specs)]), strict=True)),
+        fixed_ms=float(found[len(specs)]),
+        covariance=scatter**2 * covariance[: len(specs), : len(specs)],
         residual_mape=100 * float(np.mean(np.abs(residual))),
+        cache=None if place is None else Cache(params=round(place), ms_per_million=float(found[-1]), fixed=fixed, slots=slots),
     )
 
 
@@ -79,7 +105,7 @@ def _calls(space: SearchSpace, arch: Arch) -> Counter[OpSpec]:
     return Counter(spec for _, _, spec in space.specs(arch))
 
 
-def _guess(space: SearchSpace, whole: Mapping[Arch, float]) -> dict[OpSpec, float]:
+def guess_by_work(space: SearchSpace, whole: Mapping[Arch, float]) -> dict[OpSpec, float]:
     """Milliseconds per spec in proportion to its work, so that the children come out right on average."""
     work: dict[OpSpec, float] = {}
     for slot in space.slots:

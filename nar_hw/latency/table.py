@@ -1,6 +1,7 @@
 """The latency table: what each operator of each slot costs on one device, and the predictions made from it.
 
-Shape legend: an arch holds one operator code per slot; a batch of archs is (N, slots); a matrix is (slots, codes).
+Shape legend: an arch holds one operator code per slot; a batch of archs is (N, slots); a matrix is (slots, codes); a latency is
+the least of R sums: one, or two where small networks stay in the caches.
 """
 
 import hashlib
@@ -21,11 +22,25 @@ from nar_hw._version import __version__
 from nar_hw.errors import MissingEntryError, SpaceError, TableError, TableMismatchError, UserError, unknown_name
 from nar_hw.files import write_text
 from nar_hw.latency.contention import Contention
-from nar_hw.latency.record import SCHEMA, Entry, Method, Milliseconds, TableSlot, Validation, schema_2, to_text, upgraded
+from nar_hw.latency.record import (
+    SCHEMA,
+    Cache,
+    Energy,
+    Entry,
+    Method,
+    Milliseconds,
+    TableSlot,
+    Validation,
+    oldest,
+    schema_2,
+    to_text,
+    upgraded,
+)
 from nar_hw.models.info import ModelInfo
 from nar_hw.records import Record, as_record, changes, command, is_whole, plain, read_record, replace
 from nar_hw.runtimes.config import RuntimeConfig
 from nar_hw.space.spec import INCUMBENT, Arch
+from nar_hw.space.sums import Sums
 from nar_hw.userfile import is_file_name
 
 if TYPE_CHECKING:
@@ -42,7 +57,7 @@ _CHUNK = 1 << 15  # archs predicted at a time: their codes stay in the cache
 
 
 class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
-    """Latency of every child of one search space as a sum: ``fixed_ms`` plus one entry per operator call."""
+    """Latency of every child of one search space: ``fixed_ms`` plus one entry per operator call, less what a cache saves."""
 
     nar_hw: str = __version__
     """Version that measured it."""
@@ -59,6 +74,10 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
     """The network itself, measured end to end."""
     slots: tuple[TableSlot, ...]
     entries: tuple[Entry, ...]
+    cache: Cache | None = None
+    """What small networks save; None where no cache shows in the times."""
+    energy: Energy | None = None
+    """What inferences cost in energy (latency/energy.py); None where that was not measured."""
     validation: Validation | None = None
     notes: tuple[str, ...] = ()
     contention: Contention | None = None
@@ -89,6 +108,11 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
                     f"the incumbent of slot {slot.name} must be one of its candidates ({', '.join(slot.candidates)}), but got "
                     f"{slot.incumbent!r}: {_AGAIN}"
                 )
+        known = None if self.cache is None else [set(slot) for slot in self.cache.slots]
+        if known is not None and known != [set(slot.candidates) for slot in self.slots]:
+            raise TableError(f"the cache must know the parameters of each slot's candidates, but knows others: {_AGAIN}")
+        if self.energy is not None and (count := len(self.energy.entries_mj)) != len(self.entries):
+            raise TableError(f"energies must be those of the {len(self.entries)} entries, but there are {count}: {_AGAIN}")
         if (fastest := self.bounds()[0]) <= 0:
             raise TableError(f"the fastest arch must take more than 0 ms, but takes {fastest:.4g} ms: {_AGAIN}")
 
@@ -104,7 +128,7 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
     def content(self) -> dict[str, Any]:
         """What the file says, as JSON values."""
         entries = [{**plain(entry), "spec": changes(entry.spec)} for entry in self.entries]
-        return {"schema": SCHEMA, **plain(self), "method": plain(changes(self.method)), "entries": entries}
+        return oldest({"schema": SCHEMA, **plain(self), "method": plain(changes(self.method)), "entries": entries})
 
     def at_percentile(self, percentile: int) -> "LatencyTable":
         """This table with 50th or 90th percentiles of single runs as its milliseconds.
@@ -128,6 +152,7 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
             fixed_ms=factor * self.fixed_ms,
             incumbent_ms=factor * self.incumbent_ms,
             entries=tuple(replace(entry, **{name: factor * getattr(entry, name) for name in times}) for entry in self.entries),
+            cache=None if self.cache is None else replace(self.cache, ms_per_million=factor * self.cache.ms_per_million),
             validation=None,
         )
 
@@ -161,13 +186,41 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def matrix(self) -> Floats:
-        """(slots, codes) milliseconds; NaN where the table has no entry."""
+        """(slots, codes) milliseconds, without what a cache saves; NaN where the table has no entry."""
+        return self._matrix([entry.ms for entry in self.entries])
+
+    def _matrix(self, costs: Sequence[float]) -> Floats:
+        """(slots, codes) sums of what each entry costs."""
         matrix = np.full((len(self.slots), len(self.operators)), np.nan)
         for row, slot in enumerate(self.slots):
             for operator, calls in slot.candidates.items():
-                matrix[row, self.operators.index(operator)] = sum(self.entries[index].ms for index in calls)
+                matrix[row, self.operators.index(operator)] = sum(costs[index] for index in calls)
         matrix.setflags(write=False)
         return matrix
+
+    @property
+    def energies(self) -> Sums:
+        """Millijoules of an image as a sum: NaN where the table has no entry. Raises TableError where it knows no energies."""
+        if self.energy is None:
+            raise TableError(
+                "a limit of energy needs a table that knows energies, but this one does not: "
+                "measure them with nar-hw table energy"
+            )
+        return Sums.one(self._matrix(self.energy.entries_mj), self.energy.fixed_mj)
+
+    @cached_property
+    def sums(self) -> Sums:
+        """The latency as the least of R sums, (R, slots, codes): NaN where the table has no entry."""
+        if self.cache is None:
+            return Sums.one(self.matrix, self.fixed_ms)
+        # fixed + entries - rate * max(0, limit - params) is the lesser of fixed + entries and of this plus rate * params
+        params = np.full_like(self.matrix, np.nan)
+        for row, slot in zip(params, self.cache.slots, strict=True):
+            for operator, count in slot.items():
+                row[self.operators.index(operator)] = count
+        rate = self.cache.ms_per_million / 1e6
+        cached = self.fixed_ms - rate * (self.cache.params - self.cache.fixed)
+        return Sums(entries=np.stack([self.matrix, self.matrix + rate * params]), fixed=np.array([self.fixed_ms, cached]))
 
     @overload
     def predict(self, archs: "Tensor") -> "Tensor": ...
@@ -192,26 +245,28 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
             raise SpaceError(f"archs must be (slots,) or (N, slots) with {len(self.slots)} slots, but got shape {codes.shape}")
         if codes.dtype.kind not in "iu":
             raise SpaceError(f"archs must hold integer codes, but got {codes.dtype}")
-        predicted = self._sums(np.atleast_2d(codes))
+        predicted = self._predicted(np.atleast_2d(codes))
         return float(predicted[0]) if codes.ndim == 1 else predicted
 
-    def _sums(self, codes: Codes) -> Floats:
+    def _predicted(self, codes: Codes) -> Floats:
         vocabulary = len(self.operators)
         if codes.size and not (codes.min() >= 0 and codes.max() < vocabulary):
             wrong = codes[(codes < 0) | (codes >= vocabulary)][0]
             raise SpaceError(f"operator codes must lie between 0 and {vocabulary - 1}, but got {wrong}")
         predicted: Floats = np.empty(len(codes))
-        flat = self.matrix.ravel()
+        flat = self.sums.entries.reshape(len(self.sums), -1)
         rows = np.arange(len(self.slots), dtype=np.intp) * vocabulary
         for start in range(0, len(codes), _CHUNK):
             chunk = slice(start, start + _CHUNK)
-            predicted[chunk] = flat.take(codes[chunk] + rows).sum(axis=1)  # (n, slots) -> (n,)
+            places = codes[chunk] + rows
+            sums = [own.take(places).sum(axis=1) + fixed for own, fixed in zip(flat, self.sums.fixed, strict=True)]
+            predicted[chunk] = np.minimum.reduce(sums)  # (n, slots) -> (n,)
         if np.isnan(predicted).any():
             cells = np.isnan(self.matrix)
             used = np.zeros_like(cells)
             used[np.broadcast_to(np.arange(len(self.slots)), codes.shape), codes] = True
             raise self.missing(used & cells)
-        return predicted + self.fixed_ms
+        return predicted
 
     def missing(self, cells: npt.NDArray[np.bool_]) -> MissingEntryError:
         """The error that lists the entries wanted at ``cells`` (slots, codes) and the command that measures them."""
@@ -233,11 +288,12 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
         )
 
     def profile_command(self, operators: Iterable[str]) -> str:
-        """The command that adds ``operators`` to this table."""
+        """The command that adds ``operators`` to this table; where it has a cache, the one that measures all anew."""
         own = {name.rpartition(":")[2]: name for name in self.network.operators or () if is_file_name(name)}
         asked = tuple(own.get(name, name) for name in operators if name != INCUMBENT)
         words = [*replace(self.network, operators=asked).options(), *self.config.options()]
-        return command("profile", *words, "--fill", "-o", "table.json")
+        fill = ["--fill"] if self.cache is None else []
+        return command("profile", *words, *fill, "-o", "table.json")
 
     def parse(self, text: str) -> Arch:
         """An arch from operator codes or names, separated by commas; "incumbent" is the network itself.
@@ -254,21 +310,24 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
         return tuple(codes)
 
     def bounds(self) -> tuple[float, float]:
-        """(fastest, slowest) milliseconds of any arch; exact, since the latency is a sum over slots."""
-        return (
-            self.fixed_ms + float(np.nanmin(self.matrix, axis=1).sum()),
-            self.fixed_ms + float(np.nanmax(self.matrix, axis=1).sum()),
-        )
+        """(fastest, slowest) milliseconds of any arch; exact, since the latency is the least of sums over slots."""
+        known = Sums(entries=np.where(np.isnan(self.sums.entries), np.inf, self.sums.entries), fixed=self.sums.fixed)
+        return known.least, known.most
 
     def ties(self) -> dict[str, list[tuple[str, str]]]:
-        """Slot -> pairs of operators that are equal within noise: they differ by less than their 95 % intervals together."""
+        """Slot -> pairs of operators that are equal within noise: they differ by less than their 95 % intervals together.
+
+        Where there is a cache they must be equal in networks that stay in it too.
+        """
         tied: dict[str, list[tuple[str, str]]] = {}
-        for slot in self.slots:
+        for row, slot in enumerate(self.slots):
             calls = {name: [self.entries[index] for index in indices] for name, indices in slot.candidates.items()}
-            ms = {name: sum(entry.ms for entry in entries) for name, entries in calls.items()}
             # The calls of one operator may share an entry, so their errors add up.
             width = {name: sum((entry.rel or 0.0) * entry.ms for entry in entries) for name, entries in calls.items()}
-            pairs = [(a, b) for a, b in combinations(calls, 2) if abs(ms[a] - ms[b]) <= math.hypot(width[a], width[b])]
+            costs = {name: self.sums.entries[:, row, self.operators.index(name)] for name in calls}  # (R,)
+            pairs = [
+                (a, b) for a, b in combinations(calls, 2) if np.abs(costs[a] - costs[b]).max() <= math.hypot(width[a], width[b])
+            ]
             if pairs:
                 tied[slot.name] = pairs
         return tied

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 
-VALIDATION_ROUNDS = 6
+VALIDATION_ROUNDS = 10
 NOISY = 3.0
 """Noise floor in percent above which a table is marked."""
 NOISY_NOTE = "noisy machine: measure again"
 RELOADED = 8
 """Children that are loaded and measured again at the end."""
-RELOADED_ROUNDS = 4
+RELOADED_ROUNDS = 6
 MEANWHILE = "while it was validated: "
 """How notes on the validation begin."""
 

@@ -187,8 +187,13 @@ def _sums(run: Run, slots: Sequence[SlotCost], measured: float | None, decimals:
     if run.table is None or any(cost is None for slot in slots for cost in (slot.incumbent_ms, slot.chosen_ms)):
         return []
     before, after = (sum(getattr(slot, name) for slot in slots) for name in ("incumbent_ms", "chosen_ms"))
-    fixed = run.table.fixed_ms
-    lines = [("all slots", before, after), ("with all else: predicted", before + fixed, after + fixed)]
+    lines = [("all slots", before, after)]
+    known = [run.table.fixed_ms + total for total in (before, after)]
+    if run.table.cache is not None:
+        saved = [run.table.cache.saved_by([getattr(slot, name) for slot in slots]) for name in ("incumbent", "chosen")]
+        lines.append(("saved in the caches", -saved[0], -saved[1]))
+        known = [total - ms for total, ms in zip(known, saved, strict=True)]
+    lines.append(("with all else: predicted", *known))
     if measured is not None and run.measured.baseline is not None:
         lines.append(("measured", run.measured.baseline, measured))
     return [{"name": name, "text": _arrow(old, new, decimals), "saved": _saved(old, new, decimals)} for name, old, new in lines]

@@ -1,8 +1,9 @@
-"""What an arch may cost — latency by one or more tables, FLOPs, parameters — as one number relative to what was asked.
+"""What an arch may cost — latency by one or more tables, energy, FLOPs, parameters — as one number relative to what was asked.
 
-Shape legend: N archs, S slots, V operator codes, K costs, M limits.
+Shape legend: N archs, S slots, V operator codes, K costs, M limits, C choices of one sum of each cost.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from nar_hw.search.feasible import ROUNDING, Feasible, Floats, Ints
 from nar_hw.space.flops import SpaceCounts
 from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import Arch
+from nar_hw.space.sums import Sums
 
 if TYPE_CHECKING:
     from nar_hw.latency.table import LatencyTable
@@ -32,31 +34,16 @@ TOLERANCE = 2e-6
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cost:
-    """One cost of an arch, a sum over its slots, and what was asked of it."""
+    """One cost of an arch, and what was asked of it."""
 
     name: str
     """With its unit, as in "FLOPs" and "ms on a CPU"."""
-    entries: Floats
-    """(S, V); infinite where a code is no candidate."""
-    fixed: float
-    """What no choice changes."""
+    sums: Sums
     target: float
 
     def of(self, archs: Archs) -> Floats:
         """(N,) costs of (N, S) archs."""
-        slots = len(self.entries)
-        codes = np.asarray(archs, dtype=np.int64).reshape(-1, slots)
-        return np.asarray(self.fixed + self.entries[np.arange(slots), codes].sum(axis=1))
-
-    @property
-    def least(self) -> float:
-        """The cost of the cheapest arch."""
-        return self.fixed + float(self.entries.min(axis=1).sum())
-
-    @property
-    def most(self) -> float:
-        """The cost of the dearest arch."""
-        return self.fixed + float(np.where(np.isfinite(self.entries), self.entries, -np.inf).max(axis=1).sum())
+        return self.sums.of(archs)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,7 +57,8 @@ class Budget:
     candidates: tuple[tuple[int, ...], ...]
     """Operator codes per slot."""
     costs: tuple[Cost, ...]
-    """The latency by each table, then FLOPs and parameters where they have a limit; where nothing is asked, one that all meet."""
+    """The latency by each table, then energy, FLOPs and parameters where they have a limit; where nothing is asked, one that all
+    meet."""
     mixes: Floats
     """(M, K): the weights of the costs in each limit; each row sums to 1."""
     timed: bool = True
@@ -88,6 +76,7 @@ class Budget:
             UserError: the numbers of tables, targets and weights do not fit together, or the reward weighs accuracy against
                 nothing.
             MissingEntryError: a table has no entry for a candidate.
+            TableError: energy is limited, but the first table knows none.
         """
         count = len(tables)
         if not tables and targets_ms:
@@ -100,6 +89,10 @@ class Budget:
             raise UserError("combine=mean is of latency tables, but there are none: give tables and targets")
         targets = list(targets_ms) * (count // len(targets_ms)) if tables else []
         costs = [_latency(space, table, target) for table, target in zip(tables, targets, strict=True)]
+        if config.max_energy is not None:
+            if not tables:
+                raise UserError("max_energy is of a latency table that knows energies, but there is none: give one and a target")
+            costs.append(_energy(space, tables[0], config.max_energy))
         limited = bool(tables) or config.max_flops is not None or config.max_params is not None
         if config.max_flops is not None or config.max_params is not None:
             costs += _counts(space, config)
@@ -144,12 +137,12 @@ class Budget:
         """The archs within the budget. Raises TargetError when there are none, naming what can be reached."""
         if len(self.costs) == 1:
             cost = self.costs[0]
-            return Feasible(candidates=self.candidates, cost_ms=cost.entries, fixed_ms=cost.fixed, target_ms=cost.target)
+            return Feasible(candidates=self.candidates, cost=cost.sums, target_ms=cost.target)
         if not all(cost.target > 0 for cost in self.costs):
             raise TargetError(f"targets must be more than 0, but got {', '.join(f'{cost.target:.4g}' for cost in self.costs)}")
         if self.loads([self.nearest])[0] > 1 + ROUNDING:
             needs = ", ".join(f"{cost.of([self.nearest])[0]:.4g} of {cost.target:.4g} {cost.name}" for cost in self.costs)
-            least = ", ".join(f"{cost.least:.4g}" for cost in self.costs)
+            least = ", ".join(f"{cost.sums.least:.4g}" for cost in self.costs)
             raise TargetError(
                 f"one arch must meet all targets, but none does: the nearest takes {needs} (each alone goes down to {least}): "
                 "raise one"
@@ -172,12 +165,12 @@ class Budget:
         some = within if limits.counts_exactly else f"up to {within}"
         unit, by = ("ms", " by the table") if self.timed else (first.name, "")
         asked = f"take at most {first.target:.4g} {unit}" if len(self.costs) == 1 else "meet all targets"
-        return f"{first.least:.4g} to {first.most:.4g} {unit}{by}; {some} of {archs} archs {asked}"
+        return f"{first.sums.least:.4g} to {first.sums.most:.4g} {unit}{by}; {some} of {archs} archs {asked}"
 
     @cached_property
     def nearest(self) -> Arch:
         """The arch with the least load."""
-        found = self._solve(np.zeros_like(self.costs[0].entries), 1.0, np.inf)
+        found = self._solve(np.zeros(self.admitted.shape), 1.0, np.inf)
         assert found is not None
         return found
 
@@ -189,21 +182,41 @@ class Budget:
                 return found
         return self.nearest
 
+    @property
+    def admitted(self) -> NDArray[np.bool_]:
+        """(S, V) which codes are candidates."""
+        return np.asarray(np.isfinite(self.costs[0].sums.entries[0]))
+
     @cached_property
     def relative(self) -> tuple[Floats, Floats]:
-        """(M, S, V) entries, 0 for no candidates, and (M,) fixed parts of the limits, relative to the targets."""
-        entries = np.stack([np.where(np.isfinite(cost.entries), cost.entries, 0) / cost.target for cost in self.costs])
-        return np.tensordot(self.mixes, entries, 1), self.mixes @ np.array([cost.fixed / cost.target for cost in self.costs])
+        """(C, M, S, V) entries, 0 for no candidates, and (C, M) fixed parts of the limits, relative to the targets.
+
+        An arch is within the limits where it is by one choice of a sum of each cost.
+        """
+        entries, fixed = [], []
+        for choice in itertools.product(*(range(len(cost.sums)) for cost in self.costs)):
+            chosen = list(zip(self.costs, choice, strict=True))
+            parts = [np.where(self.admitted, cost.sums.entries[number], 0) / cost.target for cost, number in chosen]
+            entries.append(np.tensordot(self.mixes, np.stack(parts), 1))
+            fixed.append(self.mixes @ np.array([cost.sums.fixed[number] / cost.target for cost, number in chosen]))
+        return np.stack(entries), np.stack(fixed)
 
     def _solve(self, scores: Floats, weight: float, most: float, pairs: Floats | None = None) -> Arch | None:
         """The arch with the largest sum of ``scores`` and ``pairs`` less ``weight`` times its load, which is at most ``most``."""
+        solved = (self._solve_one(*limits, scores, weight, most, pairs) for limits in zip(*self.relative, strict=True))
+        found = [item for item in solved if item is not None]
+        return max(found, key=lambda item: item[0])[1] if found else None
+
+    def _solve_one(
+        self, entries: Floats, fixed: Floats, scores: Floats, weight: float, most: float, pairs: Floats | None
+    ) -> tuple[float, Arch] | None:
+        """`_solve` by one choice of sums, (M, S, V) and (M,), and what it is worth."""
         from scipy.optimize import Bounds, LinearConstraint, milp
 
         slots, codes = np.array([(slot, code) for slot, row in enumerate(self.candidates) for code in row]).T
         first, second = np.nonzero((slots[:, None] + 1 == slots) & (pairs is not None))
         gains = np.zeros(0) if pairs is None else pairs[slots[first], codes[first], codes[second]]
         singles, joints = len(slots), len(first)
-        entries, fixed = self.relative
 
         def rows(of_singles: NDArray[Any], of_joints: NDArray[Any] | float = 0.0, of_load: float = 0.0) -> Floats:
             """Coefficients of a variable for each candidate, for each two candidates of neighbouring slots, and of the load."""
@@ -228,7 +241,7 @@ class Budget:
             constraints=constraints,
             options={"mip_rel_gap": 0},
         )
-        return None if found.x is None else tuple(map(int, codes[found.x[:singles] > 0.5]))
+        return None if found.x is None else (-float(found.fun), tuple(map(int, codes[found.x[:singles] > 0.5])))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -245,15 +258,9 @@ class Within(Feasible):
     def relaxed(cls, budget: Budget, weights: Floats) -> "Within":
         """With the relaxation that has ``weights`` (M,)."""
         entries, fixed = budget.relative
-        cost = np.where(np.isfinite(budget.costs[0].entries), np.tensordot(weights, entries, 1), np.inf)
-        slowest = weights @ fixed + np.where(np.isfinite(cost), cost, 0).max(axis=1).sum()
-        return cls(
-            candidates=budget.candidates,
-            cost_ms=cost,
-            fixed_ms=float(weights @ fixed),
-            target_ms=min(1.0, float(slowest)),
-            budget=budget,
-        )
+        mixed = np.where(budget.admitted, np.tensordot(weights, entries, (0, 1)), np.inf)  # (C, S, V)
+        cost = Sums(entries=mixed, fixed=fixed @ weights)
+        return cls(candidates=budget.candidates, cost=cost, target_ms=min(1.0, cost.most), budget=budget)
 
     @property
     def counts_exactly(self) -> bool:
@@ -294,10 +301,19 @@ def _latency(space: SearchSpace, table: "LatencyTable", target_ms: float) -> Cos
     mark = table.fingerprint
     return Cost(
         name=f"ms on {mark.get('device')} ({mark.get('runtime')} {mark.get('precision')})",
-        entries=known.cost_ms,
-        fixed=known.fixed_ms,
+        sums=known.cost,
         target=target_ms,
     )
+
+
+def _energy(space: SearchSpace, table: "LatencyTable", limit: float) -> Cost:
+    known = table.energies
+    entries = np.full((len(known), len(space.slots), len(space.operators)), np.inf)
+    for position, slot in enumerate(space.slots):
+        codes = list(slot.candidates)
+        entries[:, position, codes] = known.entries[:, position, codes]
+    name = f"mJ an image on {table.fingerprint.get('device')} ({table.fingerprint.get('runtime')})"
+    return Cost(name=name, sums=Sums(entries=entries, fixed=known.fixed), target=limit)
 
 
 def _nothing(space: SearchSpace) -> Cost:
@@ -305,7 +321,7 @@ def _nothing(space: SearchSpace) -> Cost:
     entries = np.full((len(space.slots), len(space.operators)), np.inf)
     for position, slot in enumerate(space.slots):
         entries[position, list(slot.candidates)] = 0.0
-    return Cost(name="", entries=entries, fixed=1.0, target=1.0)
+    return Cost(name="", sums=Sums.one(entries, 1.0), target=1.0)
 
 
 def _counts(space: SearchSpace, config: SearchConfig) -> list[Cost]:
@@ -320,7 +336,7 @@ def _counts(space: SearchSpace, config: SearchConfig) -> list[Cost]:
         for position, slot in enumerate(space.slots):
             for code in slot.candidates:
                 entries[position, code] = getattr(counts.candidate(position, code), field)
-        cost = Cost(name=name, entries=entries, fixed=getattr(counts.fixed, field), target=limit)
+        cost = Cost(name=name, sums=Sums.one(entries, getattr(counts.fixed, field)), target=limit)
         if not np.array_equal(cost.of(probes), getattr(counts, field)(probes)):
             raise UserError(f"a limit of {name} needs slots that share none, but some here do: search without it")
         costs.append(cost)

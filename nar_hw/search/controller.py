@@ -1,7 +1,7 @@
 """The controller of NAR: an LSTM that writes an arch operator by operator (ENAS, section 2; NAR, section 3).
 
-Shape legend: N archs, S slots, V operator codes, H hidden units. Codes are the space's own everywhere: what a slot does not
-admit, or what would leave no way to meet the latency target, is masked and never renumbered.
+Shape legend: N archs, R sums of a cost, S slots, V operator codes, H hidden units. Codes are the space's own everywhere: what a
+slot does not admit, or what would leave no way to meet the latency target, is masked and never renumbered.
 """
 
 from dataclasses import dataclass
@@ -62,11 +62,11 @@ class LSTMController(nn.Module):
         weight_ih, weight_hh, bias_ih, bias_hh = self.lstm.all_weights[0]
         inputs = self.embedding.weight @ weight_ih.T + bias_ih + bias_hh  # (V + 1, 4 H)
         recurrent = weight_hh.T.contiguous()
-        cost = torch.from_numpy(self.feasible.cost_ms)
+        cost = torch.from_numpy(self.feasible.cost.entries)  # (R, S, V)
         archs = torch.empty(n, self.feasible.slots, dtype=torch.long)
         code = torch.full((n,), self.feasible.codes)
         hidden = memory = torch.zeros(n, self.lstm.hidden_size)
-        spent = torch.zeros(n, dtype=torch.float64)
+        spent = torch.zeros(n, len(cost), dtype=torch.float64)
         for position in range(self.feasible.slots):
             gates = torch.addmm(inputs[code], hidden, recurrent)  # (N, 4 H)
             write, forget, value, show = gates.chunk(4, dim=1)
@@ -76,7 +76,7 @@ class LSTMController(nn.Module):
             allowed = torch.from_numpy(self.feasible.allowed(position, spent.numpy()))
             code = (logits + noise[position]).masked_fill(~allowed, -torch.inf).argmax(dim=1)
             archs[:, position] = code
-            spent = spent + cost[position, code]
+            spent = spent + cost[:, position, code].T
         return archs
 
     def _squash(self, logits: Tensor) -> Tensor:
@@ -91,8 +91,8 @@ class LSTMController(nn.Module):
 
     def _masks(self, archs: Tensor) -> Tensor:
         """(N, S, V): what was open at each step. The codes of the archs themselves are: archs may come from elsewhere."""
-        cost = torch.from_numpy(self.feasible.cost_ms)
-        steps = cost[torch.arange(self.feasible.slots), archs]  # (N, S)
+        cost = torch.from_numpy(self.feasible.cost.entries)
+        steps = cost[:, torch.arange(self.feasible.slots), archs].permute(1, 2, 0)  # (N, S, R)
         spent = torch.cat([torch.zeros_like(steps[:, :1]), steps.cumsum(dim=1)[:, :-1]], dim=1)
         allowed = [
             torch.from_numpy(self.feasible.allowed(position, spent[:, position].numpy()))

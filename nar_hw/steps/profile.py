@@ -1,4 +1,4 @@
-"""What `nar-hw profile` and `nar-hw table validate` do, from Python."""
+"""What `nar-hw profile`, `nar-hw table validate` and `nar-hw table energy` do, from Python."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,9 +8,11 @@ from rich.progress import Progress
 
 from nar_hw.latency.children import ChildFiles
 from nar_hw.latency.device import here
+from nar_hw.latency.energy import measure_energy
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.validate import validate, with_validation
+from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.space.space import SearchSpace
 
@@ -49,3 +51,10 @@ def revalidate(table: LatencyTable, *, children: int, seed: int, progress: Progr
     space = table.network.space()
     table.check(space, here(table.config))
     return with_validation(table, validate(table, space, children=children, seed=seed, progress=progress))
+
+
+def with_energy(table: LatencyTable, *, progress: Progress | None = None) -> LatencyTable:
+    """``table`` with energies measured now. Raises TableMismatchError on another device, and what `measure_energy` raises."""
+    space = table.network.space()
+    table.check(space, here(table.config))
+    return replace(table, energy=measure_energy(table, space, progress=progress))

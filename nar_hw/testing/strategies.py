@@ -13,21 +13,28 @@ from nar_hw.errors import TrainingError
 from nar_hw.search.feasible import Feasible
 from nar_hw.search.strategies.base import Strategy
 from nar_hw.space.spec import Arch
+from nar_hw.space.sums import Sums
 
 CANDIDATES = ((0, 1, 2), (1, 3), (0, 1, 2, 3), (2,), (0, 2, 3), (0, 1, 2, 3))
 FIXED_MS = 0.5
 Maker = Callable[..., Strategy]
 
 
-def feasible(share: float = 0.4, seed: int = 0) -> Feasible:
-    """Six slots with other candidates each, one of them without a choice; the target is ``share`` of the way to the slowest."""
+def feasible(share: float = 0.4, seed: int = 0, *, sums: int = 1) -> Feasible:
+    """Six slots with other candidates each, one of them without a choice; the target is ``share`` of the way to the slowest.
+
+    With ``sums=2`` light archs save what a cache saves them: the latency is the lesser of two sums.
+    """
     rng = np.random.default_rng(seed)
     cost = np.full((len(CANDIDATES), 4), np.inf)
     for position, codes in enumerate(CANDIDATES):
         cost[position, list(codes)] = rng.uniform(0.1, 1, len(codes))
-    ends = [sum(pick(cost[p, list(codes)]) for p, codes in enumerate(CANDIDATES)) for pick in (min, max)]
-    target = FIXED_MS + ends[0] + share * (ends[1] - ends[0])
-    return Feasible(candidates=CANDIDATES, cost_ms=cost, fixed_ms=FIXED_MS, target_ms=float(target))
+    known = Sums.one(cost, FIXED_MS)
+    if sums == 2:
+        weights = rng.uniform(0, 0.4, cost.shape)
+        known = Sums(entries=np.stack([cost, cost + weights]), fixed=np.array([FIXED_MS, FIXED_MS - rng.uniform(0.4, 1.6)]))
+    target = known.least + share * (known.most - known.least)
+    return Feasible(candidates=CANDIDATES, cost=known, target_ms=target)
 
 
 def quality(archs: list[Arch]) -> list[float]:
@@ -68,9 +75,9 @@ class StrategyConformance:
         """The strategy on its archs."""
         return strategy(limits or feasible(), seed=seed)
 
-    @pytest.mark.parametrize("n", [1, 7])
-    def test_proposes_as_many_archs_as_asked_all_under_the_target(self, strategy: Maker, n: int) -> None:
-        first = self.make(strategy)
+    @pytest.mark.parametrize(("n", "sums"), [(1, 1), (7, 1), (7, 2)])
+    def test_proposes_as_many_archs_as_asked_all_under_the_target(self, strategy: Maker, n: int, sums: int) -> None:
+        first = self.make(strategy, feasible(seed=4, sums=sums))
         for _ in range(6):
             for archs in (first.ask(n), first.paths(n)):
                 assert len(archs) == n
@@ -79,8 +86,9 @@ class StrategyConformance:
                 assert first.feasible.meets(archs).all()
             first.tell(archs, quality(archs), slopes(archs))
 
-    def test_its_own_choice_is_under_the_target(self, strategy: Maker) -> None:
-        first = self.make(strategy)
+    @pytest.mark.parametrize("sums", [1, 2])
+    def test_its_own_choice_is_under_the_target(self, strategy: Maker, sums: int) -> None:
+        first = self.make(strategy, feasible(seed=4, sums=sums))
         for _ in range(4):
             best = first.best()
             assert best is None or first.feasible.meets([best]).all()
@@ -118,7 +126,9 @@ class StrategyConformance:
     def test_learns_from_archs_that_it_did_not_propose(self, strategy: Maker) -> None:
         first = self.make(strategy)
         archs = feasible().sample(8, np.random.default_rng(1))
-        slow = [tuple(codes[int(np.argmax([feasible().cost_ms[p, c] for c in codes]))] for p, codes in enumerate(CANDIDATES))]
+        slow = [
+            tuple(codes[int(np.argmax([feasible().cost.entries[0, p, c] for c in codes]))] for p, codes in enumerate(CANDIDATES))
+        ]
         assert not feasible().meets(slow).any()
         first.tell(archs + slow, quality(archs + slow), slopes(archs + slow))
         assert first.feasible.meets(first.ask(20)).all()
@@ -167,7 +177,7 @@ class StrategyConformance:
 
     def test_a_target_that_only_the_fastest_arch_meets_is_met(self, strategy: Maker) -> None:
         first = self.make(strategy, feasible(share=0.0))
-        fastest = tuple(min(codes, key=lambda code: feasible().cost_ms[p, code]) for p, codes in enumerate(CANDIDATES))
+        fastest = tuple(min(codes, key=lambda code: feasible().cost.entries[0, p, code]) for p, codes in enumerate(CANDIDATES))
         assert set(first.ask(20)) == {fastest}
         play(first, 3)
         assert set(first.paths(20)) == {fastest}

@@ -48,9 +48,7 @@ class DartsStrategy(GradientStrategy):
                 "learning rate"
             )
         shares = self._log_probs().exp()
-        expected = self.feasible.fixed_ms + (shares * self._cost).sum()
-        loss = (torch.from_numpy(slopes) * shares).sum()
-        loss = loss + self.latency_weight * (expected / self.feasible.target_ms - 1).clamp_min(0)
+        loss = (torch.from_numpy(slopes) * shares).sum() + self._over(shares)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

@@ -1,6 +1,6 @@
 """Gradients of the shared weights' loss with respect to the choice of operators.
 
-Shape legend: N archs, S slots, V operator codes, D draws.
+Shape legend: N archs, R sums of a cost, S slots, V operator codes, D draws.
 """
 
 from typing import Any
@@ -45,19 +45,20 @@ class GradientStrategy(Strategy):
         self.logits = torch.zeros(feasible.slots, feasible.codes, dtype=torch.float64, requires_grad=True)
         self.optimizer = torch.optim.Adam([self.logits], lr=lr)
         self.generator = torch.Generator().manual_seed(seed)
-        self._open = torch.from_numpy(np.isfinite(feasible.cost_ms))
-        self._cost = torch.from_numpy(np.where(np.isfinite(feasible.cost_ms), feasible.cost_ms, 0.0))
+        entries = feasible.cost.entries
+        self._open = torch.from_numpy(np.isfinite(entries[0]))
+        self._cost = torch.from_numpy(np.where(np.isfinite(entries), entries, 0.0))
 
     def ask(self, n: int) -> list[Arch]:
         """``n`` draws, of those operators that leave a way to meet the target."""
         noise = self._gumbel(self.feasible.slots, n, self.feasible.codes).numpy()
         logits = self.logits.detach().numpy()
         archs = np.zeros((n, self.feasible.slots), dtype=np.int64)
-        spent = np.zeros(n)
+        spent = np.zeros((n, len(self.feasible.cost)))
         for position in range(self.feasible.slots):
             allowed = self.feasible.allowed(position, spent)
             archs[:, position] = np.where(allowed, logits[position] + noise[position], -np.inf).argmax(axis=1)
-            spent += self.feasible.cost_ms[position, archs[:, position]]
+            spent += self.feasible.cost.entries[:, position, archs[:, position]].T
         return [tuple(arch) for arch in archs.tolist()]
 
     def paths(self, n: int) -> list[Arch]:
@@ -74,8 +75,7 @@ class GradientStrategy(Strategy):
         chosen = torch.tensor(archs)  # (N, S)
         weight = self._softmax_given(chosen).gather(3, chosen.expand(self.draws, -1, -1)[..., None])[..., 0]  # (D, N, S)
         loss = (torch.from_numpy(slopes) * weight).sum(dim=2).mean()
-        expected = self.feasible.fixed_ms + (self._log_probs().exp() * self._cost).sum()
-        loss = loss + self.latency_weight * (expected / self.feasible.target_ms - 1).clamp_min(0)
+        loss = loss + self._over(self._log_probs().exp())
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -89,6 +89,11 @@ class GradientStrategy(Strategy):
         here = torch.zeros_like(below, dtype=torch.bool).scatter(3, chosen.expand(self.draws, -1, -1)[..., None], True)
         noisy = torch.where(here, top[..., None], below)
         return ((noisy + (self.logits - self.logits.detach())) / self.temperature).softmax(dim=3)
+
+    def _over(self, shares: Tensor) -> Tensor:
+        """The loss that the expected latency is worth, for (S, V) shares of the operators: 0 under the target."""
+        sums = torch.from_numpy(self.feasible.cost.fixed) + (shares * self._cost).sum(dim=(1, 2))  # (R,)
+        return self.latency_weight * (sums.min() / self.feasible.target_ms - 1).clamp_min(0)
 
     def _log_probs(self) -> Tensor:
         return self.logits.masked_fill(~self._open, -torch.inf).log_softmax(dim=1)

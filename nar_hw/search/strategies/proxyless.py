@@ -33,8 +33,7 @@ class ProxylessStrategy(GradientStrategy):
         sampled = counts > 0
         before = self._mass(sampled)
         share = self.logits.masked_fill(~sampled, -torch.inf).softmax(1)  # (S, V), 0 for those not sampled
-        expected = self.feasible.fixed_ms + (self._log_probs().exp() * self._cost).sum()
-        loss = (means * share).sum() + self.latency_weight * (expected / self.feasible.target_ms - 1).clamp_min(0)
+        loss = (means * share).sum() + self._over(self._log_probs().exp())
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         assert self.logits.grad is not None
