@@ -67,8 +67,7 @@ class Clock:
 
     def __init__(self, network: Timed, *, alone: bool) -> None:
         """``network``: any that is loaded like those to be timed; ``alone``: it is asked to use one CPU thread."""
-        fine = time.get_clock_info("thread_time").resolution <= 1e-6
-        self.name = "thread" if fine and alone and in_calling_thread(network) else "wall"
+        self.name = "thread" if fine_thread_clock() and alone and in_calling_thread(network) else "wall"
 
     def time_ms(self, network: Timed, repeats: int) -> list[float]:
         """Milliseconds of each of ``repeats`` runs."""
@@ -79,6 +78,11 @@ class Clock:
         self.time_ms(reference, 3)
         ms = float(np.median(self.time_ms(reference, 3)))
         return max(5, min(20, math.ceil(12 / ms))) if ms > 0 else 5
+
+
+def fine_thread_clock() -> bool:
+    """Whether a thread's own clock counts microseconds here."""
+    return time.get_clock_info("thread_time").resolution <= 1e-6
 
 
 def in_calling_thread(network: Timed) -> bool:
