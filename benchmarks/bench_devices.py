@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument("--input", default="3x64x64")
     parser.add_argument("--data", default="digits")
     parser.add_argument("--method", default="in-context")
-    parser.add_argument("--runtimes", default="onnxruntime,openvino,litert,ncnn")
+    parser.add_argument("--runtimes", default="onnxruntime,openvino,litert,ncnn,mnn")
     parser.add_argument("--children", type=int, default=40, help="held out; 0: no table of the runtimes")
     parser.add_argument("--tables", default="", help="of `both`: files that `nar-hw profile` wrote, separated by commas")
     parser.add_argument("--budget", type=float, help="seconds of each profile")

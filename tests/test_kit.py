@@ -44,7 +44,7 @@ TINY = f"{Path(__file__).parent / 'networks.py'}:TinyResNet"
 NET = ModelInfo(name=TINY, input_shape=(3, 16, 16), num_classes=5, operators=("dwsep3x3", "max3x3"))
 ORT = RuntimeConfig()
 DEVICE = Path(nar_hw.__file__).parent / "device"
-PACKAGES = {"litert": "ai_edge_litert"}
+PACKAGES = {"litert": "ai_edge_litert", "mnn": "MNN"}
 """Runtimes that are imported under another name."""
 
 
@@ -165,9 +165,8 @@ def test_the_script_needs_numpy_and_the_runtime_only() -> None:
             if (words[:1] == ["from"] and words[2:3] == ["import"]) or words[:1] == ["import"]:
                 top = words[1].split(".")[0]
                 own = words[1].startswith("nar_hw.device")
-                assert (
-                    own or top in sys.stdlib_module_names or top in ("numpy", "onnxruntime", "openvino", "ncnn", "ai_edge_litert")
-                ), line
+                runtimes = ("onnxruntime", "openvino", "ncnn", "ai_edge_litert", "MNN")
+                assert own or top in sys.stdlib_module_names or top in ("numpy", *runtimes), line
     for name in RUNTIMES:
         if runtime_class(name).kit:
             text = script(runtime_class(name))
@@ -414,6 +413,7 @@ slow = pytest.mark.skipif("NAR_HW_SLOW_TESTS" not in os.environ, reason="convert
     [
         ("litert", "regression", {"0.tflite.z"}),
         pytest.param("ncnn", "regression", {"0.param.z", "0.bin.z"}, marks=slow),
+        ("mnn", "in-context", {"0.mnn.z"}),
         pytest.param("openvino", "in-context", {"0.onnx.z"}, marks=slow),
     ],
 )

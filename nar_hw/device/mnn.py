@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
 import re
 import sys
 import time
@@ -16,7 +13,7 @@ import numpy as np
 from nar_hw.device.visits import Network, fine_thread_clock, unsaid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import numpy.typing as npt
 
@@ -28,7 +25,7 @@ class MnnNetwork(Network):
         self._package = package()
         if not Path(files[0]).read_bytes():
             raise ValueError(f"{files[0]} is empty")
-        with unprinted():
+        with unsaid():
             try:
                 self._interpreter = self._package.Interpreter(files[0])
             except Exception as problem:  # it raises no other
@@ -114,27 +111,9 @@ _ADDED = re.compile(r"(__matmul_converted)?(_raster_\d+)?$")
 def package() -> Any:
     """MNN, which tells of the CPU when it is first imported. Raises ImportError."""
     if "MNN" not in sys.modules:
-        with unprinted():
+        with unsaid():
             import MNN  # noqa: F401
     return sys.modules["MNN"]
-
-
-@contextlib.contextmanager
-def unprinted() -> Iterator[None]:
-    """Without what C prints on stdout and stderr."""
-    sys.stdout.flush()
-    library = ctypes.CDLL(None)
-    library.fflush(None)
-    kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 1)
-    try:
-        with unsaid():
-            yield
-    finally:
-        library.fflush(None)  # a pipe's lines are still in memory
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nothing)
 
 
 NETWORK = MnnNetwork
