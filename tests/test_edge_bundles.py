@@ -89,7 +89,8 @@ def test_the_readme_says_how(bundle: Path, network: nn.Module, photo: Path, targ
     lines = [line for line in script.splitlines() if "session" not in line]
     source = "\n".join([*lines[:-1], own, lines[-1]])
     done = subprocess.run([sys.executable, "-c", source, photo], cwd=bundle, capture_output=True, text=True)
-    assert (done.stdout.strip(), done.returncode) == (CLASSES[int(scores(network, photo).argmax())], 0), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert CLASSES[int(scores(network, photo).argmax())] in done.stdout.splitlines()  # MNN prints more
 
 
 def test_files_that_were_changed_are_refused(bundle: Path, photo: Path, tmp_path: Path, run_kit: Shell, target: str) -> None:

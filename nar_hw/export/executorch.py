@@ -55,10 +55,12 @@ def save_executorch(network: nn.Module, target: Path, images: Images, threads: i
     write_bytes(target, data)
     try:
         made = ExecuTorchNetwork([str(target)], images, threads)
-        outputs = made.infer(images)
-        made.close()
+        try:
+            outputs = made.infer(images)
+        finally:
+            made.close()
         check_outputs("ExecuTorch", "the network", outputs, expected)
-    except ValueError:
+    except BaseException:
         target.unlink()
         raise
     return target
