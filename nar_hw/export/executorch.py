@@ -48,6 +48,7 @@ def save_executorch(network: nn.Module, target: Path, images: Images, threads: i
             program = torch.export.export(network, (inputs,))
         except Exception as problem:  # whatever the network raises under the tracer
             raise ModelError(f"torch.export must be able to trace the network, but failed: {_one_line(problem)}") from problem
+        _fold_norms(program)
         try:
             data = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
         except Exception as problem:  # its passes share no base class of errors
@@ -64,6 +65,30 @@ def save_executorch(network: nn.Module, target: Path, images: Images, threads: i
         target.unlink()
         raise
     return target
+
+
+def _fold_norms(program: torch.export.ExportedProgram) -> None:
+    """Make norms part of the convolutions before them, which ExecuTorch does itself, but only after most of its slow passes."""
+    names = {**program.graph_signature.inputs_to_parameters, **program.graph_signature.inputs_to_buffers}
+    state, graph = program.state_dict, program.graph
+    for norm in list(graph.nodes):
+        if norm.target is not torch.ops.aten.batch_norm.default:
+            continue
+        conv, scale, shift, mean, variance = norm.args[:5]
+        if conv.target is not torch.ops.aten.conv2d.default or len(conv.users) > 1:
+            continue
+        images, weight, bias, *rest = (*conv.args, None)[: max(3, len(conv.args))]
+        held = [part for part in (weight, bias or shift, scale, shift, mean, variance) if part is not None]
+        if len(held) < 6 or any(names.get(part.name) not in state or len(part.users) > 1 for part in held):
+            continue  # without learned scale and shift, or shared with other layers
+        value = {part: state[names[part.name]].detach().double() for part in held}
+        factor = value[scale] / torch.sqrt(value[variance] + norm.args[7])
+        moved = value[shift] - value[mean] * factor + (value[bias] * factor if bias else 0)
+        for part, new in ((weight, value[weight] * factor[:, None, None, None]), (bias or shift, moved)):
+            state[names[part.name]] = nn.Parameter(new.float(), requires_grad=False)
+        conv.args = (images, weight, bias or shift, *rest)
+        norm.replace_all_uses_with(conv)
+        graph.erase_node(norm)
 
 
 class ExecuTorchNetwork(Network):

@@ -272,6 +272,8 @@ def table_from(times: Times) -> LatencyTable:
     asked = plan.profile
     if asked is None:
         raise RunError("a table is made of a profile's times, but these are of a benchmark: use nar-hw bench --from")
+    if asked.method not in METHODS:
+        raise RunError(f"the kit's method must be one of {', '.join(METHODS)}, but is {asked.method!r}: {_AGAIN}")
     space = asked.network.space()
     if space_hash(space) != asked.space:
         raise RunError(
