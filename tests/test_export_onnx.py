@@ -1,5 +1,6 @@
 """ONNX files: what is in them, that they compute what torch computes, and what happens when they do not."""
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -371,6 +373,25 @@ def test_what_two_operations_read_in_fp32_is_cast_once(tmp_path: Path) -> None:
     inputs = images(1)
     expected = network(torch.from_numpy(inputs)).detach().numpy()
     assert np.allclose(run_session(open_session(tmp_path / "fp16.onnx"), inputs), expected, rtol=0.01, atol=0.01)
+
+
+def test_int8_is_not_rounded_between_a_sum_and_its_relu(exported: Path, tmp_path: Path) -> None:
+    """So ONNX Runtime adds in int8 and is done: no value leaves int8 inside the network but for the mean of the pixels."""
+    to_int8(exported, tmp_path / "int8.onnx", images(8))
+    nodes = onnx.load(tmp_path / "int8.onnx").graph.node
+    makers = {name: node.op_type for node in nodes for name in node.output}
+    relus = [makers[node.input[0]] for node in nodes if node.op_type == "Relu"]
+    assert "Add" in relus
+    assert "DequantizeLinear" not in relus
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "run.onnx")
+    onnxruntime.InferenceSession(tmp_path / "int8.onnx", options, providers=["CPUExecutionProvider"])
+    run = onnx.load(tmp_path / "run.onnx").graph
+    kinds = Counter(node.op_type for node in run.node)
+    assert kinds["QLinearAdd"] == relus.count("Add")
+    fed = {name: node.op_type for node in run.node for name in node.input}
+    back = [fed.get(node.output[0], "result") for node in run.node if node.op_type == "DequantizeLinear"]
+    assert "QuantizeLinear" not in back
 
 
 @pytest.mark.parametrize("method", ["minmax", "percentile"])

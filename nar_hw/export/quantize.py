@@ -19,6 +19,8 @@ from nar_hw.export.onnx import Images, open_session, write_model
 from nar_hw.files import Scratch, write_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     import onnx
 
 PRODUCER = "nar_hw"
@@ -152,7 +154,8 @@ def check_calibration(images: Images | None, method: str) -> None:
 def to_int8(source: Path, target: Path, images: Images, *, method: Calibration = "minmax") -> None:
     """Write ``source`` with int8 convolutions and linear layers to ``target``.
 
-    Weights are quantized per channel and symmetrically (signed), activations to unsigned numbers, biases not at all.
+    Weights are quantized per channel and symmetrically (signed), activations to unsigned numbers, biases not at all. What only a
+    ReLU (or Clip) reads is not rounded before it: ONNX Runtime would requantize there, in two kernels of their own.
 
     Args:
         source: the fp32 file.
@@ -196,6 +199,7 @@ def to_int8(source: Path, target: Path, images: Images, *, method: Calibration =
         quantizer.quantize_model()
     quantizer.model.topological_sort()
     proto = quantizer.model.model
+    _drop_pairs(proto.graph, lambda readers: set(readers) in ({"Relu"}, {"Clip"}))
     helper.set_model_props(proto, properties)
     proto.producer_name = PRODUCER
     proto.ClearField("producer_version")
@@ -214,7 +218,7 @@ def to_symmetric(source: Path, target: Path) -> None:
     from onnx import numpy_helper
 
     proto = onnx.load(source, load_external_data=False)
-    _keep_pairs_of_products(proto.graph)
+    _drop_pairs(proto.graph, lambda readers: not set(readers) & set(_PRODUCTS))
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     scales = {node.input[1]: node.input[2] for node in proto.graph.node if node.op_type == "QuantizeLinear"}
     for scale, zero in scales.items():
@@ -231,17 +235,20 @@ def to_symmetric(source: Path, target: Path) -> None:
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
-def _keep_pairs_of_products(graph: "onnx.GraphProto") -> None:
-    """Take out each QuantizeLinear and DequantizeLinear of an activation that no convolution or matrix product reads."""
+def _drop_pairs(graph: "onnx.GraphProto", needless: "Callable[[Sequence[str]], bool]") -> None:
+    """Take out each QuantizeLinear and DequantizeLinear of an activation for whose readers' operations ``needless`` holds."""
     makers = {name: node for node in graph.node for name in node.output}
-    read = {name for node in graph.node if node.op_type in _PRODUCTS for name in node.input}
+    readers: dict[str, list[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
     weights = {tensor.name for tensor in graph.initializer}
     results = [value.name for value in graph.output]
     same: dict[str, str] = {}  # what a pair gives -> what it reads
     idle: list[str] = []  # outputs of the nodes that go
     for node in graph.node:
         quantizer = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if quantizer is not None and node.output[0] not in read and quantizer.input[0] not in weights:
+        if quantizer is not None and quantizer.input[0] not in weights and needless(readers.get(node.output[0], [])):
             same[node.output[0]] = same.get(quantizer.input[0], quantizer.input[0])
             idle += [node.output[0], quantizer.output[0]]
     kept = [node for node in graph.node if node.output[0] not in idle]
