@@ -293,6 +293,17 @@ def test_times_with_missing_children_are_refused(times: dict[str, Any], refused:
     changed = again(times)
     changed["batches"][0]["layers"] = None
     assert "must hold the layers of what is profiled" in refused(changed)
+    for edit in (lambda ms: ms[0].pop(), lambda ms: ms.clear()):
+        changed = again(times)
+        edit(changed["batches"][0]["layers"][0]["ms"])
+        assert "must hold a time of each layer for each run" in refused(changed)
+    changed = again(times)
+    changed["batches"][0]["layers"][0]["ms"][0][0] = -1.0
+    assert "must hold layers' times of 0 or more, but 1 are negative" in refused(changed)
+    for edit in (lambda marks: marks[0].pop(), lambda marks: marks[0][0].pop(), lambda marks: marks[0].clear()):
+        changed = again(times)
+        edit(changed["batches"][1]["marks"])
+        assert "runs of each child in each round" in refused(changed)
 
 
 def test_times_of_another_version_or_plan_are_refused(times: dict[str, Any], refused: Callable[[Any], str]) -> None:
@@ -307,6 +318,9 @@ def test_times_of_another_version_or_plan_are_refused(times: dict[str, Any], ref
     archs = changed["plan"]["profile"]["archs"]
     archs[1] = archs[0]
     assert "make the kit again" in refused(changed)
+    changed = again(times)
+    changed["plan"]["profile"]["method"] = "guess"
+    assert "the kit's method must be one of in-context" in refused(changed)
     changed = again(times)
     changed["schema"] = 2
     assert "must have schema 1" in refused(changed)

@@ -165,11 +165,21 @@ class Times(Record, frozen=True, kw_only=True):
                     f"{where} must hold positive times, but {wrong} of stage {batch.stage!r} are negative or zero: "
                     "the device's clock does not work"
                 )
-            profiled = any(stage.profile for stage in self.plan.stages if stage.name == batch.stage)
-            if sizes != {(len(batch.members), self.repeats)} or len(batch.runs) < 2 or len(batch.marks) != len(batch.runs):
+            stage = next((stage for stage in self.plan.stages if stage.name == batch.stage), None)
+            if stage is None:
+                raise RunError(f"{where} must hold the stages of the plan, but hold {batch.stage!r}: {_AGAIN}")
+            counts, lengths = {len(turn) for turn in batch.marks}, {len(visit) for turn in batch.marks for visit in turn}
+            even = len(counts) == 1 and (0 not in counts) == stage.reference and lengths <= {self.repeats}
+            rounds = len(batch.runs) if len(batch.runs) == len(batch.marks) else 0
+            if sizes != {(len(batch.members), self.repeats)} or rounds < 2 or not even:
                 raise RunError(f"{where} must hold {self.repeats} runs of each child in each round, but do not: {_AGAIN}")
-            if profiled != (batch.layers is not None and len(batch.layers) == len(batch.members)):
+            if stage.profile != (batch.layers is not None and len(batch.layers) == len(batch.members)):
                 raise RunError(f"{where} must hold the layers of what is profiled, but do not: {_AGAIN}")
+            for layers in batch.layers or ():
+                if len(layers.ms) < len(batch.runs) * self.repeats or any(len(run) != len(layers.names) for run in layers.ms):
+                    raise RunError(f"{where} must hold a time of each layer for each run, but do not: {_AGAIN}")
+                if wrong := sum(not ms >= 0 for run in layers.ms for ms in run):
+                    raise RunError(f"{where} must hold layers' times of 0 or more, but {wrong} are negative: {_AGAIN}")
 
     @property
     def seconds(self) -> float:
