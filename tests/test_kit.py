@@ -319,6 +319,9 @@ def test_times_of_another_version_or_plan_are_refused(times: dict[str, Any], ref
     archs[1] = archs[0]
     assert "make the kit again" in refused(changed)
     changed = again(times)
+    changed["plan"]["profile"]["archs"].pop()
+    assert "must say what each of the" in refused(changed)
+    changed = again(times)
     changed["plan"]["profile"]["method"] = "guess"
     assert "the kit's method must be one of in-context" in refused(changed)
     changed = again(times)
