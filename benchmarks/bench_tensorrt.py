@@ -83,9 +83,9 @@ def examine(name: str, children: int, precisions: tuple[str, ...]) -> dict[str, 
     model = build_model(name, input_shape=shape, num_classes=10).eval()
     try:
         space = SearchSpace.from_model(model, shape)
+        exporter, rng = ChildExporter(space), random.Random(0)
     except NarError as error:
         return {**row, "left_out": str(error)}
-    exporter, rng = ChildExporter(space), random.Random(0)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         first, files = folder / "0.onnx", {}
@@ -156,7 +156,7 @@ def networks(arguments: argparse.Namespace) -> None:
     rows: dict[str, dict[str, Any]] = {}
     if path.exists():
         rows = {row["model"]: row for row in json.loads(path.read_text())["networks"]}
-    missing = [name for name in arguments.only or names if name not in rows]
+    missing = arguments.only or [name for name in names if name not in rows]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.jobs, context, prepare) as pool:
         built = {name: PRECISIONS if arguments.built == "all" else (turns[name],) for name in missing}
@@ -214,7 +214,8 @@ def speed(before: Path | None) -> None:
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for _ in range(3):
         for way in ways:
-            env = {**os.environ, **({"PYTHONPATH": str(before)} if way == "before" else {})}
+            env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}  # as when installed
+            env |= {"PYTHONPATH": str(before)} if way == "before" else {}
             script = Path(__file__).with_name("bench_tensorrt_once.py")
             done = subprocess.run([sys.executable, script, way], env=env, capture_output=True, text=True, check=True)
             runs[way].append(json.loads(done.stdout.splitlines()[-1]))
@@ -239,7 +240,7 @@ def speed(before: Path | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("networks", "fleet", "speed"), default="networks")
-    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--only", nargs="*", help="these networks, again where they are in the results already")
     parser.add_argument("--children", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--built", choices=("one", "all"), default="one", help="in how many precisions")

@@ -10,7 +10,8 @@ without its graph optimizations, which do not know it); engines are built for sm
 at 64 pixels, without accuracies.
 Result: results/tensorrt_int8.json. In int8 the two are alike in accuracy, error and size (ours leaves no product in floating
 point, modelopt's one), so ours stays. fp8 has three to five times the error of int8 on resnets and engines as large; of
-mobilenet_v2 the engine is a quarter smaller, since depthwise convolutions stay in floating point.
+mobilenet_v2 the engine is a quarter smaller, since depthwise convolutions stay in floating point. Engines in int8 that are as
+large as in fp32 hold the source of more kernels (findings/tensorrt_rtx_engines_hold_kernel_source.sh).
 """
 
 import argparse

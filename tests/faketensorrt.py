@@ -8,7 +8,6 @@ where an enum is wanted. What works without a GPU, reading files and building en
 import ctypes
 import enum
 import functools
-import hashlib
 import importlib.machinery
 import inspect
 import json
@@ -27,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 from nar_hw.export.engine import SCHEMA, EngineInfo, info_file
 from nar_hw.export.quantize import precision_of
 from nar_hw.files import sha256, write_json
-from nar_hw.records import plain
+from nar_hw.records import plain, replace
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tensorrt_api.json").read_text())
 RTX = "1.7.1.116"
@@ -35,6 +34,25 @@ VERSIONS = tuple(GOLDEN["versions"])
 GPU = ("Test GPU", "8.9")
 FAULTS = ("deserialize", "context", "execute", "inspector", "report")
 COMPILED = b"compiled kernels"
+INFO = EngineInfo(
+    library="tensorrt",
+    engine_sha256="",
+    onnx_sha256="",
+    timing_cache_sha256=None,
+    tensorrt="10.9.0",
+    gpu="A",
+    compute_capabilities=("8.6",),
+    precision="fp32",
+    datatypes={},
+    batch=(1, 1, 1),
+    workspace_mib=1024,
+    optimization_level=None,
+    version_compatible=False,
+    hardware_compatibility=None,
+    refit=False,
+    metadata={},
+)
+"""Of an engine of nothing."""
 
 
 def fake_tensorrt(version: str) -> Any:
@@ -59,26 +77,21 @@ def fake_engine(trt: Any, source: Path, path: Path, batch: tuple[int, int, int] 
     path.parent.mkdir(parents=True, exist_ok=True)
     model = onnx.load(source)
     path.write_bytes(json.dumps({"batch": batch}).encode() + b"\n" + model.SerializeToString(deterministic=True))
-    info = EngineInfo(
-        library="tensorrt-rtx" if trt.__version__ == RTX else "tensorrt",
-        engine_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    rtx = trt.__version__ == RTX
+    info = replace(
+        INFO,
+        library="tensorrt-rtx" if rtx else "tensorrt",
+        engine_sha256=sha256(path),
         onnx_sha256=sha256(source),
-        timing_cache_sha256=None,
         tensorrt=trt.__version__,
-        gpu=None if trt.__version__ == RTX else GPU[0],
+        gpu=None if rtx else GPU[0],
         compute_capabilities=(GPU[1],),
         precision=precision_of(model),
-        datatypes={},
         batch=batch,
-        workspace_mib=1024,
-        optimization_level=None,
-        version_compatible=False,
-        hardware_compatibility=None,
-        refit=False,
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
     write_json(info_file(path), {"schema": SCHEMA, **plain(info)})
-    for end in (".layers.json", *([] if trt.__version__ == RTX else [".cache"])):
+    for end in (".layers.json", *([] if rtx else [".cache"])):
         path.with_name(f"{path.name}{end}").write_text("{}")
     return info
 
@@ -344,36 +357,18 @@ def _array(address: int, shape: tuple[int, ...]) -> Any:
 
 
 def _layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
-    """A change of layout, then one layer per node, with ReLUs and additions fused into the convolution before them.
-
-    A matrix product is three layers, two of them of one name.
-    """
-    known = {tensor.name for tensor in model.graph.initializer}
-    groups: list[list[onnx.NodeProto]] = []
-    made_by: dict[str, int] = {}  # tensor -> group
-    for node in model.graph.node:
-        before = max((made_by[tensor] for tensor in node.input if tensor in made_by), default=-1)
-        if node.op_type in ("Relu", "Add") and before >= 0 and groups[before][0].op_type == "Conv":
-            groups[before].append(node)
-        else:
-            before = len(groups)
-            groups.append([node])
-        made_by.update(dict.fromkeys(node.output, before))
-    first = model.graph.input[0].name
-    layers = [_layer(f"Reformatting CopyNode for Input Tensor 0 to {groups[0][0].name}", "", [first], ["Reformatted 0"])]
-    for nodes in groups:
-        inside = {tensor for node in nodes for tensor in node.output}
-        sources = [tensor for node in nodes for tensor in node.input if tensor not in known | inside]
-        sources = ["Reformatted 0" if tensor == first else tensor for tensor in sources]
-        metadata = "\x1f".join(f"[ONNX Layer: {node.name}]" for node in nodes)
-        names = ["split", "split", "sum"] if nodes[0].op_type == "Gemm" else [" + ".join(node.name for node in nodes)]
-        layers += [_layer(name, metadata, sources, sorted(inside)) for name in names]
-    return layers
-
-
-def _layer(name: str, metadata: str, inputs: list[str], outputs: list[str]) -> dict[str, Any]:
-    tensors = {"Inputs": [{"Name": tensor} for tensor in inputs], "Outputs": [{"Name": tensor} for tensor in outputs]}
-    return {"Name": name, "LayerType": "kgen", **tensors, "Metadata": metadata}
+    """One layer per node; but a matrix product is three, two of them of one name."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [
+        {
+            "Name": name,
+            "Metadata": f"[ONNX Layer: {node.name}]",
+            "Inputs": [{"Name": tensor} for tensor in node.input if tensor not in weights],
+            "Outputs": [{"Name": tensor} for tensor in node.output],
+        }
+        for node in model.graph.node
+        for name in (["split", "split", "sum"] if node.op_type == "Gemm" else [f"layer of {node.name}"])
+    ]
 
 
 def without_bf16(model: onnx.ModelProto) -> onnx.ModelProto:

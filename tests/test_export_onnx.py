@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from nar_hw.export.calibration import Calibration
 from nar_hw.export.graph import fold_norms
 from nar_hw.export.leaves import emit
 from nar_hw.export.onnx import compare, export_onnx, open_session, run_session, run_torch, verify_onnx, write_model
-from nar_hw.export.quantize import to_bf16, to_fp16, to_int8, to_symmetric
+from nar_hw.export.quantize import precision_of, to_bf16, to_fp16, to_int8, to_symmetric
 from nar_hw.space.space import SearchSpace
 from tests.networks import TinyResNet
 
@@ -375,6 +376,100 @@ def test_what_two_operations_read_in_fp32_is_cast_once(tmp_path: Path) -> None:
     assert np.allclose(run_session(open_session(tmp_path / "fp16.onnx"), inputs), expected, rtol=0.01, atol=0.01)
 
 
+def test_bf16_rounds_weights_as_torch_does(exported: Path, child: nn.Module, tmp_path: Path) -> None:
+    to_bf16(exported, tmp_path / "bf16.onnx")
+    proto = onnx.load(tmp_path / "bf16.onnx")
+    onnx.checker.check_model(proto, full_check=True)
+    assert precision_of(proto) == "bf16"
+    (weight,) = (tensor for tensor in proto.graph.initializer if tensor.name == "fc.weight")
+    expected = child.fc.weight.detach().bfloat16().float().numpy()  # type: ignore[union-attr, operator]
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(weight).astype(np.float32), expected)
+    assert [value.type.tensor_type.elem_type for value in (*proto.graph.input, *proto.graph.output)] == [TensorProto.FLOAT] * 2
+    assert {node.name for node in onnx.load(exported).graph.node} < {node.name for node in proto.graph.node}
+
+
+def test_bf16_casts_follow_and_sizes_stay(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["input"], ["whole"], "down", to=TensorProto.INT32),
+        helper.make_node("Cast", ["whole"], ["again"], "up", to=TensorProto.FLOAT),
+        helper.make_node("Resize", ["again", "", "scales"], ["large"], "large"),
+        helper.make_node("Mul", ["large", "factor"], ["output"], "times"),
+    ]
+    weights = [helper.make_tensor("scales", TensorProto.FLOAT, [4], [1.0, 1.0, 2.0, 2.0])]
+    weights += [helper.make_tensor("factor", TensorProto.FLOAT, [1], [0.1])]
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, None, None]) for name in ("input", "output")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", tensors[:1], tensors[1:], weights), opset_imports=[helper.make_opsetid("", 18)]
+    )
+    onnx.save(model, tmp_path / "fp32.onnx")
+    to_bf16(tmp_path / "fp32.onnx", tmp_path / "bf16.onnx")
+    graph = onnx.load(tmp_path / "bf16.onnx").graph
+    assert {tensor.name: tensor.data_type for tensor in graph.initializer} == {
+        "scales": TensorProto.FLOAT,
+        "factor": TensorProto.BFLOAT16,
+    }
+    casts = {node.name: node.attribute[0].i for node in graph.node if node.op_type == "Cast"}
+    kinds = {"Cast_input": TensorProto.BFLOAT16, "Cast_output": TensorProto.FLOAT}
+    assert casts == {**kinds, "down": TensorProto.INT32, "up": TensorProto.BFLOAT16}
+
+
+class Standardised(nn.Conv2d):
+    """A convolution that computes its weights, as in normaliser-free networks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = nn.functional.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True, eps=1e-5)
+        return self._conv_forward(x, weight.reshape_as(self.weight), self.bias)
+
+
+class Spread(nn.Module):
+    """Adds one number to every place, through a tensor larger than all weights together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = nn.Parameter(torch.full((1, 1, 1, 1), 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.number.expand(1, 64, 96, 96)
+
+
+def test_what_weights_alone_give_is_computed_once(tmp_path: Path) -> None:
+    """Above the size from which the exporter's optimizer leaves it; but no file grows by more than its largest weight."""
+    torch.manual_seed(0)
+    shape = (3, 96, 96)
+    network = nn.Sequential(Standardised(3, 64, 3, padding=1), Standardised(64, 64, 3, padding=1), Spread(), nn.Flatten(2)).eval()
+    export_onnx(network, tmp_path / "fp32.onnx", input_shape=shape)
+    graph = onnx.load(tmp_path / "fp32.onnx").graph
+    counts = Counter(node.op_type for node in graph.node)
+    assert counts["Conv"] == 2
+    assert set(counts) <= {"Conv", "Add", "Expand", "Reshape", "Concat", "Shape", "Gather", "Slice"}, counts
+    assert (tmp_path / "fp32.onnx").stat().st_size < 4 * (64 * 64 * 9 + 3 * 64 * 9) + 100_000
+    verify_onnx(tmp_path / "fp32.onnx", network, images(2, shape))
+    to_int8(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", images(2, shape))
+    scales = {tensor.name: tensor.dims for tensor in onnx.load(tmp_path / "int8.onnx").graph.initializer}
+    assert sum(list(dims) == [64] for name, dims in scales.items() if name.endswith("scale")) == 2, "weights of two convolutions"
+
+
+@pytest.mark.parametrize("batch", [(1, 64), 3])
+def test_int8_weights_fill_the_range_of_each_channel(tmp_path: Path, batch: int | tuple[int, int]) -> None:
+    """A channel without weights has the scale 1. Ranges are those of all images, also where they do not fill a fixed batch."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 1, groups=2), nn.Flatten(), nn.Linear(216, 5)).eval()
+    with torch.no_grad():
+        network[0].weight[1] = 0
+    export_onnx(network, tmp_path / "fp32.onnx", input_shape=SHAPE, batch=batch)
+    calibration = images(65)
+    calibration[-1] *= 9
+    to_int8(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", calibration)
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for index in ("0", "2", "4"):
+        weight = network[int(index)].weight.detach().numpy()
+        expected = np.abs(weight).reshape(len(weight), -1).max(axis=1) / 127
+        np.testing.assert_allclose(constants[f"{index}.weight_scale"], np.where(expected == 0, 1, expected), rtol=1e-6)
+        np.testing.assert_array_equal(constants[f"{index}.weight_zero_point"], np.zeros(len(weight), np.int8))
+    assert constants["input_scale"] == pytest.approx((calibration.max() - calibration.min()) / 255, rel=1e-6)
+
+
 def test_int8_is_not_rounded_between_a_sum_and_its_relu(exported: Path, tmp_path: Path) -> None:
     """So ONNX Runtime adds in int8 and is done: no value leaves int8 inside the network but for the mean of the pixels."""
     to_int8(exported, tmp_path / "int8.onnx", images(8))
@@ -399,8 +494,8 @@ def test_the_ranges_of_int8_are_those_of_all_calibration_images(
     exported: Path, child: nn.Module, tmp_path: Path, method: Calibration
 ) -> None:
     """By what the layers read in torch; two batches, the largest numbers in the second. Percentiles lie within."""
-    calibration = images(32)
-    calibration[16:] *= 2
+    calibration = images(96)
+    calibration[64:] *= 2
     to_int8(exported, tmp_path / "int8.onnx", calibration, method=method)
     graph = onnx.load(tmp_path / "int8.onnx").graph
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}

@@ -1,5 +1,6 @@
 """Engines built, and ONNX files read, by the real TensorRT for RTX, which needs no GPU for either."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -19,15 +20,16 @@ import nar_hw.export.tensorrt
 import nar_hw.steps.check
 from nar_hw.bundles.manifest import load_bundle
 from nar_hw.bundles.verify import verify_bundle
-from nar_hw.errors import ExportError, RuntimeUnavailableError, UnknownNameError, UserError
+from nar_hw.errors import ExportError, RunError, RuntimeUnavailableError, UnknownNameError, UserError
 from nar_hw.export import engine_worker
-from nar_hw.export.engine import read_engine
-from nar_hw.export.engine_layers import datatypes, node_names
+from nar_hw.export.engine import info_file, read_engine
+from nar_hw.export.engine_layers import node_names, producers
 from nar_hw.export.gpus import CARDS, capabilities
 from nar_hw.export.onnx import export_onnx, open_session, run_session
 from nar_hw.export.quantize import precision_of, to_bf16, to_fp16, to_int8, to_symmetric
-from nar_hw.export.tensorrt import LIBRARIES, Verdict, build_engine, parser_verdicts, tensorrt_module
+from nar_hw.export.tensorrt import LIBRARIES, Verdict, build_engine, load_engine, parser_verdicts, tensorrt_module
 from nar_hw.files import sha256
+from nar_hw.latency.in_context import Join
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.runtimes.tensorrt_rtx import TensorRTRtx
 from nar_hw.space.space import SearchSpace
@@ -101,8 +103,21 @@ def test_an_engine_computes_in_the_precision_of_its_file(
     assert json.loads(info.metadata["classes"]) == CLASSES
     layers = json.loads(path.with_name("model.engine.layers.json").read_text())["Layers"]
     assert {f"{name}/Conv" for name in NODES} | {"fc/Gemm"} <= set(node_names(layers).values())
+    if precision == "fp32":
+        join_to_slots(layers)
     names = ["model.engine", "model.engine.json", "model.engine.layers.json"]
     assert sorted(file.name for file in path.parent.iterdir()) == names
+
+
+def join_to_slots(layers: list[dict[str, Any]]) -> None:
+    """Each convolution, with what is fused into it, is found at its slot, and reads what it does in the network."""
+    space = SearchSpace.from_model(TinyResNet(width=32), SHAPE)
+    join, readers = Join(space, []), producers(layers)
+    assert {join.site(node) for node in readers} - {None} == {site.conv for slot in space.slots for site in slot.sites}
+    assert "layer1/Add" not in readers
+    assert readers["layer1.conv2/Conv"] == ["layer1.conv1/Conv", "conv1/Conv"], "the sum is in it"
+    assert readers["layer2.conv1/Conv"] == ["layer1.conv2/Conv"]
+    assert readers["fc/Gemm"] == ["ReduceMean"]
 
 
 def test_the_batch_range_is_that_of_the_engine(files: dict[str, Path], tmp_path: Path) -> None:
@@ -138,18 +153,6 @@ def test_the_batch_range_is_that_of_the_engine(files: dict[str, Path], tmp_path:
         LIBRARIES["tensorrt-rtx"], {**request, "hardware_compatibility": "ampere_plus"}, tmp_path
     )
     assert re.search("would not do with .* what it says: .*unsupported", answer["error"]), answer
-
-
-def test_the_parts_of_the_network_are_told_with_their_types() -> None:
-    tensors = {"Inputs": [], "Outputs": []}
-    weights = [{"Name": "w", "Dimensions": [8, 4], "Datatype": "Int8"}, {"Name": "s", "Dimensions": [8], "Datatype": "Float"}]
-    layers = [
-        {"Name": "a", **tensors, "Constants": weights, "Metadata": "[ONNX Layer: x/Conv][ONNX Layer: x.weight_DequantizeLinear]"},
-        {"Name": "b", **tensors, "Constants": weights[1:], "Metadata": "[ONNX Layer: x/Conv][ONNX Layer: x/Relu]"},
-        {"Name": "c", **tensors, "Constants": weights[1:], "Metadata": "[ONNX Layer: y/MatMul_1]"},
-        {"Name": "d", **tensors, "Constants": [], "Metadata": "[ONNX Layer: z/MatMul]"},
-    ]
-    assert datatypes(layers) == {"Float": 1, "Int8": 1}
 
 
 def pool_model(path: Path, **attributes: Any) -> Path:
@@ -204,6 +207,37 @@ def test_an_engine_survives_a_rebuild_that_fails(files: dict[str, Path], tmp_pat
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
+def test_engines_that_do_not_go_here_are_refused_with_the_reason(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before TensorRT sees a byte of them, but for those that only it can tell."""
+    path, trt = tmp_path / "model.engine", tensorrt_module("tensorrt-rtx")
+    rtx(files["fp32"], path, "sm86", "sm89", batch=(1, 2, 4))
+    with monkeypatch.context() as patched:
+        patched.setattr(trt, "Runtime", lambda log: pytest.fail("TensorRT was given an engine that does not go here"))
+        patched.setattr(nar_hw.export.tensorrt, "current_gpu", lambda: ("RTX 5090", "12.0"))
+        where = "was built for compute capability 8.6, 8.9, but this is RTX 5090 (12.0): build it again here"
+        one_line(RuntimeUnavailableError, f"engine {path} {where}", lambda: load_engine(str(path)))
+        patched.setattr(nar_hw.export.tensorrt, "current_gpu", lambda: ("RTX 4090", "8.9"))
+        patched.setattr(trt, "__version__", "1.99.0")
+        versions = f"was built by tensorrt-rtx {read_engine(path)[1].tensorrt}, but this is 1.99.0: build it again here"
+        one_line(RuntimeUnavailableError, f"engine {path} {versions}", lambda: load_engine(path))
+        damaged = tmp_path / "damaged.engine"
+        damaged.write_bytes(path.read_bytes()[:-1])
+        info_file(damaged).write_bytes(info_file(path).read_bytes())
+        one_line(RunError, f"engine {damaged} must have the SHA-256", lambda: load_engine(damaged))
+    if not torch.cuda.is_available():
+        one_line(RuntimeUnavailableError, "TensorRT needs a CUDA device", lambda: load_engine(path))
+        monkeypatch.setattr(nar_hw.export.tensorrt, "current_gpu", lambda: ("RTX 4090", "8.9"))
+        text = one_line(ExportError, f"TensorRT {version()} cannot load engine {path}: ", lambda: load_engine(path))
+        assert "CUDA driver version is insufficient" in text
+        assert "/_src/" not in text
+
+
+def info_version(path: Path) -> str:
+    return read_engine(path)[1].tensorrt
+
+
 def test_a_library_that_does_not_load_or_dies_is_told(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +272,8 @@ def test_without_a_gpu_the_runtime_says_that_it_builds(monkeypatch: pytest.Monke
     reason = TensorRTRtx.unavailable(RuntimeConfig(runtime="tensorrt-rtx", device="cuda"))
     assert reason is not None
     assert reason.startswith("tensorrt-rtx builds engines here, but runs none: ")
+    assert TensorRTRtx.unavailable(RuntimeConfig(runtime="tensorrt-rtx")) == "tensorrt-rtx needs device cuda, but got cpu"
+    assert TensorRTRtx.versions() == {"tensorrt-rtx": version(), "torch": torch.__version__}
 
 
 # The parser as a judge
@@ -263,6 +299,44 @@ def test_the_parser_names_each_node_that_it_refuses(tmp_path: Path) -> None:
     assert [(item["node"], item["operator"]) for item in verdict.refused] == [("x/Det", "Det"), ("y/BitShift", "BitShift")]
     assert verdict.sentence().startswith(f"refused (TensorRT for RTX {version()}) at node x/Det (Det): ")
     assert verdict.sentence().endswith(" (and 1 more nodes)")
+
+
+def test_a_file_at_which_the_parser_dies_is_refused_alone(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import os, pathlib, sys\n"
+        f"sys.path.insert(0, {str(Path(str(engine_worker.__file__)).parent)!r})\n"
+        "import engine_worker\n"
+        "if 'fp16.onnx' in pathlib.Path(sys.argv[1]).read_text(): os._exit(7)\n"
+        "engine_worker.main()\n"
+    )
+    monkeypatch.setattr(engine_worker, "__file__", str(worker))
+    found = {name: verdict.sentence() for name, verdict in parser_verdicts({key: files[key] for key in ("fp32", "fp16")}).items()}
+    assert found["fp32"] == f"accepted (TensorRT for RTX {version()})"
+    assert found["fp16"] == (
+        f"refused (TensorRT for RTX {version()}) at the file: TensorRT for RTX ended with code 7 and no answer: no message"
+    )
+
+
+def test_a_library_that_does_not_start_here_judges_nothing(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As TensorRT 10 and 11 do without a GPU: the next one is asked."""
+    (tmp_path / "nogpu.py").write_text(
+        "__version__ = '10.1.0'\n"
+        "class ILogger:\n    ERROR, INTERNAL_ERROR, WARNING = range(3)\n"
+        "def Builder(log):\n    raise TypeError('factory function returned nullptr')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    lame = dataclasses.replace(LIBRARIES["tensorrt"], package="nogpu")
+    monkeypatch.setitem(LIBRARIES, "tensorrt", lame)
+    (verdict,) = parser_verdicts({"a": files["fp32"]}).values()
+    assert verdict.sentence() == f"accepted (TensorRT for RTX {version()})"
+    monkeypatch.delitem(LIBRARIES, "tensorrt-rtx")
+    assert parser_verdicts({"a": files["fp32"]}) == {}
 
 
 def test_files_that_tensorrt_would_misread_are_refused(tmp_path: Path) -> None:
@@ -315,6 +389,12 @@ def test_reasons_are_without_places_in_foreign_source() -> None:
         engine_worker.one_line(told)
         == "Myelin (Cannot compile operation 'fc/Gemm' for Turing (SM75): FP32 GEMM is not supported."
     )
+    told = (
+        "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (In catchCudaError at "
+        "/_src/common/dispatch/checkMacros.cpp:250 (cudaError 35: CUDA driver version is insufficient for CUDA runtime version))"
+    )
+    expected = "Cuda Runtime (cudaError 35: CUDA driver version is insufficient for CUDA runtime version)"
+    assert engine_worker.one_line(told) == expected
 
 
 def test_hard_activations_are_read_in_bf16_too(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from nar_hw.bundles.manifest import (
     Validation,
     Variant,
     load_bundle,
+    read_manifest,
 )
 from nar_hw.bundles.readme import readme
 from nar_hw.bundles.targets import FILES, config_for, plan, targets as export_targets
@@ -138,7 +139,7 @@ def export_bundle(
         made: dict[str, dict[str, Compiled]] = {}
         for target, precision in compiled:
             made.setdefault(target, {})[precision] = _compiled(judge, target, precision, source, config)
-        write_bytes(folder / "weights.safetensors", _weights(network))
+        _write_weights(network, folder / "weights.safetensors")
         write_record(folder / "arch.json", arch, schema=ARCH_SCHEMA)
         manifest = Manifest(
             task="classification" if classes else "embedding" if judge.embeds else "own",
@@ -163,7 +164,7 @@ def export_bundle(
         write_text(folder / "README.md", readme(manifest))
         hashes = {**manifest.files, "README.md": sha256(folder / "README.md")}
         write_record(folder / MANIFEST, replace(manifest, files=dict(sorted(hashes.items()))), schema=SCHEMA)
-        load_bundle(folder)
+        read_manifest(folder)
     return out
 
 
@@ -242,8 +243,14 @@ def _replacing(out: Path) -> Iterator[Path]:
         raise ExportError(f"bundle {out} cannot be written: {problem}") from problem
 
 
-def _weights(network: nn.Module) -> bytes:
+def _write_weights(network: nn.Module, path: Path) -> None:
     from safetensors.torch import save
 
-    # Modules that are reachable twice share their tensors, which the format refuses: each name gets its own copy.
-    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()})
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    # Modules that are reachable twice share their memory, which the format refuses: each name but the first gets its own copy.
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    write_bytes(path, save(tensors))

@@ -14,7 +14,7 @@ from torch import nn
 from nar_hw.bundles.manifest import Output
 from nar_hw.errors import DataError, ExportError
 from nar_hw.export.onnx import Images, compare, run_torch
-from nar_hw.space.outputs import check_outputs, output_shapes
+from nar_hw.space.outputs import check_outputs
 
 TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 5e-2}
 """Precision -> largest error, as a share of the largest absolute output; int8 is judged by accuracy, or by `LEAST_COSINE`."""
@@ -82,15 +82,13 @@ class Judge:
         """``classes``: how many; 0 for a network that gives embeddings."""
         _check_given(input_shape, classes, given)
         checks = check_images(input_shape)
-        reference = run_torch(network, checks)
-        shapes = output_shapes(network, input_shape)
-        if classes and list(shapes.values()) != [(classes,)]:
-            raise DataError(f"a classifier must give one output per class, ({classes},), but gives {shapes}")
-        check_outputs(network, input_shape, reference.shape[1], trained=False, structured=not classes)
-        self.check_outputs = tuple(map(tuple, reference.astype(float).tolist()))
         self._images = [checks] if given.validation is None else [checks, given.validation]
         self._labels, self._classes = given.labels, classes
-        self._reference = np.concatenate([reference, *(run_torch(network, images) for images in self._images[1:])])
+        self._reference = run_torch(network, *self._images)
+        shapes = check_outputs(network, input_shape, self._reference.shape[1], trained=False, structured=True)
+        if classes and shapes != {"output": (classes,)}:
+            raise DataError(f"a classifier must give one tensor of one output per class, ({classes},), but gives {shapes}")
+        self.check_outputs = tuple(map(tuple, self._reference[: len(checks)].astype(float).tolist()))
         parts = zip(shapes.items(), split(self._reference, list(shapes.values())), strict=True)
         self.outputs = tuple(Output(name=name, shape=shape, scale=float(np.abs(part).max())) for (name, shape), part in parts)
         self.embeds = not classes and [len(shape) for shape in shapes.values()] == [1]

@@ -311,6 +311,21 @@ def load_bundle(path: Path | str) -> Bundle:
         RunError: a file is missing, was changed, or lies outside the folder; the manifest is damaged or of another version.
     """
     folder = Path(path)
+    manifest = read_manifest(folder)
+    for name, digest in manifest.files.items():
+        try:
+            actual = sha256(folder / name)
+        except (OSError, RunError):
+            raise RunError(f"bundle {folder} must hold {name}, but does not: {_FIX}") from None
+        if actual != digest:
+            raise RunError(
+                f"bundle {folder}: {name} was changed after the export (SHA-256 {actual[:12]}..., not {digest[:12]!r})"
+            )
+    return Bundle(folder, manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a bundle. Raises RunError when it is damaged, of another version, or names what is not in the folder."""
     file = folder / MANIFEST
 
     def current(content: dict[str, Any]) -> dict[str, Any]:
@@ -321,18 +336,10 @@ def load_bundle(path: Path | str) -> Bundle:
         return content
 
     manifest = read_record(file, Manifest, what="bundle manifest", schema=SCHEMA, fix=_FIX, upgrade=current)
-    for name, digest in manifest.files.items():
+    for name in manifest.files:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or (folder / name).is_symlink():
             raise RunError(f"{file}: files must lie in the bundle itself, but {shown(name)} does not")
-        try:
-            actual = sha256(folder / name)
-        except (OSError, RunError):
-            raise RunError(f"bundle {folder} must hold {name}, but does not: {_FIX}") from None
-        if actual != digest:
-            raise RunError(
-                f"bundle {folder}: {name} was changed after the export (SHA-256 {actual[:12]}..., not {digest[:12]!r})"
-            )
-    return Bundle(folder, manifest)
+    return manifest
 
 
 def _check_batch(batch: tuple[int, int]) -> None:

@@ -49,16 +49,20 @@ def logger(trt: Any) -> Any:
     return Log()
 
 
-_PLACES = re.compile(r"^\w+::\w+: Error Code \d+: |\[\w+\.\w+:\d+: \w+\] ?|,? In \w+ at /[^)]*\)*")
+_PLACES = re.compile(
+    r"^\w+::\w+: Error Code \d+: |\[[\w.]+::\w+::\d+\] Error Code \d+: |\[\w+\.\w+:\d+: \w+\] ?|,? In \w+ at /[^)]*\)*"
+)
+_PLACE_OF_REASON = re.compile(r"\(In \w+ at /\S+ (\([^()]*\))\)")
 
 
 def one_line(text: str) -> str:
     """``text`` without its line ends, and without places in TensorRT's own source."""
-    return _PLACES.sub("", " ".join(text.split()))
+    return _PLACES.sub("", _PLACE_OF_REASON.sub(r"\1", " ".join(text.split())))
 
 
 def parse(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
     """Read files: name -> the nodes that the parser refuses, with their operators and its reasons."""
+    builder(trt, logger(trt))  # where the library does not start, no file is to blame
     return {"refused": {name: _refused(trt, file) for name, file in request["files"].items()}}
 
 

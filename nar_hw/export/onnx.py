@@ -160,7 +160,10 @@ def traced(
     for value, name in zip(result.graph.outputs, names, strict=True):
         value.name = name
     _require_float32(result.graph)
-    optimizer.fold_constants(result)
+    # Also what is computed from large weights alone (their standardisation, for one), but nothing larger than the largest of them
+    largest = max((value.const_value.size for value in result.graph.initializers.values() if value.const_value), default=0)
+    largest = max(largest, 2**18)
+    optimizer.fold_constants(result, input_size_limit=largest, output_size_limit=largest)
     pad_last_windows(result.graph)
     plain_equations(result.graph)
     return result
@@ -269,16 +272,18 @@ def open_session(network: Path | str | bytes, *, threads: int = 1) -> "Inference
 
 def run_session(session: "InferenceSession", images: Images, *, batch: int = 64) -> Images:
     """What a network gives for images (B, C, H, W), as `joined`, a batch at a time; a fixed batch is filled up and cut."""
+    return np.concatenate([joined(session.run(None, given)) for given in batches(session, images, batch=batch)])[: len(images)]
+
+
+def batches(session: "InferenceSession", images: Images, *, batch: int = 64) -> Iterator[dict[str, Images]]:
+    """What a session is given for images (B, C, H, W), one run after the other; a fixed batch is filled up with the last one."""
     source = session.get_inputs()[0]
     fixed = isinstance(source.shape[0], int)
     size = source.shape[0] if fixed else batch
-    outputs = []
     for start in range(0, len(images), size):
         part = images[start : start + size]
         missing = size - len(part) if fixed else 0
-        filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
-        outputs.append(joined(session.run(None, {source.name: filled}))[: len(part)])
-    return np.concatenate(outputs)
+        yield {source.name: np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part}
 
 
 def verify_onnx(
@@ -307,13 +312,12 @@ def verify_onnx(
     return compare(outputs, reference, tolerance=tolerance)
 
 
-def run_torch(model: nn.Module, images: Images, *, batch: int = 64) -> Images:
-    """(B, D): all that a copy of ``model`` gives on the CPU in evaluation mode for images (B, C, H, W)."""
+def run_torch(model: nn.Module, *images: Images, batch: int = 64) -> Images:
+    """(B, D): all that a copy of ``model`` gives on the CPU in evaluation mode for images (B, C, H, W), these after those."""
     network = inference_copy(model)
+    parts = (some[start : start + batch] for some in images for start in range(0, len(some), batch))
     with torch.inference_mode(), user_code("the network must run, but its forward pass"):
-        # Copies, which it may change.
-        parts = [flat(network(torch.tensor(images[start : start + batch]))).numpy() for start in range(0, len(images), batch)]
-    return np.concatenate(parts)
+        return np.concatenate([flat(network(torch.tensor(part))).numpy() for part in parts])  # copies, which it may change
 
 
 def compare(outputs: Images, reference: Images, *, tolerance: float, scale: float | None = None) -> dict[str, float]:

@@ -15,7 +15,7 @@ import numpy as np
 from nar_hw.errors import ExportError, unknown_name
 from nar_hw.export.calibration import Calibration
 from nar_hw.export.graph import rename_values
-from nar_hw.export.onnx import Images, open_session, write_model
+from nar_hw.export.onnx import Images, batches, open_session, write_model
 from nar_hw.files import Scratch, write_bytes
 
 if TYPE_CHECKING:
@@ -173,12 +173,14 @@ def to_int8(source: Path, target: Path, images: Images, *, method: Calibration =
     from onnxruntime.quantization import registry
 
     check_calibration(images, method)
-    proto = onnx.load(source, load_external_data=False)
+    content = source.read_bytes()
+    proto = onnx.load_model_from_string(content)
     properties = {entry.key: entry.value for entry in proto.metadata_props}
-    proto = onnx.shape_inference.infer_shapes(proto)
+    _infer_shapes(proto)
+    helper.set_model_props(proto, {"onnx.infer": "onnxruntime.quant"})  # so it does not do that again
     kinds = sorted({*registry.QLinearOpsRegistry, *registry.QDQRegistry})
     with contextlib.redirect_stdout(io.StringIO()):  # the quantizer prints
-        ranges = _ranges(proto, kinds, images, method)
+        ranges = _ranges(proto, content, kinds, images, method)
         quantizer = quantization.QDQQuantizer(
             proto,
             True,  # per channel
@@ -194,6 +196,7 @@ def to_int8(source: Path, target: Path, images: Images, *, method: Calibration =
                 "QuantizeBias": False,  # these two as TensorRT demands
                 "AddQDQPairToWeight": True,
                 "QDQKeepRemovableActivations": True,  # else `to_symmetric` would lose the ReLUs
+                "TensorQuantOverrides": _weight_scales(proto.graph),
             },
         )
         quantizer.quantize_model()
@@ -212,7 +215,7 @@ def to_symmetric(source: Path, target: Path) -> None:
 
     Activations are signed, with zero points 0, over ranges that hold the old ones, and quantized only where a convolution or
     matrix product reads them: elsewhere each rounding costs accuracy, and a kernel of its own or an operation in one.
-    (So does nvidia-modelopt's quantizer; benchmarks/results/tensorrt.json compares.)
+    (So does nvidia-modelopt's quantizer; benchmarks/results/tensorrt_int8.json compares.)
     """
     import onnx
     from onnx import numpy_helper
@@ -263,25 +266,59 @@ def _drop_pairs(graph: "onnx.GraphProto", needless: "Callable[[Sequence[str]], b
         graph.initializer.remove(tensor)
 
 
-def _ranges(proto: "onnx.ModelProto", kinds: list[str], images: Images, method: Calibration) -> Any:
-    """The ranges of activations of a network whose shapes are inferred."""
+def _infer_shapes(proto: "onnx.ModelProto") -> None:
+    """Note the shapes of all values. The weights stay where they are: only their shapes take part."""
+    import onnx
+    from onnx import helper
+
+    graph = proto.graph
+    light = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import)
+    for field in ("node", "input", "output"):
+        getattr(light.graph, field).extend(getattr(graph, field))
+    for tensor in graph.initializer:
+        if len(tensor.raw_data) > 1024:
+            light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        else:  # it may hold the sizes of a Reshape
+            light.graph.initializer.append(tensor)
+    inferred = onnx.shape_inference.infer_shapes(light).graph
+    for field in ("value_info", "output"):
+        graph.ClearField(field)
+        getattr(graph, field).extend(getattr(inferred, field))
+
+
+def _weight_scales(graph: "onnx.GraphProto") -> dict[str, list[dict[str, Any]]]:
+    """The scales that ONNX Runtime's quantizer gives the weights of convolutions, which it finds one channel at a time."""
+    from onnx import numpy_helper
+
+    weights = {node.input[1] for node in graph.node if node.op_type == "Conv"}
+    weights -= {name for node in graph.node if node.op_type != "Conv" for name in node.input}
+    found = {}
+    for tensor in graph.initializer:
+        if tensor.name in weights:
+            array = numpy_helper.to_array(tensor)
+            scales = np.abs(array).reshape(len(array), -1).max(axis=1).astype(np.float64) / 127
+            scales[scales < np.finfo(np.float32).tiny] = 1
+            found[tensor.name] = [{"axis": 0, "scale": scale, "zero_point": 0} for scale in scales]
+    return found
+
+
+def _ranges(proto: "onnx.ModelProto", content: bytes, kinds: list[str], images: Images, method: Calibration) -> Any:
+    """The ranges of activations of a network whose shapes are inferred; ``content``: its file."""
     from onnxruntime.quantization import CalibrationMethod
 
     if method == "minmax":
-        return _extremes(proto, kinds, images)
+        return _extremes(proto, content, kinds, images)
     kind = {"entropy": CalibrationMethod.Entropy, "percentile": CalibrationMethod.Percentile}[method]
     return _calibrated(proto, kinds, images, kind)
 
 
-def _extremes(proto: "onnx.ModelProto", kinds: list[str], images: Images) -> Any:
+def _extremes(proto: "onnx.ModelProto", content: bytes, kinds: list[str], images: Images) -> Any:
     """The least and the greatest values over all images; what ONNX Runtime's calibrator finds, without its files."""
     import onnx
     from onnx import TensorProto, helper
     from onnxruntime import quantization
 
-    augmented = onnx.ModelProto()
-    augmented.CopyFrom(proto)
-    graph = augmented.graph
+    graph, added = proto.graph, onnx.ModelProto()
     numbers = {value.name for value in (*graph.input, *graph.value_info, *graph.output) if _is_float(value)}
     touched = {name for node in graph.node if node.op_type in kinds for name in (*node.input, *node.output)}
     activations = sorted((numbers & touched) - {tensor.name for tensor in graph.initializer})
@@ -289,14 +326,10 @@ def _extremes(proto: "onnx.ModelProto", kinds: list[str], images: Images) -> Any
     for name in activations:
         for operation in ("ReduceMin", "ReduceMax"):
             asked.append(f"{name}/{operation}")
-            graph.node.append(helper.make_node(operation, [name], asked[-1:], asked[-1], keepdims=0))
-            graph.output.append(helper.make_tensor_value_info(asked[-1], TensorProto.FLOAT, []))
-    session = open_session(augmented.SerializeToString(), threads=0)
-    found = []
-    reader = _reader(images, graph.input[0])
-    while (batch := reader.get_next()) is not None:
-        found.append(session.run(asked, batch))
-    values = np.array(found)  # (batches, 2 x activations)
+            added.graph.node.append(helper.make_node(operation, [name], asked[-1:], asked[-1], keepdims=0))
+            added.graph.output.append(helper.make_tensor_value_info(asked[-1], TensorProto.FLOAT, []))
+    session = open_session(content + added.SerializeToString(), threads=0)  # one message after the other is both in one
+    values = np.array([session.run(asked, given) for given in batches(session, images)])  # (batches, 2 x activations)
     extremes = zip(activations, np.nanmin(values[:, ::2], axis=0), np.nanmax(values[:, 1::2], axis=0), strict=True)
     return quantization.calibrate.TensorsData(
         quantization.CalibrationMethod.MinMax, {name: (least, greatest) for name, least, greatest in extremes}

@@ -220,9 +220,9 @@ class Verdict:
 
 
 def parser_verdicts(files: Mapping[str, Path]) -> dict[str, Verdict]:
-    """What the parser of the first library that is installed says of ONNX files, by name; empty where none is installed.
+    """What the parser of the first library that starts here says of ONNX files, by name; empty where none is installed or starts.
 
-    Of an int8 file of `to_int8` it is given the signed copy that engines are built from.
+    Of an int8 file of `to_int8` it is given the signed copy that engines are built from. A file at which it dies is refused too.
 
     Raises ExportError for what is no ONNX file.
     """
@@ -239,9 +239,21 @@ def parser_verdicts(files: Mapping[str, Path]) -> dict[str, Verdict]:
                     given[key] = str(prepared(file, folder / str(index)))
                 except UnreadableError as problem:
                     refused[key] = [problem.node]
-            refused |= _asked(kind, {"task": "parse", "files": given}, folder)["refused"]
-        return {key: Verdict(parser=f"{kind.title} {version}", refused=tuple(refused[key])) for key in files}
+            found = _parsed(kind, given, folder)
+        if found is not None:
+            return {key: Verdict(parser=f"{kind.title} {version}", refused=tuple((refused | found)[key])) for key in files}
     return {}
+
+
+def _parsed(kind: Library, files: Mapping[str, str], folder: Path) -> dict[str, list[dict[str, str]]] | None:
+    """The nodes of each file that the parser refuses; None where the library does not start, as TensorRT without a GPU."""
+    try:
+        return _asked(kind, {"task": "parse", "files": files}, folder).get("refused")
+    except ExportError as problem:  # the parser died; by one file at a time it shows at which
+        if len(files) == 1:
+            return {name: [{"node": "", "operator": "", "reason": str(problem)}] for name in files}
+    alone = [_parsed(kind, {name: file}, folder) for name, file in files.items()]
+    return {name: nodes for found in alone if found is not None for name, nodes in found.items()}
 
 
 def library_named(name: str) -> Library:
@@ -296,6 +308,7 @@ def _log(trt: Any) -> Any:
 def _asked(kind: Library, request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """What a process of its own answers. Raises ExportError when it dies."""
     question, answer = folder / "request.json", folder / "answer.json"
+    answer.unlink(missing_ok=True)
     question.write_text(json.dumps({"package": kind.package, **request}), encoding="utf-8")
     command = [sys.executable, "-P", str(engine_worker.__file__), str(question), str(answer)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)

@@ -19,8 +19,10 @@ AGREEMENT = 1e-3
 
 def check_outputs(
     model: nn.Module, input_shape: tuple[int, int, int], outputs: int, *, trained: bool, structured: bool = False
-) -> None:
+) -> dict[str, tuple[int, ...]]:
     """Run a copy of ``model`` on images (C, H, W): its outputs must be a function of each image alone.
+
+    Returns name -> shape of each output, without the batch.
 
     They are one tensor (B, ``outputs``), or with ``structured`` any tensors, in tuples and dicts, that have ``outputs`` numbers
     for each image together. With ``trained``, the parameters must be float32 and the outputs of the same names and shapes in
@@ -46,13 +48,7 @@ def check_outputs(
         raise ModelError(
             f"the model must return the same in both modes, but returns {shapes} in evaluation and {other} in training mode"
         )
-
-
-def output_shapes(model: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of each output for one image (C, H, W), without the batch. Raises ModelError."""
-    network = plain_copy(model, input_shape)
-    outputs = named_outputs(run(network, images_for(network, input_shape, 2)))
-    return {name: tuple(tensor.shape[1:]) for name, tensor in outputs.items()}
+    return {name: shape[1:] for name, shape in shapes.items()}
 
 
 def _check_repeatable(network: nn.Module, images: Tensor, expected: Tensor) -> None:

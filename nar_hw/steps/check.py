@@ -24,7 +24,7 @@ def check_space(space: SearchSpace, name: str) -> dict[str, Any]:
 
     Raises:
         UnknownNameError: another check than "tensorrt".
-        RuntimeUnavailableError: no TensorRT library is installed.
+        RuntimeUnavailableError: no TensorRT library is installed that starts here.
         ExportError: the network cannot be exported.
     """
     if name not in CHECKS:
@@ -38,7 +38,7 @@ def check_space(space: SearchSpace, name: str) -> dict[str, Any]:
             exporter.export(arch, path)
         verdicts = parser_verdicts(files)
     if not verdicts:
-        raise RuntimeUnavailableError(f"no TensorRT library is installed: {LIBRARIES['tensorrt-rtx'].install}")
+        raise RuntimeUnavailableError(f"no TensorRT library is installed that starts here: {LIBRARIES['tensorrt-rtx'].install}")
     slots = {site.conv: position for position, slot in enumerate(space.slots) for site in slot.sites}
     found: dict[tuple[str | None, str | None, str], dict[str, Any]] = {}
     for arch, verdict in zip(archs, verdicts.values(), strict=True):
