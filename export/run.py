@@ -1,4 +1,4 @@
-"""Run a bundle's network on images, without the project that made it: ONNX, LiteRT, ncnn, ExecuTorch, AOTInductor or TensorRT.
+"""Run a bundle's network on images, without the project that made it, in the runtime that its ending asks for.
 
 Needs Python 3.10 or newer, numpy, Pillow and the file's runtime. A classifier gives the likeliest classes of each image and their
 probabilities, an embedding network its numbers. Where the folder of images has one subfolder per class, the share of right
@@ -572,6 +572,52 @@ class Ncnn(Network):
         return [np.array(self._output, np.float32).reshape(1, -1)]
 
 
+class Mnn(Network):
+    """A .mnn in MNN on the CPU, in fp32."""
+
+    runtime = "MNN"
+    device = "cpu"
+
+    @staticmethod
+    def describe(file: Path) -> About:
+        """From the manifest."""
+        return from_manifest(file, lambda manifest: manifest["compiled"].get("mnn", {}))
+
+    def __init__(self, about: About, batch: int, threads: int, gpu: int | None) -> None:
+        super().__init__(about, batch, threads, gpu)
+        refuse_gpu(about, gpu)
+        with needed(".mnn files are run with MNN", "MNN"), unsaid():
+            import MNN
+        self.mnn = MNN
+        with unsaid():
+            try:
+                self.network = MNN.Interpreter(str(about.file))
+            except Exception:  # it raises no other, and prints the cause
+                raise InputError(f"MNN cannot load {about.file}: copy it again") from None
+            # By itself it computes in fp16 where the CPU can
+            self.session = self.network.createSession({"backend": "CPU", "numThread": threads, "precision": "high"})
+        self.fed, self.result = self.network.getSessionInput(self.session), self.network.getSessionOutput(self.session)
+        if (takes := tuple(self.fed.getShape())) != (batch, *self.shape):
+            raise InputError(f"{about.file} takes images {takes}, but its manifest says {(batch, *self.shape)}")
+
+    def _tensor(self, array: np.ndarray):
+        return self.mnn.Tensor(array.shape, self.mnn.Halide_Type_Float, array, self.mnn.Tensor_DimensionType_Caffe)
+
+    def feed(self, images: np.ndarray) -> None:
+        """Copied."""
+        self.fed.copyFrom(self._tensor(np.ascontiguousarray(images, np.float32)))
+
+    def run(self) -> None:
+        """Without copies."""
+        self.network.runSession(self.session)
+
+    def outputs(self) -> list[np.ndarray]:
+        """A copy."""
+        held = self._tensor(np.zeros(tuple(self.result.getShape()), np.float32))
+        self.result.copyToHostTensor(held)
+        return [np.array(held.getNumpyData(), np.float32)]
+
+
 class ExecuTorch(Network):
     """A .pte in ExecuTorch on the CPU, with XNNPACK's kernels; its Python package needs torch."""
 
@@ -617,20 +663,25 @@ class ExecuTorch(Network):
 
 @contextlib.contextmanager
 def unsaid() -> Iterator[None]:
-    """Without a library's warnings and remarks on stderr; what goes wrong is in its exceptions too."""
-    sys.stderr.flush()
-    kept, nothing, level = os.dup(2), os.open(os.devnull, os.O_WRONLY), logging.root.manager.disable
-    os.dup2(nothing, 2)
-    logging.disable(logging.WARNING)
-    try:
+    """Without what a library prints; what goes wrong is in its exceptions too."""
+    with contextlib.ExitStack() as after:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        flush = ctypes.CDLL(None).fflush if os.name == "posix" else lambda nothing: None
+        flush(None)
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        after.callback(os.close, nothing)
+        for number in (1, 2):
+            kept = os.dup(number)
+            after.callback(os.close, kept)
+            after.callback(os.dup2, kept, number)
+            os.dup2(nothing, number)
+        after.callback(flush, None)  # what C has printed to a pipe is still in memory
+        after.callback(logging.disable, logging.root.manager.disable)
+        logging.disable(logging.WARNING)
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
-    finally:
-        logging.disable(level)
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
 
 
 def refuse_gpu(about: About, gpu: int | None) -> None:
@@ -918,6 +969,7 @@ NETWORKS: dict[str, type[Network]] = {
     ".onnx": OnnxRuntime,
     ".tflite": LiteRt,
     ".param": Ncnn,
+    ".mnn": Mnn,
     ".pte": ExecuTorch,
     ".pt2": AotInductor,
     ".engine": TensorRT,

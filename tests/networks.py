@@ -99,3 +99,29 @@ class Branching(nn.Module):
 def tiny(num_classes: int) -> nn.Module:
     """For --model path/to/networks.py:tiny."""
     return TinyResNet(width=32, classes=num_classes)
+
+
+class Side(nn.Module):
+    """What several modules make of one map, side by side."""
+
+    def __init__(self, *branches: nn.Module, width: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 1), nn.BatchNorm2d(width))
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x) - 5  # negative: padding with zeros would win
+        return torch.cat([branch(x).flatten(1) for branch in self.branches], 1)
+
+
+def borders() -> nn.Module:
+    """Windows that reach over the border, at stride 1 and 2."""
+    torch.manual_seed(0)
+    branches: list[nn.Module] = []
+    for stride in (1, 2):
+        branches += [
+            nn.Sequential(nn.AvgPool2d(3, stride, 1, count_include_pad=False), nn.BatchNorm2d(8), nn.ReLU()),
+            nn.MaxPool2d(3, stride, 1),
+            nn.Conv2d(8, 8, 5, stride, 2, groups=8),
+        ]
+    return Side(*branches, nn.MaxPool2d(3, 2, ceil_mode=True)).eval()

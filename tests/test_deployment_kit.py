@@ -122,7 +122,7 @@ def test_the_kit_needs_nothing_of_the_project() -> None:
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     foreign = {name.split(".")[0] for name in names} - sys.stdlib_module_names
-    assert foreign == {"numpy", "PIL", "onnxruntime", "ai_edge_litert", "ncnn", "executorch", "torch"}, (
+    assert foreign == {"numpy", "PIL", "onnxruntime", "ai_edge_litert", "ncnn", "MNN", "executorch", "torch"}, (
         "and what an engine names: tensorrt or tensorrt_rtx"
     )
     at_once = {node.names[0].name for node in tree.body if isinstance(node, ast.Import)} - sys.stdlib_module_names

@@ -1,4 +1,4 @@
-"""Bundles for LiteRT, ncnn and ExecuTorch: the files, the README's way to run them, and the script for people without nar_hw."""
+"""Bundles for LiteRT, ncnn, MNN and ExecuTorch: files, the README's way to run them, the script for people without nar_hw."""
 
 import json
 import re
@@ -22,9 +22,9 @@ from tests.bundles import CLASSES, MEAN, STD, exported
 from tests.conftest import Shell
 from tests.networks import TinyResNet
 
-FILES = {"litert": "model.tflite", "ncnn": "model.ncnn.param", "executorch": "model.pte"}
-MODULES = {"litert": "ai_edge_litert.interpreter", "ncnn": "ncnn", "executorch": "executorch.runtime"}
-PACKAGES = {"litert": "ai-edge-litert", "ncnn": "ncnn", "executorch": "torch executorch"}
+FILES = {"litert": "model.tflite", "ncnn": "model.ncnn.param", "mnn": "model.mnn", "executorch": "model.pte"}
+MODULES = {"litert": "ai_edge_litert.interpreter", "ncnn": "ncnn", "mnn": "MNN", "executorch": "executorch.runtime"}
+PACKAGES = {"litert": "ai-edge-litert", "ncnn": "ncnn", "mnn": "MNN", "executorch": "torch executorch"}
 HERE = [name for name in FILES if runtime_class(name).unavailable(RuntimeConfig(runtime=name)) is None]
 
 
@@ -89,7 +89,8 @@ def test_the_readme_says_how(bundle: Path, network: nn.Module, photo: Path, targ
     lines = [line for line in script.splitlines() if "session" not in line]
     source = "\n".join([*lines[:-1], own, lines[-1]])
     done = subprocess.run([sys.executable, "-c", source, photo], cwd=bundle, capture_output=True, text=True)
-    assert (done.stdout.strip(), done.returncode) == (CLASSES[int(scores(network, photo).argmax())], 0), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert CLASSES[int(scores(network, photo).argmax())] in done.stdout.splitlines()  # MNN prints more
 
 
 def test_files_that_were_changed_are_refused(bundle: Path, photo: Path, tmp_path: Path, run_kit: Shell, target: str) -> None:

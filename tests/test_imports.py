@@ -74,6 +74,7 @@ def test_optional_packages_are_imported_in_their_own_files_only() -> None:
     assert uses("ai_edge_litert") <= {"device/litert.py", "export/litert.py"}
     assert uses("flatbuffers") <= {"export/litert.py"}
     assert uses("ncnn") <= {"device/ncnn.py"}
+    assert uses("MNN") <= {"device/mnn.py"}
     assert uses("executorch") <= {"export/executorch.py"}
     assert uses("ray") <= {"sweep/cluster.py"}
     assert uses("timm") <= {"models/by_name.py"}

@@ -44,7 +44,7 @@ TINY = f"{Path(__file__).parent / 'networks.py'}:TinyResNet"
 NET = ModelInfo(name=TINY, input_shape=(3, 16, 16), num_classes=5, operators=("dwsep3x3", "max3x3"))
 ORT = RuntimeConfig()
 DEVICE = Path(nar_hw.__file__).parent / "device"
-PACKAGES = {"litert": "ai_edge_litert"}
+PACKAGES = {"litert": ("ai_edge_litert",), "mnn": ("MNN", "_mnncengine")}
 """Runtimes that are imported under another name."""
 
 
@@ -165,9 +165,8 @@ def test_the_script_needs_numpy_and_the_runtime_only() -> None:
             if (words[:1] == ["from"] and words[2:3] == ["import"]) or words[:1] == ["import"]:
                 top = words[1].split(".")[0]
                 own = words[1].startswith("nar_hw.device")
-                assert (
-                    own or top in sys.stdlib_module_names or top in ("numpy", "onnxruntime", "openvino", "ncnn", "ai_edge_litert")
-                ), line
+                runtimes = ("onnxruntime", "openvino", "ncnn", "ai_edge_litert", "MNN")
+                assert own or top in sys.stdlib_module_names or top in ("numpy", *runtimes), line
     for name in RUNTIMES:
         if runtime_class(name).kit:
             text = script(runtime_class(name))
@@ -294,6 +293,17 @@ def test_times_with_missing_children_are_refused(times: dict[str, Any], refused:
     changed = again(times)
     changed["batches"][0]["layers"] = None
     assert "must hold the layers of what is profiled" in refused(changed)
+    for edit in (lambda ms: ms[0].pop(), lambda ms: ms.clear()):
+        changed = again(times)
+        edit(changed["batches"][0]["layers"][0]["ms"])
+        assert "must hold a time of each layer for each run" in refused(changed)
+    changed = again(times)
+    changed["batches"][0]["layers"][0]["ms"][0][0] = -1.0
+    assert "must hold layers' times of 0 or more, but 1 are negative" in refused(changed)
+    for edit in (lambda marks: marks[0].pop(), lambda marks: marks[0][0].pop(), lambda marks: marks[0].clear()):
+        changed = again(times)
+        edit(changed["batches"][1]["marks"])
+        assert "runs of each child in each round" in refused(changed)
 
 
 def test_times_of_another_version_or_plan_are_refused(times: dict[str, Any], refused: Callable[[Any], str]) -> None:
@@ -308,6 +318,12 @@ def test_times_of_another_version_or_plan_are_refused(times: dict[str, Any], ref
     archs = changed["plan"]["profile"]["archs"]
     archs[1] = archs[0]
     assert "make the kit again" in refused(changed)
+    changed = again(times)
+    changed["plan"]["profile"]["archs"].pop()
+    assert "must say what each of the" in refused(changed)
+    changed = again(times)
+    changed["plan"]["profile"]["method"] = "guess"
+    assert "the kit's method must be one of in-context" in refused(changed)
     changed = again(times)
     changed["schema"] = 2
     assert "must have schema 1" in refused(changed)
@@ -377,11 +393,13 @@ def bare(folder: Path, packages: tuple[str, ...]) -> Path:
     for name in packages:
         spec = importlib.util.find_spec(name)
         assert spec is not None
-        assert spec.submodule_search_locations is not None
-        source = Path(spec.submodule_search_locations[0])
-        (borrowed / name).symlink_to(source)
-        if (libraries := source.parent / f"{name}.libs").is_dir():
-            (borrowed / libraries.name).symlink_to(libraries)
+        assert spec.origin is not None
+        file = Path(spec.origin)
+        source = file.parent if spec.submodule_search_locations else file  # a package, or one file
+        (borrowed / source.name).symlink_to(source)
+        for libraries in source.parent.glob("*.libs"):
+            if libraries.stem.lower() == name.lower():
+                (borrowed / libraries.name).symlink_to(libraries)
     site = next((folder / "venv").rglob("site-packages"))
     (site / "borrowed.pth").write_text(f"{borrowed}\n")
     return next(path for path in (folder / "venv").rglob("python*") if path.name in ("python", "python.exe"))
@@ -389,7 +407,7 @@ def bare(folder: Path, packages: tuple[str, ...]) -> Path:
 
 def run_bare(folder: Path, scratch: Path, runtime: str) -> None:
     """A kit in an environment that has numpy and the runtime only."""
-    python = bare(scratch, ("numpy", PACKAGES.get(runtime, runtime)))
+    python = bare(scratch, ("numpy", *PACKAGES.get(runtime, (runtime,))))
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     for name in ("torch", "nar_hw", "onnx"):
         failed = subprocess.run([python, "-c", f"import {name}"], capture_output=True, env=environment, cwd=scratch)
@@ -414,11 +432,12 @@ slow = pytest.mark.skipif("NAR_HW_SLOW_TESTS" not in os.environ, reason="convert
     [
         ("litert", "regression", {"0.tflite.z"}),
         pytest.param("ncnn", "regression", {"0.param.z", "0.bin.z"}, marks=slow),
+        ("mnn", "in-context", {"0.mnn.z"}),
         pytest.param("openvino", "in-context", {"0.onnx.z"}, marks=slow),
     ],
 )
 def test_kits_of_other_runtimes_run_where_nothing_else_is(tmp_path: Path, runtime: str, method: str, files: set[str]) -> None:
-    pytest.importorskip(PACKAGES.get(runtime, runtime))
+    pytest.importorskip(PACKAGES.get(runtime, (runtime,))[0])
     folder = tmp_path / "kit"
     make(folder, config=RuntimeConfig(runtime=runtime), method=method, validate=0)
     sizes = {file.name: file.stat().st_size for file in (folder / "children").iterdir()}
@@ -426,13 +445,13 @@ def test_kits_of_other_runtimes_run_where_nothing_else_is(tmp_path: Path, runtim
     run_bare(folder, tmp_path, runtime)
     times = Times.load(folder / "times.json")
     assert times.fingerprint["runtime"] == runtime
-    if method == "regression":  # OpenVINO's worker has no clock of its own, and these networks are too small for the wall's
+    if runtime != "openvino":  # whose worker has no clock of its own, and the wall's is too coarse for such networks
         table_from(times).check(space())
     for batch in times.batches:
         for layers in batch.layers or ():
             sites = {name.rpartition("/")[0] for name in layers.names}
             assert {"layer1.conv1", "layer2.conv2"} <= {path for site in sites for path in (site, ".".join(site.split(".")[:2]))}
-            assert set(layers.names) <= set(layers.producers)
+            assert runtime == "mnn" or set(layers.names) <= set(layers.producers)  # MNN's are read from the ONNX file
 
 
 # Bundles

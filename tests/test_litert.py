@@ -16,25 +16,13 @@ from nar_hw.device.hollow import filled, hollowed
 from nar_hw.errors import ExportError, ModelError, RuntimeUnavailableError
 from nar_hw.export.onnx import export_onnx, run_torch
 from nar_hw.runtimes import RuntimeConfig, runtime_class
+from tests.networks import Side
 
 pytest.importorskip("ai_edge_litert")
 
 from nar_hw.device.litert import LiteRtNetwork
 from nar_hw.export.litert import save_litert, weights_of
 from nar_hw.export.litert_operators import OPERATORS
-
-
-class Side(nn.Module):
-    """What several modules make of one map, side by side."""
-
-    def __init__(self, *branches: nn.Module, width: int = 8) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 1), nn.BatchNorm2d(width))
-        self.branches = nn.ModuleList(branches)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x) - 5  # negative: padding with zeros would win
-        return torch.cat([branch(x).flatten(1) for branch in self.branches], 1)
 
 
 def converted(

@@ -59,7 +59,7 @@ def export(
         str,
         typer.Option(
             metavar="TARGETS",
-            help="Of onnx, tensorrt, tensorrt-rtx, aoti, openvino, litert, ncnn and executorch, separated by commas.",
+            help="Of onnx, tensorrt, tensorrt-rtx, aoti, openvino, litert, ncnn, mnn and executorch, separated by commas.",
             rich_help_panel=WHAT,
         ),
     ] = ",".join(USUAL.targets),

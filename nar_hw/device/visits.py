@@ -9,6 +9,7 @@ Shape legend: rounds = visits that are kept, items = networks, repeats = runs of
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import math
 import os
@@ -68,8 +69,7 @@ class Clock:
 
     def __init__(self, network: Timed, *, alone: bool) -> None:
         """``network``: any that is loaded like those to be timed; ``alone``: it is asked to use one CPU thread."""
-        fine = time.get_clock_info("thread_time").resolution <= 1e-6
-        self.name = "thread" if fine and alone and in_calling_thread(network) else "wall"
+        self.name = "thread" if fine_thread_clock() and alone and in_calling_thread(network) else "wall"
 
     def time_ms(self, network: Timed, repeats: int) -> list[float]:
         """Milliseconds of each of ``repeats`` runs."""
@@ -82,6 +82,11 @@ class Clock:
         if ms > 15:
             return 3
         return max(5, min(20, math.ceil(12 / ms))) if ms > 0 else 5
+
+
+def fine_thread_clock() -> bool:
+    """Whether a thread's own clock counts microseconds here."""
+    return time.get_clock_info("thread_time").resolution <= 1e-6
 
 
 def in_calling_thread(network: Timed) -> bool:
@@ -195,17 +200,22 @@ def joined(outputs: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32
 
 @contextlib.contextmanager
 def unsaid() -> Iterator[None]:
-    """Without what a runtime says on stderr, for those whose exceptions hold what goes wrong too."""
-    sys.stderr.flush()
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    try:
+    """Without what a runtime prints, for those whose exceptions hold what goes wrong too."""
+    with contextlib.ExitStack() as after:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        flush = ctypes.CDLL(None).fflush if os.name == "posix" else lambda nothing: None
+        flush(None)
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        after.callback(os.close, nothing)
+        for number in (1, 2):
+            kept = os.dup(number)
+            after.callback(os.close, kept)
+            after.callback(os.dup2, kept, number)
+            os.dup2(nothing, number)
+        after.callback(flush, None)  # what C has printed to a pipe is still in memory
         with contextlib.redirect_stderr(io.StringIO()):  # some write there by Python
             yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
 
 
 class Network(ABC):

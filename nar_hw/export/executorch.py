@@ -4,10 +4,11 @@ What XNNPACK does not have runs in ExecuTorch's portable kernels, as it would on
 """
 
 import importlib.metadata
+import importlib.util
 import logging
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
@@ -15,21 +16,13 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from nar_hw.device.visits import joined, unsaid
+from nar_hw.device.visits import Network, joined, unsaid
 from nar_hw.errors import ExportError, ModelError, RuntimeUnavailableError
 from nar_hw.export.onnx import Images, check_outputs
 from nar_hw.files import write_bytes
 from nar_hw.space.network import flat
 
 INSTALL = "executorch is not installed: pip install 'nar-hw[executorch]'"
-
-
-def executorch_version() -> str:
-    """Of the package. Raises RuntimeUnavailableError where it is not installed."""
-    try:
-        return importlib.metadata.version("executorch")
-    except importlib.metadata.PackageNotFoundError as problem:
-        raise RuntimeUnavailableError(INSTALL) from problem
 
 
 def save_executorch(network: nn.Module, target: Path, images: Images, threads: int) -> Path:
@@ -43,7 +36,8 @@ def save_executorch(network: nn.Module, target: Path, images: Images, threads: i
         ModelError: torch.export cannot trace the network.
         ExportError: ExecuTorch cannot have it, or computes something else.
     """
-    executorch_version()
+    if importlib.util.find_spec("executorch") is None:
+        raise RuntimeUnavailableError(INSTALL)
     inputs = torch.from_numpy(images)
     with _quiet(), torch.inference_mode(mode=False), torch.no_grad():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -54,33 +48,58 @@ def save_executorch(network: nn.Module, target: Path, images: Images, threads: i
             program = torch.export.export(network, (inputs,))
         except Exception as problem:  # whatever the network raises under the tracer
             raise ModelError(f"torch.export must be able to trace the network, but failed: {_one_line(problem)}") from problem
+        _fold_norms(program)
         try:
             data = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
         except Exception as problem:  # its passes share no base class of errors
             raise ExportError(f"ExecuTorch must be able to take the network, but failed: {_one_line(problem)}") from problem
-    made = ExecuTorchNetwork(data, "the network", images, threads)
-    try:
-        outputs = made.infer(images)
-    finally:
-        made.close()
-    check_outputs("ExecuTorch", "the network", outputs, expected)
     write_bytes(target, data)
+    try:
+        made = ExecuTorchNetwork([str(target)], images, threads)
+        try:
+            outputs = made.infer(images)
+        finally:
+            made.close()
+        check_outputs("ExecuTorch", "the network", outputs, expected)
+    except BaseException:
+        target.unlink()
+        raise
     return target
 
 
-class ExecuTorchNetwork:
-    """A .pte, loaded."""
+def _fold_norms(program: torch.export.ExportedProgram) -> None:
+    """Make norms part of the convolutions before them, which ExecuTorch does itself, but only after most of its slow passes."""
+    names = {**program.graph_signature.inputs_to_parameters, **program.graph_signature.inputs_to_buffers}
+    state, graph = program.state_dict, program.graph
+    for norm in list(graph.nodes):
+        if norm.target is not torch.ops.aten.batch_norm.default:
+            continue
+        conv, scale, shift, mean, variance = norm.args[:5]
+        if conv.target is not torch.ops.aten.conv2d.default or len(conv.users) > 1:
+            continue
+        images, weight, bias, *rest = (*conv.args, None)[: max(3, len(conv.args))]
+        held = [part for part in (weight, bias or shift, scale, shift, mean, variance) if part is not None]
+        if len(held) < 6 or any(names.get(part.name) not in state or len(part.users) > 1 for part in held):
+            continue  # without learned scale and shift, or shared with other layers
+        value = {part: state[names[part.name]].detach().double() for part in held}
+        factor = value[scale] / torch.sqrt(value[variance] + norm.args[7])
+        moved = value[shift] - value[mean] * factor + (value[bias] * factor if bias else 0)
+        for part, new in ((weight, value[weight] * factor[:, None, None, None]), (bias or shift, moved)):
+            state[names[part.name]] = nn.Parameter(new.float(), requires_grad=False)
+        conv.args = (images, weight, bias or shift, *rest)
+        norm.replace_all_uses_with(conv)
+        graph.erase_node(norm)
+
+
+class ExecuTorchNetwork(Network):
+    """A .pte, loaded. All networks of a process share one pool of threads."""
 
     _loaded: ClassVar[weakref.WeakSet["ExecuTorchNetwork"]] = weakref.WeakSet()
 
-    def __init__(self, data: bytes, name: str, images: Images, threads: int) -> None:
-        """Load ``data``, the file ``name``, for inputs of the shape of ``images``; `run` takes these.
-
-        Raises:
-            RuntimeUnavailableError: ExecuTorch is not installed, or its threads are in use by networks with another number.
-            ModelError: no .pte, or one of another shape.
-        """
-        executorch_version()
+    def __init__(self, files: Sequence[str], images: Images, threads: int, *, profile: bool = False) -> None:
+        """Raises RuntimeUnavailableError where other networks use another number of threads."""
+        assert not profile, "it has no per-layer times"
+        data = Path(files[0]).read_bytes()
         with _quiet():
             from executorch.runtime import Runtime
 
@@ -91,14 +110,19 @@ class ExecuTorchNetwork:
                 assert method is not None
                 takes = tuple(method.metadata.input_tensor_meta(0).sizes())
             except (RuntimeError, KeyError) as problem:
-                raise ModelError(f"ExecuTorch cannot run {name}: {_one_line(problem)}") from problem
+                raise ValueError(_one_line(problem)) from problem
         if takes != images.shape:
-            raise ModelError(f"{name} takes images of shape {takes}, but got {images.shape}")
+            raise ValueError(f"the file takes images of shape {takes}, but got {images.shape}")
         self._execute, self._images = method.execute, torch.from_numpy(images)
         self._loaded.add(self)
 
+    @staticmethod
+    def version() -> str:
+        """Of the package."""
+        return importlib.metadata.version("executorch")
+
     def _use(self, threads: int) -> None:
-        """All networks of a process share one pool of threads; what is loaded holds on to it, so that it must not be changed."""
+        """What is loaded holds on to the pool, so that it must not be changed."""
         from executorch.extension.pybindings import portable_lib
 
         if (now := portable_lib._threadpool_get_thread_count()) == threads:

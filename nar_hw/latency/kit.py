@@ -150,6 +150,7 @@ class Times(Record, frozen=True, kw_only=True):
                 f"{where} were measured with {self.plan.config.runtime} {version}, but the kit is for {wanted}: "
                 f"make a kit with --runtime-version {version}"
             )
+        self._check_plan(where)
         for stage in self.plan.stages:
             found = [member for batch in self.batches if batch.stage == stage.name for member in batch.members]
             if sorted(found) != sorted(stage.members):
@@ -159,17 +160,38 @@ class Times(Record, frozen=True, kw_only=True):
                     f"{lacking} are missing: start measure.py again on the device, it goes on from what it has"
                 )
         for batch in self.batches:
-            sizes = {(len(turn), len(item)) for turn in batch.runs for item in turn}
-            if wrong := sum(not ms > 0 for turn in (*batch.runs, *batch.marks) for visit in turn for ms in visit):
-                raise RunError(
-                    f"{where} must hold positive times, but {wrong} of stage {batch.stage!r} are negative or zero: "
-                    "the device's clock does not work"
-                )
-            profiled = any(stage.profile for stage in self.plan.stages if stage.name == batch.stage)
-            if sizes != {(len(batch.members), self.repeats)} or len(batch.runs) < 2 or len(batch.marks) != len(batch.runs):
-                raise RunError(f"{where} must hold {self.repeats} runs of each child in each round, but do not: {_AGAIN}")
-            if profiled != (batch.layers is not None and len(batch.layers) == len(batch.members)):
-                raise RunError(f"{where} must hold the layers of what is profiled, but do not: {_AGAIN}")
+            self._check_batch(batch, where)
+
+    def _check_plan(self, where: str) -> None:
+        plan = self.plan
+        named = [len(plan.profile.archs)] if plan.profile is not None else []
+        named += [len(plan.bench.subjects), len(plan.bench.predicted_ms)] if plan.bench is not None else []
+        members = {member for stage in plan.stages for member in stage.members}
+        if {*named} != {len(plan.children)} or not members <= set(range(len(plan.children))):
+            raise RunError(f"{where} must say what each of the plan's {len(plan.children)} children is, but do not: {_AGAIN}")
+
+    def _check_batch(self, batch: Visits, where: str) -> None:
+        sizes = {(len(turn), len(item)) for turn in batch.runs for item in turn}
+        if wrong := sum(not ms > 0 for turn in (*batch.runs, *batch.marks) for visit in turn for ms in visit):
+            raise RunError(
+                f"{where} must hold positive times, but {wrong} of stage {batch.stage!r} are negative or zero: "
+                "the device's clock does not work"
+            )
+        stage = next((stage for stage in self.plan.stages if stage.name == batch.stage), None)
+        if stage is None:
+            raise RunError(f"{where} must hold the stages of the plan, but hold {batch.stage!r}: {_AGAIN}")
+        counts, lengths = {len(turn) for turn in batch.marks}, {len(visit) for turn in batch.marks for visit in turn}
+        even = len(counts) == 1 and (0 not in counts) == stage.reference and lengths <= {self.repeats}
+        rounds = len(batch.runs) if len(batch.runs) == len(batch.marks) else 0
+        if sizes != {(len(batch.members), self.repeats)} or rounds < 2 or not even:
+            raise RunError(f"{where} must hold {self.repeats} runs of each child in each round, but do not: {_AGAIN}")
+        if stage.profile != (batch.layers is not None and len(batch.layers) == len(batch.members)):
+            raise RunError(f"{where} must hold the layers of what is profiled, but do not: {_AGAIN}")
+        for layers in batch.layers or ():
+            if len(layers.ms) < len(batch.runs) * self.repeats or any(len(run) != len(layers.names) for run in layers.ms):
+                raise RunError(f"{where} must hold a time of each layer for each run, but do not: {_AGAIN}")
+            if wrong := sum(not ms >= 0 for run in layers.ms for ms in run):
+                raise RunError(f"{where} must hold layers' times of 0 or more, but {wrong} are negative: {_AGAIN}")
 
     @property
     def seconds(self) -> float:
@@ -272,6 +294,8 @@ def table_from(times: Times) -> LatencyTable:
     asked = plan.profile
     if asked is None:
         raise RunError("a table is made of a profile's times, but these are of a benchmark: use nar-hw bench --from")
+    if asked.method not in METHODS:
+        raise RunError(f"the kit's method must be one of {', '.join(METHODS)}, but is {asked.method!r}: {_AGAIN}")
     space = asked.network.space()
     if space_hash(space) != asked.space:
         raise RunError(

@@ -21,6 +21,7 @@ RUNTIMES: dict[str, str] = {
     "openvino": "nar_hw.runtimes.openvino:OpenVino",
     "litert": "nar_hw.runtimes.litert:LiteRt",
     "ncnn": "nar_hw.runtimes.ncnn:Ncnn",
+    "mnn": "nar_hw.runtimes.mnn:Mnn",
     "executorch": "nar_hw.runtimes.executorch:ExecuTorch",
     "torch_eager": "nar_hw.runtimes.torch_eager:TorchEager",
     "torch_compile": "nar_hw.runtimes.torch_compile:TorchCompile",

@@ -124,11 +124,9 @@ class Runtime(ABC):
         return [(onnx, weights(onnx))]
 
     @classmethod
-    def named_layers(cls, layers: DeviceLayers, onnx: Path) -> tuple[list[dict[str, float]], dict[str, list[str]]]:
-        """What a kit's profile says of the network in ``onnx``, as `layer_ms` and `producers` would."""
-        return [dict(zip(layers.names, run, strict=True)) for run in layers.ms], {
-            name: list(read) for name, read in layers.producers.items()
-        }
+    def named_layers(cls, layers: DeviceLayers, onnx: Path | None) -> tuple[list[dict[str, float]], dict[str, list[str]]]:
+        """What a profile says of the network that was made of ``onnx``, None where nobody knows: `layer_ms` and `producers`."""
+        return layers.named({}), {name: list(read) for name, read in layers.producers.items()}
 
     @abstractmethod
     def _load(self, network: "nn.Module | Path") -> None:

@@ -91,3 +91,13 @@ class DeviceLayers(Record, frozen=True, kw_only=True):
     """The graph that ran: name, op_type, domain, input and output of each node, where names must be joined here."""
     producers: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     """Node -> the nodes that it reads from, where the runtime says so."""
+
+    def named(self, names: Mapping[str, str]) -> list[dict[str, float]]:
+        """The milliseconds of each node in every inference, under its other name in ``names``; what has one name is added."""
+        found: list[dict[str, float]] = []
+        for run in self.ms:
+            found.append({})
+            for own, ms in zip(self.names, run, strict=True):
+                name = names.get(own, own)
+                found[-1][name] = found[-1].get(name, 0.0) + ms
+        return found

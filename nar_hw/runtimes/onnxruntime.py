@@ -99,10 +99,11 @@ class OnnxRuntime(Runtime):
         return _USAGE.format(mode=bundle.mode, repeat=bundle.repeat, answer=answer, **sizes)
 
     @classmethod
-    def named_layers(cls, layers: DeviceLayers, onnx: Path) -> tuple[list[dict[str, float]], dict[str, list[str]]]:
+    def named_layers(cls, layers: DeviceLayers, onnx: Path | None) -> tuple[list[dict[str, float]], dict[str, list[str]]]:
         """By the graph that ran on the device."""
         from onnx import NodeProto
 
+        assert onnx is not None, "it runs nothing else"
         graph = OptimizedGraph(onnx, [NodeProto(**node) for node in layers.nodes], layers.names)
         runs, _ = super().named_layers(layers, onnx)
         return [graph.renamed(run) for run in runs], graph.producers()

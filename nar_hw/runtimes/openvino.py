@@ -1,16 +1,16 @@
 """OpenVINO on the CPU (optional: pip install 'nar-hw[openvino]')."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nar_hw.device.openvino import OpenVinoNetwork, readers
-from nar_hw.errors import ModelError, RuntimeUnavailableError
+from nar_hw.device.openvino import OpenVinoNetwork
 from nar_hw.export.openvino import INSTALL, save_ir
-from nar_hw.files import Scratch
-from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
+from nar_hw.runtimes.base import RuntimeConfig
+from nar_hw.runtimes.device import DeviceRuntime
 from nar_hw.runtimes.exporting import Deployed, Exported, Source
 from nar_hw.runtimes.inputs import onnx_file
-from nar_hw.runtimes.onnx_graph import one_line, with_precision
+from nar_hw.runtimes.onnx_graph import with_precision
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +25,7 @@ scores = network(((pixels - mean) / std)[None]{repeat})[0][0]
 """
 
 
-class OpenVino(Runtime):
+class OpenVino(DeviceRuntime):
     """One stream, one request. The precision is set always: by itself OpenVINO takes bf16 where the CPU has it.
 
     fp32 and bf16 take an fp32 file, int8 one that is quantised: ONNX, or OpenVINO's own .xml, which is taken as it is.
@@ -36,9 +36,13 @@ class OpenVino(Runtime):
     """
 
     name = "openvino"
+    title = "OpenVINO"
+    network = OpenVinoNetwork
+    packages = ("openvino",)
+    install = INSTALL
+    readme = _USAGE
     consumes = "onnx"
     precisions = ("fp32", "bf16", "int8")
-    devices = ("cpu",)
     layers = True
     several = True
     files = (".xml",)
@@ -47,12 +51,12 @@ class OpenVino(Runtime):
 
     @classmethod
     def _missing(cls, config: RuntimeConfig) -> str | None:
-        try:
-            import openvino
-        except ImportError:
-            return INSTALL
+        if (missing := super()._missing(config)) or config.precision != "bf16":
+            return missing
+        import openvino
+
         able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if config.precision == "bf16" and "BF16" not in able:
+        if "BF16" not in able:
             return f"openvino computes in bf16 only on CPUs that have it, and this one has {', '.join(able)}: use fp32"
         return None
 
@@ -60,15 +64,6 @@ class OpenVino(Runtime):
     def shares_weights(cls, config: RuntimeConfig) -> bool:
         """But for int8, which is made of a whole file."""
         return config.precision != "int8"
-
-    @classmethod
-    def versions(cls) -> dict[str, str]:
-        """The version of OpenVINO. Raises RuntimeUnavailableError when it is not installed."""
-        try:
-            import openvino
-        except ImportError as problem:
-            raise RuntimeUnavailableError(INSTALL) from problem
-        return {"openvino": openvino.__version__.split("-")[0]}
 
     @classmethod
     def export(cls, source: Source, config: RuntimeConfig) -> Exported:
@@ -86,42 +81,14 @@ class OpenVino(Runtime):
     @classmethod
     def usage(cls, bundle: Deployed) -> str:
         """Of the ONNX file, which it reads as well."""
-        return _USAGE.format(repeat=bundle.repeat)
+        return cls.readme.format(repeat=bundle.repeat)
 
-    def _load(self, network: "nn.Module | Path") -> None:
-        precision = "bf16" if self.config.precision == "bf16" else "f32"
-        with Scratch() as scratch:
-            file = self._file(network, Path(scratch))
-            try:
-                self._network = OpenVinoNetwork(
-                    [str(file)], self.images, self.config.threads, profile=self.profile, precision=precision
-                )
-            except RuntimeError as problem:
-                shape = "x".join(map(str, self.images.shape))
-                raise ModelError(f"OpenVINO cannot run {file} on images of {shape}: {one_line(problem)}") from problem
-
-    def _file(self, network: "nn.Module | Path", folder: Path) -> Path:
+    def _files(self, network: "nn.Module | Path", folder: Path) -> Sequence[Path]:
         if isinstance(network, Path) and network.suffix in self.files:
-            return network
+            return (network,)
         file = onnx_file(network, self.input_shape, self.config.batch, folder)
-        return with_precision(file, "int8" if self.config.precision == "int8" else "fp32", folder)
+        return (with_precision(file, "int8" if self.config.precision == "int8" else "fp32", folder),)
 
-    def _infer(self, images: Images) -> Images:
-        return self._network.infer(images)
-
-    def run(self) -> None:
-        """One inference; returns when it is done."""
-        self._network.run()
-
-    def _layer_ms(self) -> list[dict[str, float]]:
-        assert self._network.means is not None
-        return self._network.means.layers()
-
-    def producers(self) -> dict[str, list[str]]:
-        """The graph that OpenVINO runs, without constants."""
-        return readers(self._network.compiled)
-
-    def close(self) -> None:
-        """Release the request and the compiled network."""
-        if "_network" in self.__dict__:
-            self._network.close()
+    def _opened(self, files: Sequence[str]) -> OpenVinoNetwork:
+        precision = "bf16" if self.config.precision == "bf16" else "f32"
+        return OpenVinoNetwork(files, self.images, self.config.threads, profile=self.profile, precision=precision)

@@ -119,7 +119,7 @@ class RuntimeConformance:
     def test_a_larger_batch_takes_longer(
         self, runtime: type[Runtime], network: tuple[nn.Module, nn.Module | Path], config: RuntimeConfig
     ) -> None:
-        if config.device_type == "cuda" or runtime.name in ("torch_compile", "aoti"):
+        if config.device_type == "cuda" or runtime.name in ("torch_compile", "aoti", "executorch"):
             pytest.skip("a GPU hides it, and compiling twice takes long")
         _, source = network
         with runtime(source, SHAPE, config) as two, runtime(source, SHAPE, replace(config, batch=16)) as sixteen:
