@@ -3,8 +3,8 @@
 #
 # A good engineer would guess that a converter reads one file and writes another. MNN's Python commands (mnnconvert, mnnquant) first
 # import a logger that wants Alibaba Cloud's log client and, where that is missing, calls pip to install its newest version into the
-# environment, without asking and whatever is pinned there. With the client in place they fetch credentials over the network and
-# report each conversion: machine, time, options, sizes. Here `pip` is a stand-in that notes how it was called and installs nothing;
+# environment, without asking and whatever is pinned there. With the client in place they, by their source, fetch credentials
+# over the network and report each conversion: machine, time, options, sizes. Here `pip` is a stand-in that notes how it was called and installs nothing;
 # nothing is converted. The same converter without all that: `python -c "import sys, _tools; _tools.mnnconvert(sys.argv)" -f ONNX ...`,
 # which is what nar_hw runs.
 set -euo pipefail
