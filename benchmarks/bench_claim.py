@@ -69,7 +69,7 @@ RATIOS = tuple(round(0.05 * step, 2) for step in range(2, 17))
 MULTIPLES = (None, 8)
 PRUNED = ("fastnas", "narrowed", "pruned")
 ALTERNATIVES = (*PRUNED, "random")
-REMEDIES = {"8 epochs": {"epochs": 8}, "8 epochs, the teacher alone": {"epochs": 8, "distill": 1.0}}
+REMEDIES = {"8 epochs": {"epochs": 8, "compile": True}, "8 epochs, the teacher alone": {"epochs": 8, "distill": 1.0}}
 """Other recipes, tried on the child of 0.6; the first on the alternatives too."""
 RESNET = ModelInfo(name="resnet18", input_shape=(3, 128, 128), num_classes=10)
 LITE = ModelInfo(name="timm:efficientnet_lite0", input_shape=(3, 128, 128), num_classes=50)

@@ -161,7 +161,8 @@ def test_mistakes_are_told_in_one_line(bundle: Path, photos: Path, tmp_path: Pat
         return err
 
     assert "is not a bundle: it needs" in told(photos, photos)
-    assert "must be a bundle or end in .onnx, .tflite, .param, .pte, .pt2, .engine" in told(bundle / "manifest.json", photos)
+    endings = ".onnx, .tflite, .param, .mnn, .pte, .pt2, .engine"
+    assert f"must be a bundle or end in {endings}" in told(bundle / "manifest.json", photos)
     assert "does not exist" in told(bundle, tmp_path / "nowhere")
     assert "holds no images" in told(bundle, tmp_path)
     assert "--batch must be from 1 to 4 for" in told(bundle, photos, "--batch", 5)
