@@ -186,13 +186,12 @@ def with_validation(table: LatencyTable, validation: Validation) -> LatencyTable
 
 
 def _ranks(first: Floats, second: Floats) -> tuple[float, float]:
-    """(Spearman, Kendall's tau-b) correlation; 0 where one side is all the same, which has no order."""
+    """(Spearman, Kendall) correlation; 0 where one side is all the same, which has no order."""
+    from scipy.stats import kendalltau, spearmanr
+
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0, 0.0
-    above = [np.sign(values[:, None] - values) for values in (first, second)]  # (children, children)
-    ranks = [signs.sum(axis=1) for signs in above]
-    spearman, kendall = (float((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum())) for x, y in (ranks, above))
-    return _short(spearman), _short(kendall)
+    return _short(float(spearmanr(first, second).statistic)), _short(float(kendalltau(first, second).statistic))
 
 
 def _short(value: float) -> float:
