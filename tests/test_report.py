@@ -508,6 +508,13 @@ def test_the_slots_sum_to_what_the_table_predicts(refined: Path, table: LatencyT
         assert sum(shown) + saved[1] - saved[0] == pytest.approx(predicted[1] - predicted[0], abs=3e-3)
 
 
+def test_a_cache_that_no_network_here_stays_in_is_not_mentioned(refined: Path, table: LatencyTable) -> None:
+    sizes = tuple(dict.fromkeys(slot.candidates, 500) for slot in table.slots)
+    table = replace(table, cache=Cache(params=50, ms_per_million=5.0, fixed=100, slots=sizes))
+    for child in _why(dataclasses.replace(read_run(refined), table=table)):
+        assert [line["name"] for line in child["sums"]][:2] == ["all slots", "with all else: predicted"]
+
+
 def test_a_page_of_twenty_thousand_archs_stays_small(run: Path) -> None:
     archs = [list(item) for item in itertools.product(("conv3x3", "dwsep3x3", "max3x3", "avg3x3"), repeat=4)]
     values = np.random.default_rng(0).uniform(0.05, 0.2, (20_000, 2)).tolist()

@@ -81,11 +81,10 @@ def estimate(space: SearchSpace, profiled: Measured[Arch], measured: Measured[Ar
         smallest=min(raw[spec] / nodes[spec] for spec in raw),
     )
     guess = {spec: scale * raw[spec] - overhead * nodes[spec] for spec in raw}
-    # Children count there as 1 % off: what matters is how far entries may move beside that.
     cache = least_squares(space, whole, guess, spread=SPREAD).cache
     # Without what a cache saves children are sums again
     sums = whole if cache is None else {arch: ms + cache.saved_by(space.names(arch)) for arch, ms in whole.items()}
-    fit = least_squares(space, whole, guess, spread=SPREAD * 0.01 / likely_noise(space, sums, guess))
+    fit = least_squares(space, whole, guess, spread=SPREAD, noise=likely_noise(space, sums, guess))
     errors = contrast_errors(space, fit)
     entries = {
         spec: _entry(spec, ms, errors[spec], [context.runs * scale for context in contexts[spec]], ms - scale * raw[spec])

@@ -14,6 +14,7 @@ SCHEMA = 5
 """The newest that is read. A table without cache and energy is written as schema 4, which it is to the byte."""
 
 Milliseconds = Annotated[float, Meta(gt=0)]
+Millijoules = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=0)]
 
 
@@ -72,9 +73,9 @@ class Energy(Record, frozen=True, kw_only=True):
 
     fixed_mj: Annotated[float, Meta(ge=0)]
     """Millijoules of an image outside the slots."""
-    incumbent_mj: Milliseconds
+    incumbent_mj: Millijoules
     """The network itself, measured."""
-    entries_mj: tuple[Milliseconds, ...]
+    entries_mj: tuple[Millijoules, ...]
     """Of one call of each entry."""
     children: Count
     """Whole children measured."""

@@ -191,7 +191,8 @@ def _sums(run: Run, slots: Sequence[SlotCost], measured: float | None, decimals:
     known = [run.table.fixed_ms + total for total in (before, after)]
     if run.table.cache is not None:
         saved = [run.table.cache.saved_by([getattr(slot, name) for slot in slots]) for name in ("incumbent", "chosen")]
-        lines.append(("saved in the caches", -saved[0], -saved[1]))
+        if any(saved):
+            lines.append(("saved in the caches", 0 - saved[0], 0 - saved[1]))
         known = [total - ms for total, ms in zip(known, saved, strict=True)]
     lines.append(("with all else: predicted", *known))
     if measured is not None and run.measured.baseline is not None:
