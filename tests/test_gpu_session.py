@@ -325,7 +325,7 @@ def test_slow_loading_is_measured_in_small_batches(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(children_module.Journal, "add", watched)
     table = profile(space, config=config, model_name="tiny", method="regression", validate=0, journal=tmp_path / "p.part")
     assert sum(batches) == table.method.children
-    assert batches[:-1] == [children_module.FEWEST_AT_ONCE] * (len(batches) - 1)
+    assert batches[:-1] == [children_module.MARK_EVERY] * (len(batches) - 1)
     monkeypatch.setattr(children_module, "LOADING_S", 60.0)
     batches.clear()
     whole = profile(space, config=config, model_name="tiny", method="regression", validate=0, journal=tmp_path / "q.part")

@@ -361,13 +361,13 @@ def test_visits_last_until_the_caches_are_filled(ms: float, runs: int) -> None:
     assert WALL.repeats(Counted(ms)) == runs
 
 
-def test_each_network_is_warmed_up_by_one_run_and_the_reference_comes_before_every_eighth() -> None:
+def test_each_network_is_warmed_up_by_one_run_and_the_reference_comes_before_every_fourth() -> None:
     networks, reference = [Counted(1.0 + item) for item in range(17)], Counted(3.0)
     rounds = list(in_turn(networks, reference, WALL, repeats=5, rounds=4))
     assert [item.visits for item in networks] == [[1, 5, 5, 5, 5]] * 17
-    assert reference.visits == [5] * 3 * 4
+    assert reference.visits == [5] * 5 * 4
     assert np.array([visit for visit, _ in rounds]).tolist() == [[[item.ms] * 5 for item in networks]] * 4
-    assert np.array([mark for _, mark in rounds]).shape == (4, 3, 5)
+    assert np.array([mark for _, mark in rounds]).shape == (4, 5, 5)
 
 
 def test_clock_of_virtual_time_is_the_runtimes_own(space: SearchSpace) -> None:

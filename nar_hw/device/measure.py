@@ -18,7 +18,7 @@ import numpy as np
 
 from nar_hw.device.hollow import filled
 from nar_hw.device.machine import cores, cpu, state, system
-from nar_hw.device.visits import FEWEST_AT_ONCE, LOADING_S, Clock, Network, at_once, in_turn
+from nar_hw.device.visits import LOADING_S, MARK_EVERY, Clock, Network, at_once, in_turn
 
 PLAN, PART, TIMES = "plan.json", "times.part", "times.json"
 
@@ -128,7 +128,7 @@ class _Session:
         networks: list[Network] = []
         try:
             for child in group:
-                if not kept and stage["reference"] and len(networks) >= FEWEST_AT_ONCE and time.monotonic() - start > LOADING_S:
+                if not kept and stage["reference"] and len(networks) >= MARK_EVERY and time.monotonic() - start > LOADING_S:
                     break
                 networks.append(self.loaded(child, profile=stage["profile"]))
             where = {"stage": stage["name"], "members": group[: len(networks)]}

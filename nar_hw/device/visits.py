@@ -30,11 +30,10 @@ if TYPE_CHECKING:
     Round = tuple[list[list[float]], list[list[float]]]
 
 FEWEST_ROUNDS = 4
-MARK_EVERY = 8
-"""Networks between two visits of the reference."""
-FEWEST_AT_ONCE = 4
+MARK_EVERY = 4
+"""Networks between two visits of the reference: all times are divided by its own."""
 LOADING_S = 60.0
-"""Seconds of loading after which what is loaded is measured, if it is FEWEST_AT_ONCE networks or more: what takes minutes to
+"""Seconds of loading after which what is loaded is measured, if it is MARK_EVERY networks or more: what takes minutes to
 compile is to be kept."""
 MEMORY = 2**32
 """Bytes that loaded networks may take together; a loaded network takes about 2.5 x its weights."""

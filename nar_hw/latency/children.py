@@ -16,16 +16,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from nar_hw.device.visits import (
-    FEWEST_AT_ONCE,
-    LOADING_S,
-    Clock,
-    at_once as at_once_of,
-    in_turn,
-    normalised,
-    typical,
-    undisturbed,
-)
+from nar_hw.device.visits import LOADING_S, MARK_EVERY, Clock, at_once as at_once_of, in_turn, normalised, typical, undisturbed
 from nar_hw.errors import MeasurementError
 from nar_hw.files import Scratch
 from nar_hw.latency.contention import Contention, Watch, together
@@ -274,7 +265,7 @@ def _measure_batch(
     with ExitStack() as stack:
         runtimes: list[Runtime] = []
         for arch in archs:
-            if len(runtimes) >= FEWEST_AT_ONCE and time.monotonic() - start > LOADING_S:
+            if len(runtimes) >= MARK_EVERY and time.monotonic() - start > LOADING_S:
                 break
             runtimes.append(stack.enter_context(closing(load(arch, profile))))
 

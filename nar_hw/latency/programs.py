@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from nar_hw._version import __version__
+from nar_hw.device.visits import MARK_EVERY
 
 if TYPE_CHECKING:
     from nar_hw.latency.kit import Stage
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 RUNS = 20
 """Inferences of one visit at least."""
-MARK_EVERY = 4
-"""Networks between two visits of the reference: times of a kit name visits by their numbers, also those of older kits."""
 
 
 class Program(NamedTuple):
