@@ -57,9 +57,9 @@ def examine(model: ModelInfo, runtime: str) -> dict[str, Any]:
     first = designed[: 1 + max(len(slot.candidates) for slot in space.slots)]
     others = held_out(space, CHILDREN if space.size > 10**4 else 40, exclude=designed, seed=1)
     with child_loader(space, config) as load, load(space.incumbent) as reference:
-        at_once = children_at_once(space)
-        profiled = measure(load, first, reference, at_once=at_once, rounds=20, profile=True, tolerance=0.01)
-        found = measure(load, [*designed, *others], reference, at_once=at_once, rounds=ROUNDS)
+        how: dict[str, Any] = {"again": lambda: load(space.incumbent), "at_once": children_at_once(space)}
+        profiled = measure(load, first, reference, rounds=20, profile=True, tolerance=0.01, **how)
+        found = measure(load, [*designed, *others], reference, rounds=ROUNDS, **how)
     visits = {arch: times.whole for arch, times in found.children.items()}
     own = replace(found, children={arch: found.children[arch] for arch in designed})
     floor = np.mean([abs(np.median(visits[arch][1::2]) / np.median(visits[arch][::2]) - 1) for arch in others])

@@ -18,7 +18,7 @@ on two cores; let nothing else run.
 "against" compares `nar-hw profile` with the one of an older commit: both in processes of their own, in turn, from the imports to
 the validation of 40 children. The tables of both are judged by the same held-out children, measured in visits of seven runs
 from cold: "as before" is the median of the first five, which is what tables meant before cold runs were left out; "warm" the
-median of the last five. Both sides are given at the speed of the network itself.
+median of the last five. Both sides are given at the speed of the network itself, which is loaded three times among the children.
 """
 
 import argparse
@@ -111,7 +111,7 @@ def examine(case: Case, progress: Progress) -> dict[str, Any]:
     row |= {
         "incumbent_ms": in_context.incumbent_ms,
         "held out": {"children": CHILDREN, "rounds": found.rounds, "seconds": seconds, "clock": found.clock},
-        "noise floor": {"mape": floor.floor_mape, "spearman": floor.floor_spearman},
+        "noise floor": {"mape": floor.floor_mape * 2**0.5, "spearman": floor.floor_spearman},
         "notes": list(in_context.notes),
         "methods": {},
     }
@@ -134,7 +134,8 @@ def examine(case: Case, progress: Progress) -> dict[str, Any]:
 def whole(space: SearchSpace, config: RuntimeConfig, archs: Sequence[Arch], *, rounds: int) -> tuple[Measured[Arch], float]:
     start = time.monotonic()
     with child_loader(space, config) as load, load(space.incumbent) as reference:
-        found = measure(load, archs, reference, at_once=children_at_once(space), rounds=rounds)
+        again = lambda: load(space.incumbent)  # noqa: E731
+        found = measure(load, archs, reference, again=again, at_once=children_at_once(space), rounds=rounds)
     return found, round(time.monotonic() - start, 1)
 
 
@@ -316,7 +317,10 @@ def seven_runs(
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """(children,) times beside the network itself by two ways to read a visit, and the differences of odd and even rounds (%)."""
     with child_loader(space, config) as load, ExitStack() as stack:
-        networks = [stack.enter_context(load(arch)) for arch in (space.incumbent, *archs)]
+        half = len(archs) // 2
+        order = (space.incumbent, *archs[:half], space.incumbent, *archs[half:], space.incumbent)
+        networks = [stack.enter_context(load(arch)) for arch in order]
+        own = [number for number, arch in enumerate(order) if arch == space.incumbent]
         clock = clock_of(networks[0])
         runs = np.zeros((rounds + 1, len(networks), 7))
         for turn in range(rounds + 1):
@@ -324,10 +328,10 @@ def seven_runs(
                 runs[turn, item] = clock.time_ms(networks[item], 7)
     found, floors = {}, {}
     for name, part in (("as before", slice(0, 5)), ("warm", slice(2, 7))):
-        whole, _ = normalised(runs[1:, :, part])  # (rounds, 1 + children)
-        middle = np.median(whole, axis=0)
-        found[f"MAPE {name}"] = middle[1:] / middle[0]
-        halves = [np.median(whole[half::2, 1:], axis=0) for half in (0, 1)]
+        whole, _ = normalised(runs[1:, :, part])  # (rounds, networks)
+        children = np.delete(whole, own, axis=1)
+        found[f"MAPE {name}"] = np.median(children, axis=0) / np.median(whole[:, own])
+        halves = [np.median(children[half::2], axis=0) for half in (0, 1)]
         floors[name] = round(100 * float(np.mean(np.abs(halves[1] / halves[0] - 1))), 2)
     return found, floors
 

@@ -175,7 +175,8 @@ class Bench:
     def timed_alone(self, load: Callable[[Any, bool], Any], keys: Sequence[Any]) -> dict[Any, float]:
         """ms of networks of their own, at the speed of the network itself."""
         with child_loader(self.space, CONFIG) as loader, loader(self.space.incumbent) as reference:
-            found = measure(load, keys, reference, at_once=24, rounds=ROUNDS, repeats=20)
+            again = lambda: loader(self.space.incumbent)  # noqa: E731
+            found = measure(load, keys, reference, again=again, at_once=24, rounds=ROUNDS, repeats=20)
         scale = self.incumbent_ms / float(np.median(found.reference))
         return {key: scale * float(np.median(times.whole)) for key, times in found.children.items()}
 

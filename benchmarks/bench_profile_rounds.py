@@ -55,7 +55,7 @@ class Raw:
             self.runs, self.marks = self._rounds(networks, reference, rounds)
 
     def _rounds(self, networks: list[Any], reference: Any, rounds: int) -> tuple[np.ndarray, np.ndarray]:
-        found = list(in_turn(networks, reference, self.clock, repeats=self.repeats, rounds=rounds))
+        found = list(in_turn(networks, [reference], self.clock, repeats=self.repeats, rounds=rounds))
         return np.array([visit for visit, _ in found]), np.array([mark for _, mark in found])
 
     def measured(self, archs: list[Arch], rounds: np.ndarray) -> Measured[Arch]:

@@ -13,7 +13,7 @@ from scipy.linalg import null_space
 from scipy.stats import multivariate_normal
 from torch import nn
 
-from nar_hw.device.visits import Clock, in_turn, normalised, typical
+from nar_hw.device.visits import FEWEST_ROUNDS, Clock, again, in_turn, normalised, typical
 from nar_hw.errors import MeasurementError, RuntimeUnavailableError, UnknownNameError, UserError
 from nar_hw.latency import in_context
 from nar_hw.latency.children import ChildLoader, children_at_once, clock_of, measure
@@ -162,7 +162,6 @@ def test_progress_ends_full(space: SearchSpace) -> None:
     assert [task.description for task in progress.tasks] == [
         "profiling operators in context",
         "profiling children",
-        "validation",
         "reloaded",
     ]
     assert all(task.finished for task in progress.tasks)
@@ -363,11 +362,60 @@ def test_visits_last_until_the_caches_are_filled(ms: float, runs: int) -> None:
 
 def test_each_network_is_warmed_up_by_one_run_and_the_reference_comes_before_every_fourth() -> None:
     networks, reference = [Counted(1.0 + item) for item in range(17)], Counted(3.0)
-    rounds = list(in_turn(networks, reference, WALL, repeats=5, rounds=4))
+    rounds = list(in_turn(networks, [reference], WALL, repeats=5, rounds=4))
     assert [item.visits for item in networks] == [[1, 5, 5, 5, 5]] * 17
     assert reference.visits == [5] * 5 * 4
     assert np.array([visit for visit, _ in rounds]).tolist() == [[[item.ms] * 5 for item in networks]] * 4
     assert np.array([mark for _, mark in rounds]).shape == (4, 5, 5)
+
+
+def test_the_reference_is_loaded_among_the_others_where_that_is_quick() -> None:
+    """At the mean place of the others: first, in the middle and near the end."""
+    assert [number for number in range(29) if again(number, 29, 0.5)] == [14, 28]
+    assert not any(again(number, 29, 100.0) for number in range(29))
+    assert not any(again(number, 7, 0.1) for number in range(7)), "few are visited between two of its visits"
+
+
+def test_sessions_of_the_reference_take_turns() -> None:
+    networks, references = [Counted(1.0)] * 8, [Counted(3.0), Counted(4.0), Counted(5.0)]
+    marks = [mark for _, mark in in_turn(networks, references, WALL, repeats=5, rounds=3)]
+    assert [[mark[0] for mark in found] for found in marks] == [[4, 5], [5, 3], [3, 4]]
+
+
+class Placed(FakeRuntime):
+    """The earlier it is loaded, the slower it is: up to a fifth."""
+
+    loaded = 0
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.slow = 1.2 - 0.02 * Placed.loaded
+        Placed.loaded += 1
+
+    def time_ms(self, repeats: int) -> list[float]:
+        return [self.slow * ms for ms in super().time_ms(repeats)]
+
+
+def test_a_place_in_memory_does_not_favour_children(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    archs = [space.incumbent, *ends(space), (0, 1, 2, 0), (2, 0, 1, 1), (1, 0, 2, 2), (2, 2, 1, 0), (0, 0, 1, 2)]
+    monkeypatch.setattr("nar_hw.latency.children.runtime_class", lambda name: Placed)
+    monkeypatch.setattr(Placed, "loaded", 0)
+    device = FakeDevice(noise=0.0)
+    with FakeRuntime.on(device), ChildLoader(space, FAKE) as load, load(space.incumbent) as reference:
+        found = measure(load, archs, reference, again=lambda: load(space.incumbent), at_once=len(archs), rounds=6)
+    exact = np.array([truth(space, arch, device) for arch in archs]) / truth(space, space.incumbent, device)
+    ratios = np.array([np.median(found.children[arch].whole) for arch in archs]) / np.median(found.reference) / exact
+    assert ratios.mean() == pytest.approx(1, abs=0.01), "0.92 beside a reference that is loaded first and never again"
+
+
+def test_held_out_children_are_measured_in_the_rounds_of_the_others(space: SearchSpace) -> None:
+    table = profiled(space, FakeDevice(noise=0.01), validate=10, rounds=9, tolerance=0.0)
+    assert table.validation is not None
+    assert (table.validation.children, table.validation.rounds, table.method.rounds) == (10, 9, 9)
+    early = profiled(space, FakeDevice(noise=0.01), validate=10, rounds=9)
+    assert early.validation is not None
+    assert early.validation.rounds == early.method.rounds == FEWEST_ROUNDS
+    assert early.method.children == table.method.children
 
 
 def test_clock_of_virtual_time_is_the_runtimes_own(space: SearchSpace) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from nar_hw.device.hollow import filled
 from nar_hw.device.machine import cores, cpu, state, system
-from nar_hw.device.visits import LOADING_S, MARK_EVERY, Clock, Network, at_once, in_turn
+from nar_hw.device.visits import LOADING_S, MARK_EVERY, Clock, Network, again, at_once, in_turn
 
 PLAN, PART, TIMES = "plan.json", "times.part", "times.json"
 
@@ -126,15 +126,19 @@ class _Session:
         """Measure the first of ``group``, as many as are loaded in time; returns them."""
         start = time.monotonic()
         networks: list[Network] = []
+        references = [self.reference] if stage["reference"] and self.reference else []
         try:
-            for child in group:
-                if not kept and stage["reference"] and len(networks) >= MARK_EVERY and time.monotonic() - start > LOADING_S:
+            for number, child in enumerate(group):
+                seconds = time.monotonic() - start
+                if not kept and references and number >= MARK_EVERY and seconds > LOADING_S:
                     break
+                if references and again(number, len(group), seconds):
+                    references.append(self.loaded(self.plan["reference"]))
                 networks.append(self.loaded(child, profile=stage["profile"]))
             where = {"stage": stage["name"], "members": group[: len(networks)]}
             rounds = in_turn(
                 networks,
-                self.reference if stage["reference"] else None,
+                references,
                 self.clock,
                 repeats=self.repeats,
                 rounds=stage["rounds"],
@@ -154,7 +158,7 @@ class _Session:
             ended = {**where, "layers": layers, "seconds": round(time.monotonic() - start, 3)}
             self.add({**ended, "rounds": [[line["visit"], line["mark"]] for line in profiled]} if profiled else ended)
         finally:
-            for network in networks:
+            for network in (*networks, *references[1:]):
                 network.close()
         return group[: len(networks)]
 

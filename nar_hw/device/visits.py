@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 FEWEST_ROUNDS = 4
 MARK_EVERY = 4
 """Networks between two visits of the reference: all times are divided by its own."""
+AGAIN_S = 1.0
+"""Seconds that loading a network may take where the reference is loaded again."""
 LOADING_S = 60.0
 """Seconds of loading after which what is loaded is measured, if it is MARK_EVERY networks or more: what takes minutes to
 compile is to be kept."""
@@ -102,7 +104,7 @@ def in_calling_thread(network: Timed) -> bool:
 
 def in_turn(
     networks: Sequence[Timed],
-    reference: Timed | None,
+    references: Sequence[Timed],
     clock: Clock,
     *,
     repeats: int,
@@ -112,14 +114,14 @@ def in_turn(
     kept: Sequence[Round] = (),
     tick: Callable[[int], object] = lambda steps: None,
 ) -> Iterator[Round]:
-    """Visit all networks ``rounds`` times, in another order each time; yields the times of each and of the reference.
+    """Visit all networks ``rounds`` times, in another order each time; yields the times of each and of the references.
 
-    Before them comes one run of each, which is dropped: the first may be 50 % off. The reference is visited in between, never
-    twice in a row: that would find its weights in the caches.
+    Before them comes one run of each, which is dropped: the first may be 50 % off. The references are visited in between, never
+    one twice in a row: that would find its weights in the caches.
 
     Args:
         networks: loaded together.
-        reference: the network itself, loaded; None for none.
+        references: the network itself, loaded once or more (see `again`); none for no marks.
         clock: reads the times.
         repeats: runs of each visit.
         rounds: visits of each; fewer, but at least two, when the deadline comes first.
@@ -132,10 +134,10 @@ def in_turn(
     tick(len(visits) * len(networks))
     for turn in (0, *range(len(visits) + 1, rounds + 1)):
         visit: list[list[float]] = [[] for _ in networks]
-        mark = []
+        mark: list[list[float]] = []
         for number, item in enumerate(random.Random(turn).sample(range(len(networks)), len(networks))):
-            if turn and reference is not None and number % MARK_EVERY == 0:
-                mark.append(clock.time_ms(reference, repeats))
+            if turn and references and number % MARK_EVERY == 0:
+                mark.append(clock.time_ms(references[(turn + len(mark)) % len(references)], repeats))
             visit[item] = clock.time_ms(networks[item], repeats if turn else 1)
             tick(1)
         if turn:
@@ -145,6 +147,16 @@ def in_turn(
         if len(visits) >= 2 and (enough or time.monotonic() > deadline):
             tick((rounds - len(visits)) * len(networks))
             return
+
+
+def again(number: int, networks: int, seconds: float) -> bool:
+    """Whether the reference is to be loaded once more before the network of this ``number``, after ``seconds`` of loading.
+
+    The same network differs by 2 to 3 % from one place in memory to another, and what is loaded first is slower than what is
+    loaded last (benchmarks/bench_copies.py). So the reference, which is loaded first, is loaded in the middle and near the end
+    too, where there are many ``networks`` and loading takes no longer than AGAIN_S each.
+    """
+    return networks >= 2 * MARK_EVERY and number in (networks // 2, networks - 1) and seconds <= AGAIN_S * number
 
 
 def normalised(runs: Floats) -> tuple[Floats, Floats]:

@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from nar_hw.device.visits import LOADING_S, MARK_EVERY, Clock, at_once as at_once_of, in_turn, normalised, typical, undisturbed
+from nar_hw.device.visits import (
+    LOADING_S,
+    MARK_EVERY,
+    Clock,
+    again as again_before,
+    at_once as at_once_of,
+    in_turn,
+    normalised,
+    typical,
+    undisturbed,
+)
 from nar_hw.errors import MeasurementError
 from nar_hw.files import Scratch
 from nar_hw.latency.contention import Contention, Watch, together
@@ -35,6 +45,8 @@ if TYPE_CHECKING:
     from nar_hw.export.splice import ChildExporter
 
 Floats = npt.NDArray[np.float64]
+TOLERANCE = 0.02
+"""Relative standard error of the children's times at which fewer rounds are enough."""
 K = TypeVar("K", bound=Hashable)
 
 
@@ -145,12 +157,17 @@ class Measured(Generic[K]):
     contention: Contention | None = None
     """What else the machine did meanwhile."""
 
+    def only(self, keys: Iterable[K]) -> "Measured[K]":
+        """Some of the children."""
+        return replace(self, children={key: self.children[key] for key in keys})
+
 
 def measure(
     load: Callable[[K, bool], Runtime],
     archs: Sequence[K],
     reference: Runtime,
     *,
+    again: Callable[[], Runtime] | None = None,
     at_once: int,
     rounds: int,
     repeats: int | None = None,
@@ -173,6 +190,7 @@ def measure(
         load: makes a runtime of (arch, whether it is profiled).
         archs: the children, or whatever ``load`` takes; one that comes twice is measured once.
         reference: the network itself, loaded.
+        again: loads it once more, among the children: see `nar_hw.device.visits.again`.
         at_once: how many children may be loaded at the same time.
         repeats: runs of each visit; by default about 12 ms of the reference, at least 5.
         rounds: visits of each child; fewer, but at least two, when the deadline comes first.
@@ -199,7 +217,9 @@ def measure(
             now = time.monotonic()
             until = now + (deadline - now) / math.ceil(len(missing) / at_once)
             group = missing[:at_once]
-            batch = _measure_batch(load, group, reference, clock, rounds, repeats or runs, profile, until, tolerance, tick, watch)
+            batch = _measure_batch(
+                load, group, reference, again, clock, rounds, repeats or runs, profile, until, tolerance, tick, watch
+            )
             group, missing = missing[: len(batch.children)], missing[len(batch.children) :]
             found.append((group, batch))
             if journal:
@@ -251,6 +271,7 @@ def _measure_batch(
     load: Callable[[K, bool], Runtime],
     archs: Sequence[K],
     reference: Runtime,
+    again: Callable[[], Runtime] | None,
     clock: Clock,
     rounds: int,
     repeats: int,
@@ -264,9 +285,13 @@ def _measure_batch(
     start = time.monotonic()
     with ExitStack() as stack:
         runtimes: list[Runtime] = []
-        for arch in archs:
-            if len(runtimes) >= MARK_EVERY and time.monotonic() - start > LOADING_S:
+        references = [reference]
+        for number, arch in enumerate(archs):
+            seconds = time.monotonic() - start
+            if number >= MARK_EVERY and seconds > LOADING_S:
                 break
+            if again and again_before(number, len(archs), seconds):
+                references.append(stack.enter_context(closing(again())))
             runtimes.append(stack.enter_context(closing(load(arch, profile))))
 
         def visited(steps: int) -> None:
@@ -277,7 +302,7 @@ def _measure_batch(
         kept = list(
             in_turn(
                 runtimes,
-                reference,
+                references,
                 clock,
                 repeats=repeats,
                 rounds=rounds,

@@ -20,7 +20,7 @@ from nar_hw.device.measure import PLAN, checksum, same_version
 from nar_hw.errors import RunError, RuntimeUnavailableError, UserError, unknown_name
 from nar_hw.export.splice import ChildExporter
 from nar_hw.files import Scratch, atomic_folder, read_json, write_bytes, write_json, write_text
-from nar_hw.latency.children import Layers, Measured, batch_of, joined, weight_bytes
+from nar_hw.latency.children import TOLERANCE, Layers, Measured, batch_of, joined, weight_bytes
 from nar_hw.latency.designs import held_out, profiled
 from nar_hw.latency.journal import Batch
 from nar_hw.latency.profiler import METHODS, UNSEEN, space_hash, table_of
@@ -207,7 +207,7 @@ def write_kit(
     model_name: str,
     method: str = "in-context",
     rounds: int = 12,
-    tolerance: float = 0.02,
+    tolerance: float = TOLERANCE,
     seed: int = 0,
     validate: int = 40,
     budget_s: float | None = None,
@@ -244,7 +244,9 @@ def write_kit(
     seen = profiled(space, _how(method, seed, details))
     if validate and space.size >= len(stages[-1].members) + 3:
         members = tuple(archs.setdefault(arch, len(archs)) for arch in held_out(space, validate, exclude=seen, seed=seed + 1))
-        stages.append(Stage(name="validation", members=members, profile=False, rounds=VALIDATION_ROUNDS, tolerance=0.0, by=1.0))
+        stages.append(
+            Stage(name="validation", members=members, profile=False, rounds=VALIDATION_ROUNDS, tolerance=tolerance, by=1.0)
+        )
     network = ModelInfo.of(space, model_name)
     with new_kit(folder, runtime, config if shell else None) as made:
         plan = Plan(

@@ -51,7 +51,16 @@ def measure_children(
     valid = [space.validate(arch) for arch in archs]
     tick = Steps(progress, "measuring children", len(set(valid)) * (rounds + 1))
     with alone([config], progress), child_loader(space, config) as load, load(space.incumbent) as reference:
-        found = measure(load, valid, reference, at_once=children_at_once(space), rounds=rounds, tick=tick, say=says(progress))
+        found = measure(
+            load,
+            valid,
+            reference,
+            again=lambda: load(space.incumbent),
+            at_once=children_at_once(space),
+            rounds=rounds,
+            tick=tick,
+            say=says(progress),
+        )
     times = [summarize(found.children[arch].whole) for arch in valid]
     return ChildrenMs(
         ms=tuple(item.ms for item in times),

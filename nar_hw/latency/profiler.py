@@ -14,6 +14,7 @@ import numpy as np
 from nar_hw.errors import MeasurementError, RuntimeUnavailableError, UserError, unknown_name
 from nar_hw.latency import in_context, isolated, regression
 from nar_hw.latency.children import (
+    TOLERANCE,
     ChildFiles,
     ChildLoader,
     Measured,
@@ -26,7 +27,7 @@ from nar_hw.latency.children import (
     says,
 )
 from nar_hw.latency.contention import together
-from nar_hw.latency.designs import contexts, orthogonal
+from nar_hw.latency.designs import contexts, held_out, orthogonal
 from nar_hw.latency.device import MATTERS, fingerprint
 from nar_hw.latency.estimate import Estimate
 from nar_hw.latency.journal import Journal
@@ -51,7 +52,8 @@ WHOLE = 6
 """Replicates of in-context profiles that are measured as wholes only."""
 UNSEEN = "not validated: the profile has seen all children of this small space, or all but one or two"
 OPERATORS_AT_ONCE = 24
-TOLERANCE = 0.02
+RELOAD_BY = 0.9
+"""Share of a budget after which children are loaded again."""
 
 
 def profile(
@@ -83,7 +85,7 @@ def profile(
         rounds: visits of each child at most; the first ones, which come on top, are dropped.
         tolerance: relative standard error of the children's times at which fewer rounds are enough; 0 for all rounds.
         seed: of the design.
-        validate: how many held-out children to measure end to end; 0 for none.
+        validate: how many held-out children to measure end to end, in the same rounds; 0 for none.
         budget_s: seconds to spend; rounds, then children are left out to keep it as well as can be.
         journal: file that keeps what is measured while the profile runs; deleted when it is complete.
         resume: go on from what the journal holds.
@@ -115,7 +117,7 @@ def profile(
     kept = None
     if journal is not None:
         kept = Journal(journal, _conditions(space, config, method, rounds, seed), resume=resume)
-    share = math.inf if budget_s is None else budget_s * (0.5 if validate else 1.0)
+    share = math.inf if budget_s is None else budget_s * (RELOAD_BY if validate else 1.0)
     with ExitStack() as stack:
         stack.enter_context(alone([config], progress))
         start = time.monotonic()
@@ -133,8 +135,14 @@ def profile(
             journal=kept,
             progress=progress,
         )
-        asks, details = METHODS[method][0](space, seed, share)
+        (*asks, last), details = METHODS[method][0](space, seed, share / 2 if validate else share)
+        seen = list(dict.fromkeys(last.archs))
+        enough = validate and space.size >= len(seen) + 3
+        unseen = held_out(space, validate, exclude=seen, seed=seed + 1) if enough else []
         answers = [job.answer(ask) for ask in asks]
+        # All in the same rounds: a table is to be judged by what it does not know, not by how the machine has changed
+        whole = job.answer(replace(last, archs=[*seen, *unseen]))
+        answers.append(whole.only(seen))
     table = table_of(
         space,
         answers,
@@ -146,14 +154,15 @@ def profile(
         seconds=time.monotonic() - start,
         validate=validate,
     )
-    if validate and UNSEEN not in table.notes:
+    if unseen:
         left = None if budget_s is None else budget_s - (time.monotonic() - start)
         validation = validated(
             table,
             space,
+            measured=whole.only(unseen),
             config=config,
-            children=validate,
             seed=seed + 1,
+            tolerance=tolerance,
             budget_s=left,
             journal=kept,
             files=files,
@@ -230,6 +239,7 @@ class _Here:
             load,
             keys,
             self.reference,
+            again=lambda: self.load(self.space.incumbent),
             at_once=at_once,
             rounds=self.rounds,
             repeats=repeats,

@@ -151,7 +151,8 @@ class Validation(Record, frozen=True, kw_only=True):
     seed: int
     seconds: float
     floor_mape: float
-    """Percent between the medians of the odd and of the even rounds of the same children: no prediction is much better."""
+    """Percent by which another measurement of so many rounds would differ, by the odd and the even rounds: no prediction is much
+    better. Older tables say by how much these halves differ, 1.4 times as much."""
     floor_spearman: float
     mape: float
     """Mean absolute error of the predictions, percent."""

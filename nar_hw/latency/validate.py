@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nar_hw.errors import TableError, UserError
-from nar_hw.latency.children import ChildFiles, Measured, Steps, alone, child_loader, children_at_once, measure, says
+from nar_hw.latency.children import TOLERANCE, ChildFiles, Measured, Steps, alone, child_loader, children_at_once, measure, says
 from nar_hw.latency.contention import together
 from nar_hw.latency.designs import held_out, profiled
 from nar_hw.latency.journal import Journal
@@ -40,10 +40,12 @@ def validate(
     table: LatencyTable,
     space: SearchSpace,
     *,
+    measured: Measured[Arch] | None = None,
     config: RuntimeConfig | None = None,
     children: int = 40,
     seed: int = 1,
     rounds: int = VALIDATION_ROUNDS,
+    tolerance: float = TOLERANCE,
     budget_s: float | None = None,
     journal: Journal | None = None,
     files: ChildFiles | None = None,
@@ -56,10 +58,12 @@ def validate(
     Args:
         table: checked against ``space`` first.
         space: the search space.
+        measured: held-out children that were measured beside those of the table; by default they are measured now.
         config: how to run the children; by default as the table's fingerprint says.
         children: how many; fewer where the space has no more.
         seed: of the choice of children; another one than the profile's.
-        rounds: visits of each child.
+        rounds: visits of each child at most.
+        tolerance: relative standard error of their times at which fewer rounds are enough; 0 for all rounds.
         budget_s: seconds after which no more rounds are begun.
         journal: keeps what is measured.
         files: shared with other measurements of the same space.
@@ -73,7 +77,7 @@ def validate(
         raise UserError(f"a validation needs 3 children or more, but got children={children}")
     table.require_medians()
     table.check(space)
-    archs = held_out(space, children, exclude=profiled(space, table.method), seed=seed)
+    archs = list(measured.children) if measured else held_out(space, children, exclude=profiled(space, table.method), seed=seed)
     if len(archs) < 3:
         raise TableError(
             f"a validation needs at least 3 children that were not profiled, but there are {len(archs)}: pass validate=0"
@@ -91,25 +95,29 @@ def validate(
                     load,
                     archs,
                     reference,
+                    again=lambda: load(space.incumbent),
                     at_once=children_at_once(space),
                     rounds=rounds,
                     deadline=deadline,
+                    tolerance=tolerance,
                     stage=stage,
                     journal=journal,
                     tick=Steps(progress, stage, (rounds + 1) * len(archs)),
                     say=says(progress),
                 )
 
-        measured = session("validation", archs, rounds)
+        beside = measured is not None
+        measured = measured or session("validation", archs, rounds)
         middle = time.monotonic()
         again = session("reloaded", archs[:RELOADED], RELOADED_ROUNDS) if middle < deadline else None
         found = compare(table, space, measured, seed=seed, seconds=round(time.monotonic() - start, 1))
         if again is None:
             return found
-        apart = (middle + time.monotonic()) / 2 - (start + middle) / 2
-        return replace(
-            found, reloaded=between(measured, again, apart_s=apart), contention=together((measured.contention, again.contention))
-        )
+        begun = middle - measured.contention.seconds if measured.contention else start
+        apart = (middle + time.monotonic()) / 2 - (begun + middle) / 2
+        # What the machine did while the table was measured is said of the table
+        busy = again.contention if beside else together((measured.contention, again.contention))
+        return replace(found, reloaded=between(measured, again, apart_s=apart), contention=busy)
 
 
 def between(first: Measured[Arch], second: Measured[Arch], *, apart_s: float) -> Reloaded:
@@ -144,7 +152,8 @@ def compare(table: LatencyTable, space: SearchSpace, measured: Measured[Arch], *
         rounds=measured.rounds,
         seed=seed,
         seconds=seconds,
-        floor_mape=_short(100 * float(np.mean(np.abs(second / first - 1)))),
+        # Each half has half of the rounds
+        floor_mape=_short(100 * float(np.mean(np.abs(second / first - 1))) / math.sqrt(2)),
         floor_spearman=floor_rank[0],
         mape=_short(100 * float(errors.mean())),
         max_error=_short(100 * float(errors.max())),
