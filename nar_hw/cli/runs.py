@@ -124,6 +124,10 @@ def search(
         float | None,
         number("--max-energy", "Most mJ of one image, by a table with energies (nar-hw table energy).", above=0, panel=WHAT),
     ] = None,
+    max_memory: Annotated[
+        float | None,
+        number("--max-memory", "Most MiB of a loaded network that runs, by the first table.", above=0, panel=WHAT),
+    ] = None,
     manner: Manner = "conv",
     operators: Operators = None,
     slots: Slots = None,

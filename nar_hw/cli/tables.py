@@ -307,6 +307,8 @@ def outline(table: "LatencyTable") -> dict[str, Any]:
         "incumbent_ms": table.incumbent_ms,
         "incumbent_mj": None if table.energy is None else table.energy.incumbent_mj,
         "energy_mape_percent": None if table.energy is None else table.energy.mape,
+        "incumbent_mib": None if table.memory is None else table.memory.incumbent_mib,
+        "memory_mape_percent": None if table.memory is None else table.memory.mape,
         "incumbent_p90_ms": None if table.p90 is None else table.at_percentile(90).incumbent_ms,
         "percentile": table.percentile or 50,
         "incumbent_predicted_ms": table.predict(table.incumbent),
@@ -348,6 +350,11 @@ def show_outline(table: "LatencyTable", path: Path) -> None:
         error = whole["energy_mape_percent"]
         known = "" if error is None else f"; held-out children: error {error:.1f} %"
         lines.append(f"an image takes the network itself {whole['incumbent_mj']:.4g} mJ of the whole device{known}")
+    if whole["incumbent_mib"] is not None:
+        lines.append(
+            f"loaded and run, the network itself takes {whole['incumbent_mib']:.4g} MiB; children by their parameters: "
+            f"error {whole['memory_mape_percent']:.1f} % of each when the others are fitted"
+        )
     if whole["percentile"] != 50:
         lines.append(f"all of these are {whole['percentile']}th percentiles of single runs")
     elif whole["incumbent_p90_ms"] is not None:

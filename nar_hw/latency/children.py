@@ -31,6 +31,7 @@ from nar_hw.errors import MeasurementError
 from nar_hw.files import Scratch
 from nar_hw.latency.contention import Contention, Watch, together
 from nar_hw.latency.journal import Batch, ChildTimes, Journal
+from nar_hw.latency.meters import memory_of
 from nar_hw.latency.timing import check_samples, summarize
 from nar_hw.locks import measuring
 from nar_hw.records import replace
@@ -41,6 +42,7 @@ from nar_hw.space.spec import Arch
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+    from torch import nn
 
     from nar_hw.export.splice import ChildExporter
 
@@ -83,22 +85,27 @@ class ChildLoader:
     surgery on one export of the network.
     """
 
-    def __init__(self, space: SearchSpace, config: RuntimeConfig, files: ChildFiles | None = None) -> None:
-        """``files``: shared with other loaders of the same space."""
+    def __init__(
+        self, space: SearchSpace, config: RuntimeConfig, files: ChildFiles | None = None, *, memory: bool = False
+    ) -> None:
+        """``files``: shared with other loaders of the same space; ``memory``: what children take is measured (`Runtime.mib`)."""
         self.space, self.config = space, config
         self._runtime = runtime_class(config.runtime)
         self._exporter: ChildExporter | None = None
-        self._close: Callable[[], object] = lambda: None
+        self._opened = ExitStack()
+        self._used: Callable[[], float | None] | None = None
+        if memory and not self._runtime.simulated:
+            self._used = self._opened.enter_context(memory_of(config))
         if self._runtime.consumes == "onnx" and self._runtime.unavailable(config) is None:
             self._files = files or ChildFiles(space)
             self._exporter = self._files.exporter(config)
             if files is None:
-                self._close = self._files.close
+                self._opened.callback(self._files.close)
 
     def __call__(self, arch: Arch, profile: bool = False) -> Runtime:
         """The child, loaded. Raises SpaceError, RuntimeUnavailableError."""
         if self._exporter is None:
-            return self._runtime(self.space.build(arch), self.space.input_shape, self.config, profile=profile)
+            return self._loaded(self.space.build(arch), profile)
         path = self._files.new()
         self._exporter.export(arch, path)
         if self.config.precision == "int8":
@@ -106,13 +113,22 @@ class ChildLoader:
 
             # Times do not depend on the ranges.
             to_int8(path, path, np.random.default_rng(0).standard_normal((1, *self.space.input_shape), dtype=np.float32))
-        runtime = self._runtime(path, self.space.input_shape, self.config, profile=profile)
+        runtime = self._loaded(path, profile)
         weakref.finalize(runtime, path.unlink, missing_ok=True)
+        return runtime
+
+    def _loaded(self, network: "nn.Module | Path", profile: bool) -> Runtime:
+        before = None if self._used is None or profile else self._used()
+        runtime = self._runtime(network, self.space.input_shape, self.config, profile=profile)
+        if self._used is not None and before is not None:
+            runtime.time_ms(1)
+            after = self._used()
+            runtime.mib = None if after is None else max(0.0, after - before)
         return runtime
 
     def close(self) -> None:
         """Delete its own files; may be called twice."""
-        self._close()
+        self._opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -246,12 +262,7 @@ def joined(batches: Sequence[Batch], keys: Sequence[K], clock: str) -> Measured[
 
 
 def _at_speed(times: ChildTimes, factor: float) -> ChildTimes:
-    return ChildTimes(
-        whole=times.whole * factor,
-        layers={name: values * factor for name, values in times.layers.items()},
-        producers=times.producers,
-        p90=times.p90,
-    )
+    return replace(times, whole=times.whole * factor, layers={name: values * factor for name, values in times.layers.items()})
 
 
 def clock_of(runtime: Runtime) -> Clock:
@@ -314,7 +325,9 @@ def _measure_batch(
         seen = watch.found()
         layers = [Layers(item.layer_ms(), item.producers()) for item in runtimes] if profile else None
         times = np.array([visit for visit, _ in kept])
-        return replace(batch_of(reference.name, archs, times, np.array([mark for _, mark in kept]), layers), contention=seen)
+        batch = batch_of(reference.name, archs, times, np.array([mark for _, mark in kept]), layers)
+        children = tuple(replace(child, mib=item.mib) for child, item in zip(batch.children, runtimes, strict=True))
+        return replace(batch, children=children, contention=seen)
 
 
 class Layers(NamedTuple):

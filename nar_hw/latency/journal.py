@@ -36,6 +36,8 @@ class ChildTimes(Record, frozen=True, kw_only=True):
     """Node -> the nodes that it reads from; empty where the runtime does not say."""
     p90: float | None = None
     """90th percentile of single runs over their median: what a user meets now and then."""
+    mib: float | None = None
+    """By how much the memory in use rose while it was loaded and run; None where that cannot be read."""
 
 
 class Batch(Record, frozen=True, kw_only=True):

@@ -1,8 +1,10 @@
 """What is read beside a clock: memory of the process, and memory, energy and clocks of a GPU."""
 
+import ctypes
 import re
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,12 +27,17 @@ class HostMemory:
     def __init__(self) -> None:
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
-        self._before = _resident("VmRSS")
+        self._before = resident_mib()
 
     def peak_mib(self) -> float | None:
         """The highest rise since then, MiB; memory that the process had freed before and uses again does not count."""
         peak = _resident("VmHWM")
         return None if peak is None or self._before is None else max(0.0, peak - self._before)
+
+
+def resident_mib() -> float | None:
+    """The process's resident memory, MiB; None where it is not Linux."""
+    return _resident("VmRSS")
 
 
 def _resident(name: str) -> float | None:
@@ -41,6 +48,23 @@ def _resident(name: str) -> float | None:
         return None
     found = re.search(rf"^{name}:\s*(\d+) kB$", status, re.M)
     return int(found[1]) / 1024 if found else None
+
+
+@contextmanager
+def memory_of(config: RuntimeConfig) -> Iterator[Callable[[], float | None]]:
+    """What reads the memory in use, MiB: of a whole GPU through NVML, of this process for a CPU; None where it cannot be read."""
+    if config.device_type == "cuda":
+        with Gpu(config) as gpu:
+            yield gpu.used_mib
+    else:
+        yield _settled_mib
+
+
+def _settled_mib() -> float | None:
+    """What the process has freed goes back first, lest it be used for the next network and not be seen."""
+    with suppress(OSError, AttributeError):  # other C libraries have no such function
+        ctypes.CDLL(None).malloc_trim(0)
+    return resident_mib()
 
 
 RAPL = Path("/sys/class/powercap")

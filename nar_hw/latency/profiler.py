@@ -31,6 +31,7 @@ from nar_hw.latency.designs import contexts, held_out, orthogonal
 from nar_hw.latency.device import MATTERS, fingerprint
 from nar_hw.latency.estimate import Estimate
 from nar_hw.latency.journal import Journal
+from nar_hw.latency.memory import fitted
 from nar_hw.latency.record import Entry, Method, TableSlot
 from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.validate import validate as validated, with_validation
@@ -121,7 +122,7 @@ def profile(
     with ExitStack() as stack:
         stack.enter_context(alone([config], progress))
         start = time.monotonic()
-        load = stack.enter_context(child_loader(space, config, files))
+        load = stack.enter_context(ChildLoader(space, config, files, memory=True))
         reference = stack.enter_context(load(space.incumbent))
         job = _Here(
             space=space,
@@ -154,6 +155,7 @@ def profile(
         seconds=time.monotonic() - start,
         validate=validate,
     )
+    table = replace(table, memory=fitted(space, whole))
     if unseen:
         left = None if budget_s is None else budget_s - (time.monotonic() - start)
         validation = validated(

@@ -11,7 +11,7 @@ from nar_hw.records import Record
 from nar_hw.space.spec import INCUMBENT, OpSpec
 
 SCHEMA = 5
-"""The newest that is read. A table without cache and energy is written as schema 4, which it is to the byte."""
+"""The newest that is read. A table without cache, energy and memory is written as schema 4, which it is to the byte."""
 
 Milliseconds = Annotated[float, Meta(gt=0)]
 Millijoules = Annotated[float, Meta(gt=0)]
@@ -83,6 +83,25 @@ class Energy(Record, frozen=True, kw_only=True):
     """Children that were measured and not fitted."""
     mape: float | None
     """Mean absolute error of the predictions for these, percent; None without any."""
+
+
+class Memory(Record, frozen=True, kw_only=True):
+    """By how much the memory in use rises while a child is loaded and run: a straight line in its parameters."""
+
+    fixed_mib: Annotated[float, Meta(ge=0)]
+    """MiB that all children take."""
+    mib_per_million: Annotated[float, Meta(gt=0)]
+    """MiB for each million parameters."""
+    incumbent_mib: Annotated[float, Meta(gt=0)]
+    """The network itself, measured."""
+    children: Count
+    """Whole children measured."""
+    mape: float
+    """Mean absolute error of each when the others are fitted, percent."""
+
+    def mib(self, params: float) -> float:
+        """What a child with so many parameters takes."""
+        return self.fixed_mib + self.mib_per_million * params / 1e6
 
 
 class Filled(Record, frozen=True, kw_only=True):
@@ -204,7 +223,7 @@ def schema_2(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "schema": 2, **moved, "choices": choices}
 
 
-NEW = ("cache", "energy")
+NEW = ("cache", "energy", "memory")
 """Fields of schema 5."""
 
 

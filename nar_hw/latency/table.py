@@ -27,6 +27,7 @@ from nar_hw.latency.record import (
     Cache,
     Energy,
     Entry,
+    Memory,
     Method,
     Milliseconds,
     TableSlot,
@@ -78,6 +79,8 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
     """What small networks save; None where no cache shows in the times."""
     energy: Energy | None = None
     """What inferences cost in energy (latency/energy.py); None where that was not measured."""
+    memory: Memory | None = None
+    """What children take of the memory (latency/memory.py); None where that cannot be read."""
     validation: Validation | None = None
     notes: tuple[str, ...] = ()
     contention: Contention | None = None

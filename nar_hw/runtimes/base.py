@@ -37,6 +37,9 @@ class Runtime(ABC):
     triton: ClassVar[Triton | None] = None  # how a Triton Inference Server runs what it runs
     kit: ClassVar[str] = ""  # module of nar_hw.device that runs its files where nar_hw is not installed
 
+    mib: float | None = None
+    """By how much the memory in use rose while it was loaded and run, where a `ChildLoader` was asked to see that."""
+
     def __init__(self, network: "nn.Module | Path", input_shape: Shape, config: RuntimeConfig, *, profile: bool = False) -> None:
         if reason := self.unavailable(config):
             raise RuntimeUnavailableError(reason)

@@ -1,4 +1,4 @@
-"""What an arch may cost — latency by one or more tables, energy, FLOPs, parameters — as one number relative to what was asked.
+"""What an arch may cost — latency by one or more tables, energy, memory, FLOPs, parameters — as one number relative to the limit.
 
 Shape legend: N archs, S slots, V operator codes, K costs, M limits, C choices of one sum of each cost.
 """
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nar_hw.errors import TargetError, UserError
+from nar_hw.errors import TableError, TargetError, UserError
+from nar_hw.latency.cache import parameters
 from nar_hw.search.config import SearchConfig
 from nar_hw.search.feasible import ROUNDING, Feasible, Floats, Ints
 from nar_hw.space.flops import SpaceCounts
@@ -57,8 +58,8 @@ class Budget:
     candidates: tuple[tuple[int, ...], ...]
     """Operator codes per slot."""
     costs: tuple[Cost, ...]
-    """The latency by each table, then energy, FLOPs and parameters where they have a limit; where nothing is asked, one that all
-    meet."""
+    """The latency by each table, then energy, memory, FLOPs and parameters where they have a limit; where nothing is asked, one
+    that all meet."""
     mixes: Floats
     """(M, K): the weights of the costs in each limit; each row sums to 1."""
     timed: bool = True
@@ -76,7 +77,7 @@ class Budget:
             UserError: the numbers of tables, targets and weights do not fit together, or the reward weighs accuracy against
                 nothing.
             MissingEntryError: a table has no entry for a candidate.
-            TableError: energy is limited, but the first table knows none.
+            TableError: energy or memory is limited, but the first table knows none.
         """
         count = len(tables)
         if not tables and targets_ms:
@@ -89,10 +90,13 @@ class Budget:
             raise UserError("combine=mean is of latency tables, but there are none: give tables and targets")
         targets = list(targets_ms) * (count // len(targets_ms)) if tables else []
         costs = [_latency(space, table, target) for table, target in zip(tables, targets, strict=True)]
-        if config.max_energy is not None:
+        for name, limit, cost in (("energies", config.max_energy, _energy), ("memory", config.max_memory, _memory)):
+            if limit is None:
+                continue
             if not tables:
-                raise UserError("max_energy is of a latency table that knows energies, but there is none: give one and a target")
-            costs.append(_energy(space, tables[0], config.max_energy))
+                field = "max_energy" if cost is _energy else "max_memory"
+                raise UserError(f"{field} is of a latency table that knows {name}, but there is none: give one and a target")
+            costs.append(cost(space, tables[0], limit))
         limited = bool(tables) or config.max_flops is not None or config.max_params is not None
         if config.max_flops is not None or config.max_params is not None:
             costs += _counts(space, config)
@@ -314,6 +318,22 @@ def _energy(space: SearchSpace, table: "LatencyTable", limit: float) -> Cost:
         entries[:, position, codes] = known.entries[:, position, codes]
     name = f"mJ an image on {table.fingerprint.get('device')} ({table.fingerprint.get('runtime')})"
     return Cost(name=name, sums=Sums(entries=entries, fixed=known.fixed), target=limit)
+
+
+def _memory(space: SearchSpace, table: "LatencyTable", limit: float) -> Cost:
+    """A network as it was measured: by a straight line in the parameters."""
+    known = table.memory
+    if known is None:
+        raise TableError(
+            "a limit of memory needs a table that knows memory, but this one does not: profile again where memory can be read"
+        )
+    fixed, slots = parameters(space)
+    entries = np.full((len(space.slots), len(space.operators)), np.inf)
+    for position, (slot, params) in enumerate(zip(space.slots, slots, strict=True)):
+        for code in slot.candidates:
+            entries[position, code] = known.mib_per_million * params[space.operators[code]] / 1e6
+    name = f"MiB on {table.fingerprint.get('device')} ({table.fingerprint.get('runtime')})"
+    return Cost(name=name, sums=Sums.one(entries, known.mib(fixed)), target=limit)
 
 
 def _nothing(space: SearchSpace) -> Cost:

@@ -93,6 +93,8 @@ class SearchConfig(Record, frozen=True, kw_only=True):
     """Limit of an arch's parameters."""
     max_energy: float | None = None
     """Limit of an arch's energy by the first table, millijoules of one image on its device."""
+    max_memory: float | None = None
+    """Limit of the memory that an arch takes when it is loaded and run, by the first table, MiB."""
     seed: int = 0
     warmup_epochs: int = 10
     """PreTrain: epochs in which only the shared weights learn, before the strategy scores anything."""
@@ -162,7 +164,9 @@ class SearchConfig(Record, frozen=True, kw_only=True):
         for name in ("max_flops", "max_params"):
             limit = getattr(self, name)
             _require(self, f"{name} >= 1", limit is None or limit >= 1, name)
-        _require(self, "max_energy > 0", self.max_energy is None or self.max_energy > 0, "max_energy")
+        for name in ("max_energy", "max_memory"):
+            limit = getattr(self, name)
+            _require(self, f"{name} > 0", limit is None or limit > 0, name)
         _require(self, "warmup_paths is fair or uniform", self.warmup_paths != "strategy", "warmup_paths")
         _require(self, "warmup_epochs >= 0", self.warmup_epochs >= 0, "warmup_epochs")
         for name in ("epochs", "updates", "samples", "valid_batch", "recalibration_batches"):
