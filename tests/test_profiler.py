@@ -377,6 +377,8 @@ def test_the_reference_is_loaded_among_the_others_where_that_is_quick() -> None:
 
 
 def test_sessions_of_the_reference_take_turns() -> None:
+    many, reference = [Counted(1.0) for _ in range(69)], Counted(3.0)
+    assert [len(mark) for _, mark in in_turn(many, [reference], WALL, repeats=5, rounds=2)] == [9, 9]
     networks, references = [Counted(1.0)] * 8, [Counted(3.0), Counted(4.0), Counted(5.0)]
     marks = [mark for _, mark in in_turn(networks, references, WALL, repeats=5, rounds=3)]
     assert [[mark[0] for mark in found] for found in marks] == [[4, 5], [5, 3], [3, 4]]

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 FEWEST_ROUNDS = 4
 MARK_EVERY = 4
-"""Networks between two visits of the reference: all times are divided by its own."""
+"""Networks between two visits of the reference, or more where there are many: all times are divided by its own."""
+MARKS = 8
+"""Its visits in a round that are enough."""
 AGAIN_S = 1.0
 """Seconds that loading a network may take where the reference is loaded again."""
 LOADING_S = 60.0
@@ -136,7 +138,7 @@ def in_turn(
         visit: list[list[float]] = [[] for _ in networks]
         mark: list[list[float]] = []
         for number, item in enumerate(random.Random(turn).sample(range(len(networks)), len(networks))):
-            if turn and references and number % MARK_EVERY == 0:
+            if turn and references and marked(number, len(networks)):
                 mark.append(clock.time_ms(references[(turn + len(mark)) % len(references)], repeats))
             visit[item] = clock.time_ms(networks[item], repeats if turn else 1)
             tick(1)
@@ -147,6 +149,11 @@ def in_turn(
         if len(visits) >= 2 and (enough or time.monotonic() > deadline):
             tick((rounds - len(visits)) * len(networks))
             return
+
+
+def marked(number: int, networks: int) -> bool:
+    """Whether the reference is visited before the network of this ``number``."""
+    return number % max(MARK_EVERY, networks // MARKS) == 0
 
 
 def again(number: int, networks: int, seconds: float) -> bool:

@@ -15,6 +15,8 @@ from nar_hw.space.spec import Arch
 
 FEWEST = 4
 """Children that a line is fitted to, and judged by."""
+LEAST = 0.01
+"""By how much more the heaviest child must take than the lightest, as a share of what children take."""
 
 
 def fitted(space: SearchSpace, measured: Measured[Arch]) -> Memory | None:
@@ -32,7 +34,7 @@ def fitted(space: SearchSpace, measured: Measured[Arch]) -> Memory | None:
     start, slope = np.linalg.lstsq(rows, mib, rcond=None)[0]
     if start < 0:  # nothing takes less than its weights
         rows, start, slope = rows[:, 1:], 0.0, float(params @ mib / (params @ params))
-    if slope <= 0:
+    if slope * np.ptp(params) < LEAST * mib.mean():
         return None
     leverage = np.einsum("ij,jk,ik->i", rows, np.linalg.inv(rows.T @ rows), rows)
     left_out = (start + slope * params - mib) / (1 - leverage)

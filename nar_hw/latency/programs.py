@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from nar_hw._version import __version__
-from nar_hw.device.visits import MARK_EVERY
+from nar_hw.device.visits import marked
 
 if TYPE_CHECKING:
     from nar_hw.latency.kit import Stage
@@ -104,7 +104,7 @@ def schedule(stages: "Sequence[Stage]", reference: int) -> list[tuple[int, int, 
     for number, stage in enumerate(stages):
         for turn in range(stage.rounds):
             for position, item in enumerate(random.Random(turn).sample(range(len(stage.members)), len(stage.members))):
-                if position % MARK_EVERY == 0:
+                if marked(position, len(stage.members)):
                     visits.append((number, turn, reference, True))
                 visits.append((number, turn, stage.members[item], False))
     return visits
