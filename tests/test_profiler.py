@@ -21,11 +21,12 @@ from nar_hw.latency.designs import contexts, orthogonal, profiled as profiled_ch
 from nar_hw.latency.estimate import calibrate, mean_of_middle
 from nar_hw.latency.in_context import NOISES, SPREAD, Join, likely_noise
 from nar_hw.latency.journal import ChildTimes
-from nar_hw.latency.profiler import profile
+from nar_hw.latency.profiler import _mixed, profile
 from nar_hw.latency.table import LatencyTable
 from nar_hw.models.info import ModelInfo
 from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
+from nar_hw.runtimes.base import Runtime
 from nar_hw.runtimes.fake import FakeDevice, FakeRuntime
 from nar_hw.space.space import SearchSpace, Slot
 from nar_hw.space.spec import Arch, OpSpec
@@ -408,6 +409,28 @@ def test_a_place_in_memory_does_not_favour_children(space: SearchSpace, monkeypa
     exact = np.array([truth(space, arch, device) for arch in archs]) / truth(space, space.incumbent, device)
     ratios = np.array([np.median(found.children[arch].whole) for arch in archs]) / np.median(found.reference) / exact
     assert ratios.mean() == pytest.approx(1, abs=0.01), "0.92 beside a reference that is loaded first and never again"
+
+
+def test_batches_are_of_one_size_and_hold_their_share_of_all_children(space: SearchSpace) -> None:
+    loaded: list[Arch] = []
+    sizes: list[int] = []
+    archs = list(itertools.islice(itertools.product((0, 1, 2), repeat=4), 11))
+
+    with FakeRuntime.on(FakeDevice()), ChildLoader(space, FAKE) as load, load(space.incumbent) as reference:
+
+        def watched(arch: Arch, profile: bool) -> Runtime:
+            loaded.append(arch)
+            return load(arch, profile)
+
+        def tick(steps: int) -> None:
+            if len(loaded) not in sizes:
+                sizes.append(len(loaded))
+
+        measure(watched, archs, reference, at_once=5, rounds=2, tick=tick)
+    assert sizes == [0, 4, 8, 11]
+    mixed = _mixed([(0,), (1,), (2,), (3,)], [(4,), (5,)])
+    assert [sum(arch < (4,) for arch in half) for half in (mixed[:3], mixed[3:])] == [2, 2]
+    assert sorted(mixed) == [(number,) for number in range(6)]
 
 
 def test_held_out_children_are_measured_in_the_rounds_of_the_others(space: SearchSpace) -> None:

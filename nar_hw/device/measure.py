@@ -114,10 +114,11 @@ class _Session:
         most = at_once(self.plan["weight_bytes"]) if stage["reference"] else len(stage["members"])
         while missing:
             now = time.monotonic()
-            until = now + (deadline - now) / math.ceil(len(missing) / most)
+            batches = math.ceil(len(missing) / most)
+            until = now + (deadline - now) / batches
             # What was begun is ended first, as it was begun
             rounds = [line for line in begun if "visit" in line and line["members"][0] == missing[0]]
-            group = rounds[-1]["members"] if rounds else missing[:most]
+            group = rounds[-1]["members"] if rounds else missing[: math.ceil(len(missing) / batches)]
             kept = [(line["visit"], line["mark"]) for line in rounds if line["members"] == group]
             members = self.batch(stage, group, [] if stage["profile"] else kept, until)
             missing = [member for member in missing if member not in members]

@@ -39,8 +39,8 @@ AGAIN_S = 1.0
 LOADING_S = 60.0
 """Seconds of loading after which what is loaded is measured, if it is MARK_EVERY networks or more: what takes minutes to
 compile is to be kept."""
-MEMORY = 2**32
-"""Bytes that loaded networks may take together; a loaded network takes about 2.5 x its weights."""
+MEMORY = 2**33
+"""Bytes that loaded networks may take together; a loaded network takes one to two times its weights."""
 
 
 class Timed(Protocol):
@@ -206,9 +206,9 @@ def undisturbed(runs: Floats) -> npt.NDArray[np.bool_]:
 
 
 def at_once(weights: int) -> int:
-    """How many loaded networks of so many bytes of weights fit into MEMORY, and into a quarter of this machine's."""
+    """How many loaded networks of so many bytes of weights fit into MEMORY, and into a third of this machine's."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else MEMORY
-    return max(1, int(min(MEMORY, machine / 4) / (2.5 * weights + 1)))
+    return max(1, int(min(MEMORY, machine / 3) / (2 * weights + 1)))
 
 
 def joined(outputs: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:

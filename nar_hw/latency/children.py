@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 TOLERANCE = 0.02
 """Relative standard error of the children's times at which fewer rounds are enough."""
+WEIGHED = 16
+"""Children of which a loader measures the memory: each costs as much time as a visit."""
 K = TypeVar("K", bound=Hashable)
 
 
@@ -88,12 +90,14 @@ class ChildLoader:
     def __init__(
         self, space: SearchSpace, config: RuntimeConfig, files: ChildFiles | None = None, *, memory: bool = False
     ) -> None:
-        """``files``: shared with other loaders of the same space; ``memory``: what children take is measured (`Runtime.mib`)."""
+        """``files``: shared with other loaders of the same space; ``memory``: what the first children take is measured
+        (`Runtime.mib`)."""
         self.space, self.config = space, config
         self._runtime = runtime_class(config.runtime)
         self._exporter: ChildExporter | None = None
         self._opened = ExitStack()
-        self._used: Callable[[], float | None] | None = None
+        self._used: Callable[[], float | None] = lambda: None
+        self._weighed = 0
         if memory and not self._runtime.simulated:
             self._used = self._opened.enter_context(memory_of(config))
         if self._runtime.consumes == "onnx" and self._runtime.unavailable(config) is None:
@@ -118,12 +122,14 @@ class ChildLoader:
         return runtime
 
     def _loaded(self, network: "nn.Module | Path", profile: bool) -> Runtime:
-        before = None if self._used is None or profile else self._used()
+        used = self._used if self._weighed < WEIGHED and not profile else lambda: None
+        before = used()
         runtime = self._runtime(network, self.space.input_shape, self.config, profile=profile)
-        if self._used is not None and before is not None:
+        if before is not None:
             runtime.time_ms(1)
-            after = self._used()
+            after = used()
             runtime.mib = None if after is None else max(0.0, after - before)
+            self._weighed += 1
         return runtime
 
     def close(self) -> None:
@@ -231,8 +237,9 @@ def measure(
     with Watch(reference.config, say) as watch:
         while missing:
             now = time.monotonic()
-            until = now + (deadline - now) / math.ceil(len(missing) / at_once)
-            group = missing[:at_once]
+            batches = math.ceil(len(missing) / at_once)
+            until = now + (deadline - now) / batches
+            group = missing[: math.ceil(len(missing) / batches)]
             batch = _measure_batch(
                 load, group, reference, again, clock, rounds, repeats or runs, profile, until, tolerance, tick, watch
             )

@@ -142,7 +142,7 @@ def profile(
         unseen = held_out(space, validate, exclude=seen, seed=seed + 1) if enough else []
         answers = [job.answer(ask) for ask in asks]
         # All in the same rounds: a table is to be judged by what it does not know, not by how the machine has changed
-        whole = job.answer(replace(last, archs=[*seen, *unseen]))
+        whole = job.answer(replace(last, archs=_mixed(seen, unseen)))
         answers.append(whole.only(seen))
     table = table_of(
         space,
@@ -174,6 +174,12 @@ def profile(
     if kept:
         kept.close()
     return table
+
+
+def _mixed(*several: Sequence[Arch]) -> list[Arch]:
+    """All archs, those of each list evenly spread: where not all are loaded at once, each batch has its share of them."""
+    places = [(number / len(archs), arch) for archs in several for number, arch in enumerate(archs)]
+    return [arch for _, arch in sorted(places)]
 
 
 def _conditions(space: SearchSpace, config: RuntimeConfig, method: str, rounds: int, seed: int) -> dict[str, Any]:
