@@ -16,7 +16,7 @@ from torch import nn
 from nar_hw.device.visits import FEWEST_ROUNDS, Clock, again, in_turn, normalised, typical
 from nar_hw.errors import MeasurementError, RuntimeUnavailableError, UnknownNameError, UserError
 from nar_hw.latency import in_context
-from nar_hw.latency.children import ChildLoader, children_at_once, clock_of, measure
+from nar_hw.latency.children import ChildLoader, batch_of, children_at_once, clock_of, joined, measure
 from nar_hw.latency.designs import contexts, orthogonal, profiled as profiled_children
 from nar_hw.latency.estimate import calibrate, mean_of_middle
 from nar_hw.latency.in_context import NOISES, SPREAD, Join, likely_noise
@@ -334,6 +334,17 @@ def test_large_networks_are_loaded_a_few_at_a_time(space: SearchSpace) -> None:
 
 def test_disturbed_runs_do_not_count() -> None:
     assert typical(np.array([[1.0, 1.1, 5.0, 9.0, 1.2], [2.0, 2.0, 2.0, 2.4, 8.0]])).tolist() == [1.1, 2.0]
+
+
+def test_cold_caches_are_no_other_programs() -> None:
+    """The first run of every visit takes half as long again; then another program takes every third run, too."""
+    runs = np.tile([1.5, 1.2, 1.0, 1.0, 1.0], (4, 3, 1))
+    quiet = batch_of("own", ["a", "b", "c"], runs, runs[:, :1], None)
+    assert (quiet.disturbed, joined([quiet], ["a", "b", "c"], "wall").doubts) == (0, ())
+    runs[:, :, 2] = 4.0
+    busy = batch_of("own", ["a", "b", "c"], runs, runs[:, :1], None)
+    assert busy.disturbed == 0.25
+    assert "25% of the runs" in joined([busy], ["a", "b", "c"], "wall").doubts[0]
 
 
 class Counted:

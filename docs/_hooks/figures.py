@@ -209,6 +209,46 @@ def _forms() -> str:
     return _rows(["form", *(name.replace("_", " ") for name in cases)], rows)
 
 
+def _speed() -> str:
+    """`nar-hw profile` beside an older commit's."""
+    rows = []
+    for case in _result("latency_speed.json")["against"]:
+        ratio, middle = case["now / before"], {}
+        for side in ("before", "now"):
+            middle[side] = {key: statistics.median(row[key] for row in case[side]) for key in ("wall_s", "MAPE warm", "network")}
+        before, now = middle["before"], middle["now"]
+        rows.append(
+            [
+                case["case"],
+                f"{before['wall_s']:.0f} s, {now['wall_s']:.0f} s",
+                f"{ratio['wall_s']:.2f}",
+                f"{before['MAPE warm']:.1f} %, {now['MAPE warm']:.1f} %",
+                f"{ratio['MAPE warm']:.2f} / {ratio['MAPE as before']:.2f}",
+                f"{case['floors']['warm']:.1f} %",
+                f"{before['network']:+.1f} %, {now['network']:+.1f} %",
+            ]
+        )
+    titles = [
+        "network, runtime",
+        "time before, now",
+        "ratio",
+        "error before, now",
+        "ratio without / with first runs",
+        "noise",
+        "network before, now",
+    ]
+    return _rows(titles, rows)
+
+
+def _copies() -> str:
+    """One network, loaded several times."""
+    rows = [
+        [runtime, str(len(case["processes"])), f"{case['first']:.3f}", f"{case['last']:.3f}", f"{100 * case['spread']:.1f} %"]
+        for runtime, case in _result("copies.json")["cases"].items()
+    ]
+    return _rows(["runtime", "processes", "loaded first", "loaded last", "standard deviation of all"], rows)
+
+
 def _contention() -> str:
     """Tables on a quiet machine and beside a spinner."""
     found = _result("contention.json")["summary"]
@@ -565,6 +605,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "cache": _cache,
     "forms": _forms,
     "contention": _contention,
+    "speed": _speed,
+    "copies": _copies,
     "strategies": _strategies,
     "regret": _regret,
     "sharing": _sharing,
