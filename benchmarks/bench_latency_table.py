@@ -13,6 +13,7 @@ Result: results/latency_table.json. Cases in the file are not measured again. Ab
 on two cores; let nothing else run.
 
     python benchmarks/bench_latency_table.py [--only TEXT] [--out benchmarks/results/latency_table.json]
+    python benchmarks/bench_latency_table.py --in-context (the first lines of that table only; ten minutes)
     python benchmarks/bench_latency_table.py --against COMMIT [--only TEXT] [--repeats 1] (result: results/latency_speed.json)
 
 "against" compares `nar-hw profile` with the one of an older commit: both in processes of their own, in turn, from the imports to
@@ -31,7 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -349,17 +350,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases whose name contains this; 'growth' is one")
     parser.add_argument("--out", type=Path, help="default: a file in results")
+    parser.add_argument(
+        "--in-context", action="store_true", help="no other methods, no growth (result: results/latency_error.json)"
+    )
     parser.add_argument("--against", default="", help="a commit: compare with it, and nothing else")
     parser.add_argument("--repeats", type=int, default=1, help="profiles of each side with --against")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    name = "latency_speed.json" if arguments.against else "latency_table.json"
+    name = "latency_speed.json" if arguments.against else "latency_error.json" if arguments.in_context else "latency_table.json"
     arguments.out = arguments.out or Path(__file__).parent / "results" / name
     result: dict[str, Any] = read_json(arguments.out) if arguments.out.exists() else {}
     if arguments.against:
         compared(arguments, result)
         return
-    result["command"] = "python benchmarks/bench_latency_table.py"
+    result["command"] = "python benchmarks/bench_latency_table.py" + " --in-context" * arguments.in_context
     result.setdefault("cases", [])
     with Progress() as progress:
         for case in CASES:
@@ -367,9 +371,10 @@ def main() -> None:
                 continue
             load = os.getloadavg()[0]
             mark = fingerprint(RuntimeConfig(runtime=case.runtime, precision=case.precision))
-            result["cases"].append({**examine(case, progress), "load before": round(load, 2), "fingerprint": mark})
+            asked = replace(case, full=case.full and not arguments.in_context)
+            result["cases"].append({**examine(asked, progress), "load before": round(load, 2), "fingerprint": mark})
             write_json(arguments.out, result)
-        if arguments.only in "growth" and "growth" not in result:
+        if not arguments.in_context and arguments.only in "growth" and "growth" not in result:
             result["growth"] = {"model": "resnet56_cifar 3x32x32", "runtime": "onnxruntime fp32", "rows": growth(progress)}
             write_json(arguments.out, result)
 
