@@ -350,9 +350,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases whose name contains this; 'growth' is one")
     parser.add_argument("--out", type=Path, help="default: a file in results")
-    parser.add_argument(
-        "--in-context", action="store_true", help="no other methods, no growth (result: results/latency_error.json)"
-    )
+    parser.add_argument("--in-context", action="store_true", help="only this method (result: results/latency_error.json)")
     parser.add_argument("--against", default="", help="a commit: compare with it, and nothing else")
     parser.add_argument("--repeats", type=int, default=1, help="profiles of each side with --against")
     arguments = parser.parse_args()

@@ -209,6 +209,26 @@ def _forms() -> str:
     return _rows(["form", *(name.replace("_", " ") for name in cases)], rows)
 
 
+def _error() -> str:
+    """In-context tables alone."""
+    rows = []
+    for case in _result("latency_error.json")["cases"]:
+        found, noise = case["methods"]["in-context"], case["noise floor"]["mape"]
+        rows.append(
+            [
+                case["case"].replace("_", " "),
+                f"{found['mape']:.1f} %",
+                f"{noise:.1f} %",
+                f"{found['mape'] / noise:.2f}",
+                f"{100 * found['within_10']:.0f} %",
+                f"{found['spearman']:.3f} / {case['noise floor']['spearman']:.3f}",
+                f"{found['seconds']:.0f} s",
+            ]
+        )
+    titles = ["network, runtime", "error", "noise", "ratio", "within 10 %", "rank correlation, of two halves", "measured for"]
+    return _rows(titles, rows)
+
+
 def _speed() -> str:
     """`nar-hw profile` beside an older commit's."""
     rows = []
@@ -219,7 +239,7 @@ def _speed() -> str:
         before, now = middle["before"], middle["now"]
         rows.append(
             [
-                case["case"],
+                case["case"].replace("_", " "),
                 f"{before['wall_s']:.0f} s, {now['wall_s']:.0f} s",
                 f"{ratio['wall_s']:.2f}",
                 f"{before['MAPE warm']:.1f} %, {now['MAPE warm']:.1f} %",
@@ -605,6 +625,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cache": _cache,
     "forms": _forms,
     "contention": _contention,
+    "error": _error,
     "speed": _speed,
     "copies": _copies,
     "strategies": _strategies,
