@@ -222,10 +222,9 @@ def _error() -> str:
                 f"{found['mape'] / noise:.2f}",
                 f"{100 * found['within_10']:.0f} %",
                 f"{found['spearman']:.3f} / {case['noise floor']['spearman']:.3f}",
-                f"{found['seconds']:.0f} s",
             ]
         )
-    titles = ["network, runtime", "error", "noise", "ratio", "within 10 %", "rank correlation, of two halves", "measured for"]
+    titles = ["network, runtime", "error", "noise", "ratio", "within 10 %", "ranks / of two halves"]
     return _rows(titles, rows)
 
 
