@@ -112,6 +112,7 @@ def examine(case: Case, progress: Progress) -> dict[str, Any]:
     row |= {
         "incumbent_ms": in_context.incumbent_ms,
         "held out": {"children": CHILDREN, "rounds": found.rounds, "seconds": seconds, "clock": found.clock},
+        # Of the two halves, as the goals were set
         "noise floor": {"mape": floor.floor_mape * 2**0.5, "spearman": floor.floor_spearman},
         "notes": list(in_context.notes),
         "methods": {},
