@@ -30,10 +30,11 @@ from scipy.stats import spearmanr
 
 from nar_hw.files import read_json, write_json
 from nar_hw.latency import in_context, regression
-from nar_hw.latency.children import child_loader, children_at_once, measure
+from nar_hw.latency.children import measure
 from nar_hw.latency.designs import contexts, held_out
 from nar_hw.latency.device import fingerprint
 from nar_hw.latency.estimate import Estimate
+from nar_hw.latency.loader import ChildLoader, children_at_once
 from nar_hw.models.info import ModelInfo
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.space.space import SearchSpace
@@ -56,10 +57,10 @@ def examine(model: ModelInfo, runtime: str) -> dict[str, Any]:
     designed = list(dict.fromkeys(contexts(space, replicates=7, seed=0)))
     first = designed[: 1 + max(len(slot.candidates) for slot in space.slots)]
     others = held_out(space, CHILDREN if space.size > 10**4 else 40, exclude=designed, seed=1)
-    with child_loader(space, config) as load, load(space.incumbent) as reference:
-        how: dict[str, Any] = {"again": lambda: load(space.incumbent), "at_once": children_at_once(space)}
-        profiled = measure(load, first, reference, rounds=20, profile=True, tolerance=0.01, **how)
-        found = measure(load, [*designed, *others], reference, rounds=ROUNDS, **how)
+    with ChildLoader(space, config) as load:
+        at_once = children_at_once(space)
+        profiled = measure(load, first, load.incumbent, at_once=at_once, rounds=20, profile=True, tolerance=0.01)
+        found = measure(load, [*designed, *others], load.incumbent, at_once=at_once, rounds=ROUNDS)
     visits = {arch: times.whole for arch, times in found.children.items()}
     own = replace(found, children={arch: found.children[arch] for arch in designed})
     floor = np.mean([abs(np.median(visits[arch][1::2]) / np.median(visits[arch][::2]) - 1) for arch in others])

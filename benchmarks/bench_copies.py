@@ -24,9 +24,10 @@ from bench_latency_table import SEED, space_of
 
 from nar_hw.device.visits import normalised
 from nar_hw.files import write_json
-from nar_hw.latency.children import child_loader, clock_of
+from nar_hw.latency.children import clock_of
 from nar_hw.latency.designs import held_out
 from nar_hw.latency.device import fingerprint
+from nar_hw.latency.loader import ChildLoader
 from nar_hw.runtimes import RuntimeConfig
 
 RUNTIMES = ("onnxruntime", "openvino", "torch_eager")
@@ -39,7 +40,7 @@ def once(runtime: str) -> dict[str, Any]:
     space = space_of("resnet18", 32)
     others = iter(held_out(space, COPIES * BETWEEN, seed=SEED))
     order = [arch for _ in range(COPIES) for arch in (space.incumbent, *(next(others) for _ in range(BETWEEN)))]
-    with child_loader(space, RuntimeConfig(runtime=runtime)) as load, ExitStack() as stack:
+    with ChildLoader(space, RuntimeConfig(runtime=runtime)) as load, ExitStack() as stack:
         networks = [stack.enter_context(load(arch)) for arch in order]
         clock = clock_of(networks[0])
         runs = np.zeros((ROUNDS + 1, len(networks), 5))

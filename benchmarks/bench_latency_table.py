@@ -42,9 +42,10 @@ from rich.progress import Progress
 
 from nar_hw.device.visits import normalised
 from nar_hw.files import read_json, write_json
-from nar_hw.latency.children import Measured, child_loader, children_at_once, clock_of, measure
+from nar_hw.latency.children import Measured, clock_of, measure
 from nar_hw.latency.designs import held_out, orthogonal, profiled
 from nar_hw.latency.device import fingerprint
+from nar_hw.latency.loader import ChildLoader, children_at_once
 from nar_hw.latency.profiler import METHODS, profile
 from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.validate import compare
@@ -135,9 +136,8 @@ def examine(case: Case, progress: Progress) -> dict[str, Any]:
 
 def whole(space: SearchSpace, config: RuntimeConfig, archs: Sequence[Arch], *, rounds: int) -> tuple[Measured[Arch], float]:
     start = time.monotonic()
-    with child_loader(space, config) as load, load(space.incumbent) as reference:
-        again = lambda: load(space.incumbent)  # noqa: E731
-        found = measure(load, archs, reference, again=again, at_once=children_at_once(space), rounds=rounds)
+    with ChildLoader(space, config) as load:
+        found = measure(load, archs, load.incumbent, at_once=children_at_once(space), rounds=rounds)
     return found, round(time.monotonic() - start, 1)
 
 
@@ -318,7 +318,7 @@ def seven_runs(
     space: SearchSpace, config: RuntimeConfig, archs: Sequence[Arch], *, rounds: int
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """(children,) times beside the network itself by two ways to read a visit, and the differences of odd and even rounds (%)."""
-    with child_loader(space, config) as load, ExitStack() as stack:
+    with ChildLoader(space, config) as load, ExitStack() as stack:
         half = len(archs) // 2
         order = (space.incumbent, *archs[:half], space.incumbent, *archs[half:], space.incumbent)
         networks = [stack.enter_context(load(arch)) for arch in order]

@@ -39,9 +39,10 @@ from torch import nn
 
 from nar_hw.files import read_json, write_json
 from nar_hw.latency import isolated
-from nar_hw.latency.children import child_loader, measure
+from nar_hw.latency.children import measure
 from nar_hw.latency.designs import contexts, held_out
 from nar_hw.latency.device import fingerprint
+from nar_hw.latency.loader import ChildLoader
 from nar_hw.latency.profiler import profile
 from nar_hw.records import plain
 from nar_hw.runtimes import RuntimeConfig, runtime_class
@@ -174,9 +175,8 @@ class Bench:
 
     def timed_alone(self, load: Callable[[Any, bool], Any], keys: Sequence[Any]) -> dict[Any, float]:
         """ms of networks of their own, at the speed of the network itself."""
-        with child_loader(self.space, CONFIG) as loader, loader(self.space.incumbent) as reference:
-            again = lambda: loader(self.space.incumbent)  # noqa: E731
-            found = measure(load, keys, reference, again=again, at_once=24, rounds=ROUNDS, repeats=20)
+        with ChildLoader(self.space, CONFIG) as loader:
+            found = measure(load, keys, loader.incumbent, at_once=24, rounds=ROUNDS, repeats=20)
         scale = self.incumbent_ms / float(np.median(found.reference))
         return {key: scale * float(np.median(times.whole)) for key, times in found.children.items()}
 

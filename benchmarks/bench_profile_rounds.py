@@ -23,9 +23,10 @@ from bench_latency_table import CHILDREN, SEED, space_of
 from nar_hw.device.visits import in_turn, normalised
 from nar_hw.files import read_json, write_json
 from nar_hw.latency import in_context
-from nar_hw.latency.children import Layers, Measured, batch_of, child_loader, clock_of, joined
+from nar_hw.latency.children import Layers, Measured, batch_of, clock_of, joined
 from nar_hw.latency.designs import contexts, held_out
 from nar_hw.latency.device import fingerprint
+from nar_hw.latency.loader import ChildLoader
 from nar_hw.runtimes import RuntimeConfig
 from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import Arch
@@ -44,7 +45,7 @@ class Raw:
         self.seen = contexts(space, replicates=REPLICATES, seed=SEED)
         self.unseen = held_out(space, CHILDREN, exclude=self.seen, seed=SEED + 1)
         self.first = self.seen[: 1 + max(len(slot.candidates) for slot in space.slots)]
-        with child_loader(space, config) as load, ExitStack() as stack:
+        with ChildLoader(space, config) as load, ExitStack() as stack:
             reference = stack.enter_context(load(space.incumbent))
             networks = [stack.enter_context(load(arch)) for arch in (*self.seen, *self.unseen)]
             profiled = [stack.enter_context(load(arch, True)) for arch in self.first]

@@ -110,10 +110,48 @@ def test_everything_is_visited_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeRuntime.on(QUIET):
         rows = bench({"a": SMALL, "b": LARGE, "c": network(16)}, input_shape=SHAPE, configs=[FAKE], rounds=4)
     order = [number for number, _ in visits]
-    assert order == order[:3] * 5  # one visit more than rounds, which is dropped
-    assert len(set(order[:3])) == 3
+    assert order == (order[:6] * 3)[:15]  # one visit more than rounds, which is dropped; each is loaded twice
+    assert len(set(order[:6])) == 6
     # The first run of a visit is left out.
     assert [item.n for item in rows] == [4 * (repeats - 1) for _, repeats in visits[:3]]
+
+
+class Placed(FakeRuntime):
+    """The earlier it is loaded, the slower it is."""
+
+    loaded = 0
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.slow = 1.2 - 0.02 * Placed.loaded
+        Placed.loaded += 1
+
+    def time_ms(self, repeats: int) -> list[float]:
+        return [self.slow * ms for ms in super().time_ms(repeats)]
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value", "ratio", "loads"),
+    [
+        ("nar_hw.device.visits", "AGAIN_S", 1.0, 1.0, 4),
+        ("nar_hw.device.visits", "AGAIN_S", 0.0, 1.2 / 1.18, 2),
+        ("nar_hw.device.visits", "MEMORY", 0.0, 1.2 / 1.18, 2),
+        ("nar_hw.latency.meters", "_resident", lambda field: None, 1.2 / 1.18, 2),
+    ],
+    ids=["quick", "slow", "too large", "memory unknown"],
+)
+def test_a_place_in_memory_favours_none(
+    monkeypatch: pytest.MonkeyPatch, module: str, name: str, value: Any, ratio: float, loads: int
+) -> None:
+    """Both are loaded once more, in the opposite order, where loading is quick and there is room."""
+    monkeypatch.setattr("nar_hw.bench.benchmark.runtime_class", lambda name: Placed)
+    monkeypatch.setattr(Placed, "loaded", 0)
+    monkeypatch.setattr(f"{module}.{name}", value)
+    with FakeRuntime.on(QUIET):
+        first, second = bench({"a": SMALL, "b": SMALL}, input_shape=SHAPE, configs=[FAKE], rounds=8)
+    assert Placed.loaded == loads
+    (found,) = compare([first], [second])
+    assert found.ratio == pytest.approx(ratio, rel=0.001)
 
 
 def test_percentiles_that_few_runs_do_not_show_are_not_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,12 +206,12 @@ def test_the_journal_keeps_what_else_the_machine_did(space: SearchSpace, tmp_pat
     archs = [space.incumbent]
 
     def made(resume: bool) -> Measured[Any]:
-        with FakeRuntime.on(FakeDevice()), FakeRuntime(space.model, SHAPE, FAKE) as reference:
+        with FakeRuntime.on(FakeDevice()):
             journal = Journal(tmp_path / "journal", {}, resume=resume)
             return measure(
                 lambda arch, profile: FakeRuntime(space.build(arch), SHAPE, FAKE),
                 archs,
-                reference,
+                lambda: FakeRuntime(space.model, SHAPE, FAKE),
                 at_once=1,
                 rounds=2,
                 journal=journal,

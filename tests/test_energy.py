@@ -11,6 +11,7 @@ import torch
 from nar_hw.errors import MeasurementError, RuntimeUnavailableError, TableError, UserError
 from nar_hw.latency import energy as module
 from nar_hw.latency.energy import measure_energy
+from nar_hw.latency.loader import ChildLoader
 from nar_hw.latency.record import Energy
 from nar_hw.latency.table import LatencyTable
 from nar_hw.records import replace
@@ -64,6 +65,32 @@ def test_energies_are_fitted_from_whole_children_whatever_else_the_device_does()
     np.testing.assert_allclose(known.energies.of(EVERY[::5]) / known.energies.of([SPACE.incumbent]), shares, rtol=0.01)
     assert found.incumbent_mj == pytest.approx(1.15 * true_mj(SPACE.build(SPACE.incumbent)), rel=0.1)
     assert meter.reads == 2 * module.ROUNDS * (found.children + found.held_out)
+
+
+@pytest.mark.parametrize(("quick", "off"), [(1.0, 0.005), (0.0, 0.1)])
+def test_a_place_in_memory_does_not_favour_children(monkeypatch: pytest.MonkeyPatch, quick: float, off: float) -> None:
+    """Of two that are loaded the first costs a tenth more; the network itself is loaded once only where that is slow."""
+    places: dict[int, int] = {}
+    numbers = itertools.count()
+    whole = ChildLoader.__call__
+
+    def loaded(self: ChildLoader, arch: Any, profile: bool = False) -> Runtime:
+        runtime = whole(self, arch, profile)
+        places[id(runtime)] = next(numbers)
+        monkeypatch.setattr(runtime, "close", lambda: places.pop(id(runtime)))
+        return runtime
+
+    def meter(runtime: Runtime, seconds: float) -> float:
+        before = places[id(runtime)] < max(places.values())
+        return (1.1 if before else 1.0) * BATCH * true_mj(runtime._module)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(ChildLoader, "__call__", loaded)
+    monkeypatch.setattr(module, "AGAIN_S", quick)
+    found = measure_energy(table(), SPACE, meter=meter)
+    known = replace(table(), energy=found)
+    shares = np.array([true_mj(SPACE.build(arch)) for arch in EVERY]) / true_mj(SPACE.build(SPACE.incumbent))
+    measured = known.energies.of(EVERY) / found.incumbent_mj
+    assert abs(float(np.mean(measured / shares)) - 1) == pytest.approx(off, abs=0.02)
 
 
 @pytest.mark.parametrize(

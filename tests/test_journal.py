@@ -12,9 +12,9 @@ from hypothesis import given, settings, strategies as st
 
 from nar_hw.device.visits import FEWEST_ROUNDS, settled
 from nar_hw.errors import RunError
-from nar_hw.latency import children as children_module, profiler
-from nar_hw.latency.children import ChildLoader
+from nar_hw.latency import profiler
 from nar_hw.latency.journal import Batch, ChildTimes, Journal
+from nar_hw.latency.loader import ChildLoader
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
 from nar_hw.records import plain
@@ -56,8 +56,7 @@ class Loads:
             return original(loader, arch, profile)
 
         monkeypatch.setattr(ChildLoader, "__call__", load)
-        for module in (profiler, children_module):
-            monkeypatch.setattr(module, "children_at_once", lambda space: 2)
+        monkeypatch.setattr(profiler, "children_at_once", lambda space: 2)
 
 
 def made(space: SearchSpace, path: Path, **options: Any) -> LatencyTable:

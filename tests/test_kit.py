@@ -405,6 +405,27 @@ def bare(folder: Path, packages: tuple[str, ...]) -> Path:
     return next(path for path in (folder / "venv").rglob("python*") if path.name in ("python", "python.exe"))
 
 
+def test_the_network_itself_is_loaded_among_the_children(kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First, in the middle and near the end of the whole children; bundles twice, the second time last first."""
+    folder = copied(kit, tmp_path / "kit")
+    plan = json.loads((folder / "plan.json").read_text())
+    module = loaded(folder)
+    order: list[int] = []
+    whole = module._Session.loaded
+
+    def watched(self: Any, child: int, **how: Any) -> Any:
+        order.append(child)
+        return whole(self, child, **how)
+
+    monkeypatch.setattr(module._Session, "loaded", watched)
+    module.measure(folder, module.NETWORK)
+    members = [member for stage in plan["stages"] for member in stage["members"]]
+    many = sum(len(stage["members"]) >= 8 for stage in plan["stages"])
+    assert many > 0
+    assert order.count(plan["reference"]) == 1 + 2 * many + members.count(plan["reference"])
+    assert len(order) == len(members) + 1 + 2 * many
+
+
 def run_bare(folder: Path, scratch: Path, runtime: str) -> None:
     """A kit in an environment that has numpy and the runtime only."""
     python = bare(scratch, ("numpy", *PACKAGES.get(runtime, (runtime,))))
@@ -464,11 +485,17 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported(network, tmp_path_factory.mktemp("bundle") / "bundle", batch=(1, 4), latency=latency)
 
 
-def test_bundles_are_measured_on_a_device(bundle: Path, tmp_path: Path) -> None:
+def test_bundles_are_measured_on_a_device(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "kit"
     write_bench_kit({"child": bundle, "baseline": bundle}, folder, RuntimeConfig(batch=2), rounds=4)
     assert (folder / "children" / "0" / "model.onnx").read_bytes() == (bundle / "model.onnx").read_bytes()
-    times = Times.load(measured(folder))
+    module = loaded(folder)
+    order: list[int] = []
+    whole = module._Session.loaded
+    monkeypatch.setattr(module._Session, "loaded", lambda self, child, **how: order.append(child) or whole(self, child, **how))
+    module.measure(folder, module.NETWORK)
+    assert order == [0, 0, 1, 1, 0], "one to see how long a visit takes, then each twice, the second time last first"
+    times = Times.load(folder / "times.json")
     assert times.clock == "wall"
     found = bench_from(times)
     assert [row.subject for row in found.rows] == ["child", "baseline"]

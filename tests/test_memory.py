@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from nar_hw.cli.app import app
 from nar_hw.errors import TableError, UserError
 from nar_hw.latency.cache import parameters
-from nar_hw.latency.children import ChildLoader, Measured
+from nar_hw.latency.children import Measured
 from nar_hw.latency.journal import ChildTimes
+from nar_hw.latency.loader import ChildLoader
 from nar_hw.latency.memory import fitted
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.record import Memory

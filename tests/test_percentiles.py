@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from nar_hw.errors import TableError, TableMismatchError, UserError
-from nar_hw.latency.children import ChildFiles, ChildLoader, Layers, batch_of
+from nar_hw.latency.children import Layers, batch_of
+from nar_hw.latency.loader import ChildFiles, ChildLoader
 from nar_hw.latency.measure import device_meter
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable, shipped_tables

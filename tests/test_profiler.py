@@ -13,14 +13,15 @@ from scipy.linalg import null_space
 from scipy.stats import multivariate_normal
 from torch import nn
 
-from nar_hw.device.visits import FEWEST_ROUNDS, Clock, again, in_turn, normalised, typical
+from nar_hw.device.visits import FEWEST_ROUNDS, Clock, again, in_turn, normalised, twice, typical
 from nar_hw.errors import MeasurementError, RuntimeUnavailableError, UnknownNameError, UserError
 from nar_hw.latency import in_context
-from nar_hw.latency.children import ChildLoader, batch_of, children_at_once, clock_of, joined, measure
+from nar_hw.latency.children import batch_of, clock_of, joined, measure
 from nar_hw.latency.designs import contexts, orthogonal, profiled as profiled_children
 from nar_hw.latency.estimate import calibrate, mean_of_middle
 from nar_hw.latency.in_context import NOISES, SPREAD, Join, likely_noise
 from nar_hw.latency.journal import ChildTimes
+from nar_hw.latency.loader import ChildLoader, children_at_once
 from nar_hw.latency.profiler import _mixed, profile
 from nar_hw.latency.table import LatencyTable
 from nar_hw.models.info import ModelInfo
@@ -279,12 +280,8 @@ def test_a_few_children_at_a_time_give_the_same_as_all_at_once(space: SearchSpac
     archs = [space.incumbent, *ends(space), space.incumbent]
     found = {}
     for at_once in (1, 3):
-        with (
-            FakeRuntime.on(FakeDevice(noise=0.0, drift=0.3)),
-            ChildLoader(space, FAKE) as load,
-            load(space.incumbent) as reference,
-        ):
-            found[at_once] = measure(load, archs, reference, at_once=at_once, rounds=4)
+        with FakeRuntime.on(FakeDevice(noise=0.0, drift=0.3)), ChildLoader(space, FAKE) as load:
+            found[at_once] = measure(load, archs, load.incumbent, at_once=at_once, rounds=4)
     assert list(found[1].children) == archs[:3]
     for arch in archs:
         relative = [np.median(item.children[arch].whole) / np.median(item.reference) for item in found.values()]
@@ -316,10 +313,10 @@ def test_what_the_caches_hold_does_not_favour_children_by_their_place(
     space: SearchSpace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archs = [space.incumbent, *ends(space), (0, 1, 2, 0), (2, 0, 1, 1)]
-    monkeypatch.setattr("nar_hw.latency.children.runtime_class", lambda name: Warm)
+    monkeypatch.setattr("nar_hw.latency.loader.runtime_class", lambda name: Warm)
     device = FakeDevice(noise=0.0, drift=0.2, period_ms=3000.0)
-    with FakeRuntime.on(device), ChildLoader(space, FAKE) as load, load(space.incumbent) as reference:
-        found = measure(load, archs, reference, at_once=len(archs), rounds=8)
+    with FakeRuntime.on(device), ChildLoader(space, FAKE) as load:
+        found = measure(load, archs, load.incumbent, at_once=len(archs), rounds=8)
     exact = np.array([truth(space, arch, device) for arch in archs])
     ratio = np.array([np.median(found.children[arch].whole) for arch in archs]) / exact
     assert np.ptp(ratio) < 0.01 * ratio.mean()
@@ -396,6 +393,17 @@ def test_sessions_of_the_reference_take_turns() -> None:
     assert [[mark[0] for mark in found] for found in marks] == [[4, 5], [5, 3], [3, 4]]
 
 
+def test_networks_that_are_loaded_twice_take_turns() -> None:
+    first, second = ([Counted(1.0 + more) for more in range(3)] for _ in range(2))
+    rounds = list(in_turn(first, [], WALL, second=second, repeats=5, rounds=3))
+    assert [item.visits for item in (*first, *second)] == [[1, 5]] * 3 + [[5, 5]] * 3
+    assert [visit for visit, _ in rounds] == [[[item.ms] * 5 for item in first]] * 3
+    assert twice(2, 1.9, 1e6)
+    assert not twice(2, 2.1, 1e6), "loading takes over a second each"
+    assert not twice(1, 0.1, 1e6), "there is nothing to be compared with"
+    assert not twice(2, 0.1, 1e12), "there is no room"
+
+
 class Placed(FakeRuntime):
     """The earlier it is loaded, the slower it is: up to a fifth."""
 
@@ -412,11 +420,11 @@ class Placed(FakeRuntime):
 
 def test_a_place_in_memory_does_not_favour_children(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
     archs = [space.incumbent, *ends(space), (0, 1, 2, 0), (2, 0, 1, 1), (1, 0, 2, 2), (2, 2, 1, 0), (0, 0, 1, 2)]
-    monkeypatch.setattr("nar_hw.latency.children.runtime_class", lambda name: Placed)
+    monkeypatch.setattr("nar_hw.latency.loader.runtime_class", lambda name: Placed)
     monkeypatch.setattr(Placed, "loaded", 0)
     device = FakeDevice(noise=0.0)
-    with FakeRuntime.on(device), ChildLoader(space, FAKE) as load, load(space.incumbent) as reference:
-        found = measure(load, archs, reference, again=lambda: load(space.incumbent), at_once=len(archs), rounds=6)
+    with FakeRuntime.on(device), ChildLoader(space, FAKE) as load:
+        found = measure(load, archs, load.incumbent, at_once=len(archs), rounds=6)
     exact = np.array([truth(space, arch, device) for arch in archs]) / truth(space, space.incumbent, device)
     ratios = np.array([np.median(found.children[arch].whole) for arch in archs]) / np.median(found.reference) / exact
     assert ratios.mean() == pytest.approx(1, abs=0.01), "0.92 beside a reference that is loaded first and never again"
@@ -427,7 +435,7 @@ def test_batches_are_of_one_size_and_hold_their_share_of_all_children(space: Sea
     sizes: list[int] = []
     archs = list(itertools.islice(itertools.product((0, 1, 2), repeat=4), 11))
 
-    with FakeRuntime.on(FakeDevice()), ChildLoader(space, FAKE) as load, load(space.incumbent) as reference:
+    with FakeRuntime.on(FakeDevice()), ChildLoader(space, FAKE) as load:
 
         def watched(arch: Arch, profile: bool) -> Runtime:
             loaded.append(arch)
@@ -437,7 +445,7 @@ def test_batches_are_of_one_size_and_hold_their_share_of_all_children(space: Sea
             if len(loaded) not in sizes:
                 sizes.append(len(loaded))
 
-        measure(watched, archs, reference, at_once=5, rounds=2, tick=tick)
+        measure(watched, archs, load.incumbent, at_once=5, rounds=2, tick=tick)
     assert sizes == [0, 4, 8, 11]
     mixed = _mixed([(0,), (1,), (2,), (3,)], [(4,), (5,)])
     assert [sum(arch < (4,) for arch in half) for half in (mixed[:3], mixed[3:])] == [2, 2]

@@ -18,7 +18,7 @@ import numpy as np
 
 from nar_hw.device.hollow import filled
 from nar_hw.device.machine import cores, cpu, state, system
-from nar_hw.device.visits import LOADING_S, MARK_EVERY, Clock, Network, again, at_once, in_turn
+from nar_hw.device.visits import LOADING_S, MARK_EVERY, Clock, Network, again, at_once, in_turn, twice
 
 PLAN, PART, TIMES = "plan.json", "times.part", "times.json"
 
@@ -127,6 +127,7 @@ class _Session:
         """Measure the first of ``group``, as many as are loaded in time; returns them."""
         start = time.monotonic()
         networks: list[Network] = []
+        second: list[Network] = []
         references = [self.reference] if stage["reference"] and self.reference else []
         try:
             for number, child in enumerate(group):
@@ -136,11 +137,15 @@ class _Session:
                 if references and again(number, len(group), seconds):
                     references.append(self.loaded(self.plan["reference"]))
                 networks.append(self.loaded(child, profile=stage["profile"]))
+            weights = self.plan["weight_bytes"] * len(group)
+            if not stage["reference"] and twice(len(group), time.monotonic() - start, weights):
+                second = [self.loaded(child) for child in reversed(group)][::-1]
             where = {"stage": stage["name"], "members": group[: len(networks)]}
             rounds = in_turn(
                 networks,
                 references,
                 self.clock,
+                second=second,
                 repeats=self.repeats,
                 rounds=stage["rounds"],
                 tolerance=stage["tolerance"],
@@ -159,7 +164,7 @@ class _Session:
             ended = {**where, "layers": layers, "seconds": round(time.monotonic() - start, 3)}
             self.add({**ended, "rounds": [[line["visit"], line["mark"]] for line in profiled]} if profiled else ended)
         finally:
-            for network in (*networks, *references[1:]):
+            for network in (*networks, *second, *references[1:]):
                 network.close()
         return group[: len(networks)]
 

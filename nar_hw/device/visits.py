@@ -109,6 +109,7 @@ def in_turn(
     references: Sequence[Timed],
     clock: Clock,
     *,
+    second: Sequence[Timed] = (),
     repeats: int,
     rounds: int,
     tolerance: float = 0.0,
@@ -125,6 +126,7 @@ def in_turn(
         networks: loaded together.
         references: the network itself, loaded once or more (see `again`); none for no marks.
         clock: reads the times.
+        second: the networks loaded once more, visited in every second round; none where they are loaded once.
         repeats: runs of each visit.
         rounds: visits of each; fewer, but at least two, when the deadline comes first.
         tolerance: stop after FEWEST_ROUNDS or more when the times are known this well (see `settled`); 0 never.
@@ -135,12 +137,13 @@ def in_turn(
     visits = [visit for visit, _ in kept]
     tick(len(visits) * len(networks))
     for turn in (0, *range(len(visits) + 1, rounds + 1)):
+        loaded = second if second and turn % 2 else networks
         visit: list[list[float]] = [[] for _ in networks]
         mark: list[list[float]] = []
         for number, item in enumerate(random.Random(turn).sample(range(len(networks)), len(networks))):
             if turn and references and marked(number, len(networks)):
                 mark.append(clock.time_ms(references[(turn + len(mark)) % len(references)], repeats))
-            visit[item] = clock.time_ms(networks[item], repeats if turn else 1)
+            visit[item] = clock.time_ms(loaded[item], repeats if turn else 1)
             tick(1)
         if turn:
             visits.append(visit)
@@ -164,6 +167,15 @@ def again(number: int, networks: int, seconds: float) -> bool:
     too, where there are many ``networks`` and loading takes no longer than AGAIN_S each.
     """
     return networks >= 2 * MARK_EVERY and number in (networks // 2, networks - 1) and seconds <= AGAIN_S * number
+
+
+def twice(networks: int, seconds: float, weights: float) -> bool:
+    """Whether so many networks, loaded in ``seconds`` with so many bytes together, are to be loaded once more.
+
+    Where all are compared with each other there is no reference to be loaded again. The second time is in the opposite order:
+    on the whole none then comes before another.
+    """
+    return networks > 1 and seconds <= AGAIN_S * networks and weights < math.inf and at_once(math.ceil(weights)) > 1
 
 
 def normalised(runs: Floats) -> tuple[Floats, Floats]:

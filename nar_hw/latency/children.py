@@ -1,145 +1,35 @@
-"""Children as loaded networks, and their measurement: in turn, beside a reference, a few at a time.
+"""Children measured in turn, beside the network itself, a few at a time.
 
 Shape legend: rounds = visits that are kept, repeats = runs of one visit.
 """
 
-import itertools
 import math
 import time
-import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from nar_hw.device.visits import (
-    LOADING_S,
-    MARK_EVERY,
-    Clock,
-    again as again_before,
-    at_once as at_once_of,
-    in_turn,
-    normalised,
-    typical,
-)
+from nar_hw.device.visits import LOADING_S, MARK_EVERY, Clock, again, in_turn, normalised, typical
 from nar_hw.errors import MeasurementError
-from nar_hw.files import Scratch
 from nar_hw.latency.contention import Contention, Watch, together
 from nar_hw.latency.journal import Batch, ChildTimes, Journal
-from nar_hw.latency.meters import memory_of
 from nar_hw.latency.timing import check_samples, summarize
 from nar_hw.locks import measuring
 from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.runtimes.base import Runtime
-from nar_hw.space.space import SearchSpace
-from nar_hw.space.spec import Arch
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-    from torch import nn
-
-    from nar_hw.export.splice import ChildExporter
 
 Floats = npt.NDArray[np.float64]
 TOLERANCE = 0.02
 """Relative standard error of the children's times at which fewer rounds are enough."""
-WEIGHED = 16
-"""Children of which a loader measures the memory: each costs as much time as a visit."""
 K = TypeVar("K", bound=Hashable)
-
-
-class ChildFiles:
-    """Where loaders of the same space put their ONNX files, and what makes them: the network is exported once per batch size."""
-
-    def __init__(self, space: SearchSpace) -> None:
-        self._space = space
-        self._exporters: dict[tuple[int, bool], ChildExporter] = {}
-        self._numbers = itertools.count()
-        scratch = Scratch()
-        self._folder = Path(scratch.name)
-        self.close = weakref.finalize(self, scratch.cleanup)
-
-    def exporter(self, config: RuntimeConfig) -> "ChildExporter":
-        """For the batch size of ``config``, with the weights of all children in one file where its runtime can read that."""
-        from nar_hw.export.splice import ChildExporter  # pulls in onnx
-
-        key = (config.batch, runtime_class(config.runtime).shares_weights(config))
-        if key not in self._exporters:
-            weights_in = self._folder if key[1] else None
-            self._exporters[key] = ChildExporter(self._space, batch=config.batch, weights_in=weights_in)
-        return self._exporters[key]
-
-    def new(self) -> Path:
-        """A name for another file."""
-        return self._folder / f"{next(self._numbers)}.onnx"
-
-
-class ChildLoader:
-    """Loads children of a space in one runtime: ``loader(arch, profile)``; close it, or use it as a context.
-
-    Their weights do not matter and are those of the network where they fit. Runtimes that read ONNX files get them by
-    surgery on one export of the network.
-    """
-
-    def __init__(
-        self, space: SearchSpace, config: RuntimeConfig, files: ChildFiles | None = None, *, memory: bool = False
-    ) -> None:
-        """``files``: shared with other loaders of the same space; ``memory``: what the first children take is measured
-        (`Runtime.mib`)."""
-        self.space, self.config = space, config
-        self._runtime = runtime_class(config.runtime)
-        self._exporter: ChildExporter | None = None
-        self._opened = ExitStack()
-        self._used: Callable[[], float | None] = lambda: None
-        self._weighed = 0
-        if memory and not self._runtime.simulated:
-            self._used = self._opened.enter_context(memory_of(config))
-        if self._runtime.consumes == "onnx" and self._runtime.unavailable(config) is None:
-            self._files = files or ChildFiles(space)
-            self._exporter = self._files.exporter(config)
-            if files is None:
-                self._opened.callback(self._files.close)
-
-    def __call__(self, arch: Arch, profile: bool = False) -> Runtime:
-        """The child, loaded. Raises SpaceError, RuntimeUnavailableError."""
-        if self._exporter is None:
-            return self._loaded(self.space.build(arch), profile)
-        path = self._files.new()
-        self._exporter.export(arch, path)
-        if self.config.precision == "int8":
-            from nar_hw.export.quantize import to_int8
-
-            # Times do not depend on the ranges.
-            to_int8(path, path, np.random.default_rng(0).standard_normal((1, *self.space.input_shape), dtype=np.float32))
-        runtime = self._loaded(path, profile)
-        weakref.finalize(runtime, path.unlink, missing_ok=True)
-        return runtime
-
-    def _loaded(self, network: "nn.Module | Path", profile: bool) -> Runtime:
-        used = self._used if self._weighed < WEIGHED and not profile else lambda: None
-        before = used()
-        runtime = self._runtime(network, self.space.input_shape, self.config, profile=profile)
-        if before is not None:
-            runtime.time_ms(1)
-            after = used()
-            runtime.mib = None if after is None else max(0.0, after - before)
-            self._weighed += 1
-        return runtime
-
-    def close(self) -> None:
-        """Delete its own files; may be called twice."""
-        self._opened.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 @contextmanager
@@ -155,11 +45,6 @@ def alone(configs: Iterable[RuntimeConfig], progress: "Progress | None" = None) 
 def says(progress: "Progress | None") -> Callable[[str], None]:
     """What prints a line above the bars; nothing without them."""
     return lambda text: None if progress is None else progress.console.print(text, highlight=False, soft_wrap=True)
-
-
-def child_loader(space: SearchSpace, config: RuntimeConfig, files: ChildFiles | None = None) -> ChildLoader:
-    """What loads the children of ``space`` in the runtime of ``config``; several share their ``files``."""
-    return ChildLoader(space, config, files)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,9 +71,8 @@ class Measured(Generic[K]):
 def measure(
     load: Callable[[K, bool], Runtime],
     archs: Sequence[K],
-    reference: Runtime,
+    own: Callable[[], Runtime],
     *,
-    again: Callable[[], Runtime] | None = None,
     at_once: int,
     rounds: int,
     repeats: int | None = None,
@@ -210,8 +94,7 @@ def measure(
     Args:
         load: makes a runtime of (arch, whether it is profiled).
         archs: the children, or whatever ``load`` takes; one that comes twice is measured once.
-        reference: the network itself, loaded.
-        again: loads it once more, among the children: see `nar_hw.device.visits.again`.
+        own: loads the network itself, the reference: first, and again among the children (`nar_hw.device.visits.again`).
         at_once: how many children may be loaded at the same time.
         repeats: runs of each visit; by default about 12 ms of the reference, at least 5.
         rounds: visits of each child; fewer, but at least two, when the deadline comes first.
@@ -227,20 +110,20 @@ def measure(
         MeasurementError: times that are not positive, or that drift or split so that the reference does not cancel it.
     """
     distinct = list(dict.fromkeys(archs))
-    clock = clock_of(reference)
-    runs = _repeats(clock, reference)
     found = journal.batches(stage, distinct) if journal else []
     done = {arch for members, _ in found for arch in members}
     tick((rounds + 1) * len(done))
     missing = [arch for arch in distinct if arch not in done]
-    with Watch(reference.config, say) as watch:
+    with closing(own()) as reference, Watch(reference.config, say) as watch:
+        clock = clock_of(reference)
+        runs = _repeats(clock, reference)
         while missing:
             now = time.monotonic()
             batches = math.ceil(len(missing) / at_once)
             until = now + (deadline - now) / batches
             group = missing[: math.ceil(len(missing) / batches)]
             batch = _measure_batch(
-                load, group, reference, again, clock, rounds, repeats or runs, profile, until, tolerance, tick, watch
+                load, group, reference, own, clock, rounds, repeats or runs, profile, until, tolerance, tick, watch
             )
             group, missing = missing[: len(batch.children)], missing[len(batch.children) :]
             found.append((group, batch))
@@ -288,7 +171,7 @@ def _measure_batch(
     load: Callable[[K, bool], Runtime],
     archs: Sequence[K],
     reference: Runtime,
-    again: Callable[[], Runtime] | None,
+    own: Callable[[], Runtime],
     clock: Clock,
     rounds: int,
     repeats: int,
@@ -307,8 +190,8 @@ def _measure_batch(
             seconds = time.monotonic() - start
             if number >= MARK_EVERY and seconds > LOADING_S:
                 break
-            if again and again_before(number, len(archs), seconds):
-                references.append(stack.enter_context(closing(again())))
+            if again(number, len(archs), seconds):
+                references.append(stack.enter_context(closing(own())))
             runtimes.append(stack.enter_context(closing(load(arch, profile))))
 
         def visited(steps: int) -> None:
@@ -428,16 +311,6 @@ def _layers(runtime: str, profile: Sequence[dict[str, float]], factors: Floats, 
     table = np.array([[run.get(name, 0.0) for run in runs] for name in names])  # (nodes, rounds * repeats)
     visits = table.reshape(len(names), len(factors), repeats)[:, :, 1:] * factors[:, None]
     return {name: values.ravel() for name, values in zip(names, visits, strict=True)}
-
-
-def children_at_once(space: SearchSpace) -> int:
-    """How many children may be loaded at the same time on this machine."""
-    return at_once_of(weight_bytes(space))
-
-
-def weight_bytes(space: SearchSpace) -> int:
-    """What the network's weights take."""
-    return sum(parameter.nbytes for parameter in space.model.parameters())
 
 
 class Steps:

@@ -1,18 +1,22 @@
 """Energy beside time: what an inference of each operator costs, where the device has a meter.
 
 A meter counts the whole CPU or GPU, and so all that runs there. Each child keeps the device busy right after the network itself
-does, several times, and their ratio is kept: what both meet cancels out.
+does, several times, and their ratio is kept: what both meet cancels out. Its place in memory matters too (`visits.again`): where
+loading is quick, the network itself is loaded anew for each child, in turn before and after it.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nar_hw.device.visits import AGAIN_S
 from nar_hw.errors import MeasurementError, RuntimeUnavailableError
-from nar_hw.latency.children import Steps, alone, child_loader
+from nar_hw.latency.children import Steps, alone
 from nar_hw.latency.designs import held_out, profiled
+from nar_hw.latency.loader import ChildLoader
 from nar_hw.latency.meters import Gpu, cpu_energy_mj
 from nar_hw.latency.record import Energy
 from nar_hw.latency.regression import guess_by_work, least_squares
@@ -67,9 +71,9 @@ def measure_energy(
     designed = list(dict.fromkeys(profiled(space, table.method)))
     checked = held_out(space, HELD_OUT, exclude=designed, seed=table.method.seed + 1)
     archs = [*designed, *checked]
-    with alone([config], progress), meter_of(config) as own, child_loader(space, config) as load:
+    with alone([config], progress), meter_of(config) as own, ChildLoader(space, config) as load:
         tick = Steps(progress, "energy", len(archs))
-        network, ratios = _readings(load, space, archs, meter or own, tick)
+        network, ratios = _readings(load, archs, meter or own, tick)
     energies = {arch: network * ratio / config.batch for arch, ratio in ratios.items()}
     whole = {arch: energies[arch] for arch in designed}
     fit = least_squares(space, whole, guess_by_work(space, whole), spread=1.0, cached=False)
@@ -86,7 +90,7 @@ def measure_energy(
 
 
 def _readings(
-    load: Callable[[Arch, bool], Runtime], space: SearchSpace, archs: Sequence[Arch], meter: Meter, tick: Callable[[int], object]
+    load: ChildLoader, archs: Sequence[Arch], meter: Meter, tick: Callable[[int], object]
 ) -> tuple[float, dict[Arch, float]]:
     """mJ of a run of the network itself, and each child's share of it."""
 
@@ -101,9 +105,14 @@ def _readings(
         return found
 
     own, ratios = [], {}
-    with closing(load(space.incumbent, False)) as reference:
-        for arch in archs:
-            with closing(load(arch, False)) as child:
+    start = time.monotonic()
+    with closing(load.incumbent()) as first:
+        again = [load.space.incumbent] if time.monotonic() - start <= AGAIN_S else []
+        for number, arch in enumerate(archs):
+            turn = -1 if number % 2 else 1
+            with ExitStack() as stack:
+                loaded = [stack.enter_context(closing(load(key))) for key in [*again, arch][::turn]][::turn]
+                reference, child = [first, *loaded][-2:]
                 pairs = [(read(reference, "the network itself"), read(child, "a child")) for _ in range(ROUNDS)]
             own += [before for before, _ in pairs]
             ratios[arch] = float(np.median([after / before for before, after in pairs]))

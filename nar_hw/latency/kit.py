@@ -20,9 +20,10 @@ from nar_hw.device.measure import PLAN, checksum, same_version
 from nar_hw.errors import RunError, RuntimeUnavailableError, UserError, unknown_name
 from nar_hw.export.splice import ChildExporter
 from nar_hw.files import Scratch, atomic_folder, read_json, write_bytes, write_json, write_text
-from nar_hw.latency.children import TOLERANCE, Layers, Measured, batch_of, joined, weight_bytes
+from nar_hw.latency.children import TOLERANCE, Layers, Measured, batch_of, joined
 from nar_hw.latency.designs import held_out, profiled
 from nar_hw.latency.journal import Batch
+from nar_hw.latency.loader import weight_bytes
 from nar_hw.latency.profiler import METHODS, UNSEEN, space_hash, table_of
 from nar_hw.latency.programs import PROGRAMS, schedule, shell_script
 from nar_hw.latency.record import Method

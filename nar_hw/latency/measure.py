@@ -7,8 +7,9 @@ import numpy as np
 from rich.progress import Progress
 
 from nar_hw.errors import MeasurementError
-from nar_hw.latency.children import Steps, alone, child_loader, children_at_once, measure, says
+from nar_hw.latency.children import Steps, alone, measure, says
 from nar_hw.latency.device import differing, here
+from nar_hw.latency.loader import ChildLoader, children_at_once
 from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.timing import summarize
 from nar_hw.runtimes import RuntimeConfig
@@ -50,12 +51,11 @@ def measure_children(
         raise MeasurementError("at least one arch is needed, but there are none")
     valid = [space.validate(arch) for arch in archs]
     tick = Steps(progress, "measuring children", len(set(valid)) * (rounds + 1))
-    with alone([config], progress), child_loader(space, config) as load, load(space.incumbent) as reference:
+    with alone([config], progress), ChildLoader(space, config) as load:
         found = measure(
             load,
             valid,
-            reference,
-            again=lambda: load(space.incumbent),
+            load.incumbent,
             at_once=children_at_once(space),
             rounds=rounds,
             tick=tick,

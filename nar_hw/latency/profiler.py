@@ -15,13 +15,9 @@ from nar_hw.errors import MeasurementError, RuntimeUnavailableError, UserError, 
 from nar_hw.latency import in_context, isolated, regression
 from nar_hw.latency.children import (
     TOLERANCE,
-    ChildFiles,
-    ChildLoader,
     Measured,
     Steps,
     alone,
-    child_loader,
-    children_at_once,
     measure,
     p90_of,
     says,
@@ -31,6 +27,7 @@ from nar_hw.latency.designs import contexts, held_out, orthogonal
 from nar_hw.latency.device import MATTERS, fingerprint
 from nar_hw.latency.estimate import Estimate
 from nar_hw.latency.journal import Journal
+from nar_hw.latency.loader import ChildFiles, ChildLoader, children_at_once
 from nar_hw.latency.memory import fitted
 from nar_hw.latency.record import Entry, Method, TableSlot
 from nar_hw.latency.table import LatencyTable
@@ -46,7 +43,7 @@ from nar_hw.space.spec import Arch, OpSpec
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["METHODS", "ChildLoader", "child_loader", "profile"]
+__all__ = ["METHODS", "ChildLoader", "profile"]
 
 ROUNDS = 12
 WHOLE = 6
@@ -123,12 +120,10 @@ def profile(
         stack.enter_context(alone([config], progress))
         start = time.monotonic()
         load = stack.enter_context(ChildLoader(space, config, files, memory=True))
-        reference = stack.enter_context(load(space.incumbent))
         job = _Here(
             space=space,
             config=config,
             load=load,
-            reference=reference,
             rounds=rounds,
             tolerance=tolerance,
             budget_s=share,
@@ -223,8 +218,6 @@ class _Here:
     space: SearchSpace
     config: RuntimeConfig
     load: ChildLoader
-    reference: Runtime
-    """The network itself."""
     rounds: int
     tolerance: float
     budget_s: float
@@ -246,8 +239,7 @@ class _Here:
         return measure(
             load,
             keys,
-            self.reference,
-            again=lambda: self.load(self.space.incumbent),
+            self.load.incumbent,
             at_once=at_once,
             rounds=self.rounds,
             repeats=repeats,

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nar_hw.errors import TableError, UserError
-from nar_hw.latency.children import TOLERANCE, ChildFiles, Measured, Steps, alone, child_loader, children_at_once, measure, says
+from nar_hw.latency.children import TOLERANCE, Measured, Steps, alone, measure, says
 from nar_hw.latency.contention import together
 from nar_hw.latency.designs import held_out, profiled
 from nar_hw.latency.journal import Journal
+from nar_hw.latency.loader import ChildFiles, ChildLoader, children_at_once
 from nar_hw.latency.record import Pair, Reloaded, Validation
 from nar_hw.latency.table import LatencyTable
 from nar_hw.records import replace
@@ -86,25 +87,23 @@ def validate(
     with ExitStack() as stack:
         stack.enter_context(alone([config], progress))
         start = time.monotonic()
-        load = stack.enter_context(child_loader(space, config, files))
+        load = stack.enter_context(ChildLoader(space, config, files))
         deadline = math.inf if budget_s is None else start + budget_s
 
         def session(stage: str, archs: list[Arch], rounds: int) -> Measured[Arch]:
-            with load(space.incumbent) as reference:
-                return measure(
-                    load,
-                    archs,
-                    reference,
-                    again=lambda: load(space.incumbent),
-                    at_once=children_at_once(space),
-                    rounds=rounds,
-                    deadline=deadline,
-                    tolerance=tolerance,
-                    stage=stage,
-                    journal=journal,
-                    tick=Steps(progress, stage, (rounds + 1) * len(archs)),
-                    say=says(progress),
-                )
+            return measure(
+                load,
+                archs,
+                load.incumbent,
+                at_once=children_at_once(space),
+                rounds=rounds,
+                deadline=deadline,
+                tolerance=tolerance,
+                stage=stage,
+                journal=journal,
+                tick=Steps(progress, stage, (rounds + 1) * len(archs)),
+                say=says(progress),
+            )
 
         beside = measured is not None
         measured = measured or session("validation", archs, rounds)

@@ -6,7 +6,7 @@ from itertools import islice
 
 import torch
 
-from nar_hw.latency.children import child_loader
+from nar_hw.latency.loader import ChildLoader
 from nar_hw.latency.profiler import ROUNDS
 from nar_hw.latency.timing import summarize
 from nar_hw.records import Record
@@ -99,7 +99,7 @@ def _step_seconds(refinement: Refinement, network: torch.nn.Module, batch: int) 
 def _child_seconds(refinement: Refinement) -> tuple[float, float]:
     """Seconds to make and load the network in its runtime, and of one inference."""
     space = refinement.model.space()
-    with child_loader(space, refinement.config.conditions) as load:
+    with ChildLoader(space, refinement.config.conditions) as load:
         start = time.perf_counter()
         with load(space.incumbent) as loaded:
             seconds = time.perf_counter() - start

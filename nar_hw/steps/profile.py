@@ -6,9 +6,9 @@ from typing import Any
 
 from rich.progress import Progress
 
-from nar_hw.latency.children import ChildFiles
 from nar_hw.latency.device import here
 from nar_hw.latency.energy import measure_energy
+from nar_hw.latency.loader import ChildFiles
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.table import LatencyTable
 from nar_hw.latency.validate import validate, with_validation
