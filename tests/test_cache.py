@@ -180,7 +180,7 @@ def test_operators_that_differ_in_the_cache_are_no_ties() -> None:
 def test_entries_are_not_added_to_a_table_whose_entries_were_fitted_with_a_cache() -> None:
     more = SearchSpace.from_model(TinyResNet(), (3, 16, 16), operators=["conv3x3", "dwsep3x3", "max3x3", "avg3x3", "dwsep5x5"])
     with pytest.raises(
-        TableError, match=r"fitted with all its entries together: measure all of them with `nar-hw profile .*dwsep5x5"
+        TableError, match=r"fitted with all entries together: measure all of them with `nar-hw profile .*dwsep5x5"
     ) as caught:
         fill(table(), more)
     assert "--fill" not in str(caught.value)

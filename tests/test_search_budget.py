@@ -23,7 +23,7 @@ from nar_hw.search.strategies import STRATEGIES
 from nar_hw.space.flops import count_module
 from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import Arch, OpSpec
-from nar_hw.space.sums import Sums
+from nar_hw.space.sums import Bend, Sums
 from nar_hw.tasks import ClassificationTask
 from nar_hw.testing.strategies import CANDIDATES
 from tests.networks import SharedConv, TinyResNet
@@ -33,10 +33,10 @@ torch.set_num_threads(1)
 EVERY: list[Arch] = list(itertools.product(*CANDIDATES))
 
 
-def made_budget(seed: int, shares: tuple[float, ...], combine: str = "worst", cached: int = 0) -> Budget:
+def made_budget(seed: int, shares: tuple[float, ...], combine: str = "worst", cached: int = 0, bent: int = 0) -> Budget:
     """Costs of random entries; each target lies at its share of the way from the cheapest to the dearest arch.
 
-    The first ``cached`` costs are the lesser of two sums each.
+    The first ``cached`` costs are the lesser of two sums each; the last ``bent`` ones grow faster than their sums.
     """
     rng = np.random.default_rng(seed)
     costs = []
@@ -48,6 +48,8 @@ def made_budget(seed: int, shares: tuple[float, ...], combine: str = "worst", ca
         if number < cached:
             lighter = entries + rng.uniform(0, 0.4, entries.shape)
             sums = Sums(entries=np.stack([entries, lighter]), fixed=sums.fixed[0] - np.array([0, rng.uniform(0.4, 1.6)]))
+        if number >= len(shares) - bent:
+            sums = replace(sums, bend=Bend(per_ms=float(rng.uniform(0.05, 1)), at_ms=float(rng.uniform(0.1, 0.5))))
         cost = Cost(name=f"cost {number}", sums=sums, target=1.0)
         values = cost.of(EVERY)
         costs.append(replace(cost, target=float(values.min() + share * np.ptp(values))))
@@ -62,7 +64,8 @@ def within(budget: Budget) -> list[Arch]:
         ratios = []
         for cost in budget.costs:
             spent = [sum(entries[slot, code] for slot, code in enumerate(arch)) for entries in cost.sums.entries]
-            ratios.append(min(map(sum, zip(spent, cost.sums.fixed, strict=True))) / cost.target)
+            ms, bend = min(map(sum, zip(spent, cost.sums.fixed, strict=True))), cost.sums.bend
+            ratios.append((ms if bend is None else ms + bend.per_ms * (ms - bend.at_ms) ** 2) / cost.target)
         if all(sum(w * r for w, r in zip(row, ratios, strict=True)) <= 1 + 1e-9 for row in budget.mixes):
             found.append(arch)
     return found
@@ -71,12 +74,18 @@ def within(budget: Budget) -> list[Arch]:
 SHARES = st.lists(st.floats(0.05, 1), min_size=2, max_size=3).map(tuple)
 
 
-@given(seed=st.integers(0, 10_000), shares=SHARES, combine=st.sampled_from(["worst", "mean"]), cached=st.integers(0, 2))
-@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    shares=SHARES,
+    combine=st.sampled_from(["worst", "mean"]),
+    cached=st.integers(0, 2),
+    bent=st.integers(0, 2),
+)
+@settings(max_examples=80, deadline=None)
 def test_what_is_within_several_limits_is_found_or_refused(
-    seed: int, shares: tuple[float, ...], combine: str, cached: int
+    seed: int, shares: tuple[float, ...], combine: str, cached: int, bent: int
 ) -> None:
-    budget = made_budget(seed, shares, combine, cached)
+    budget = made_budget(seed, shares, combine, cached, bent)
     expected = within(budget)
     if not expected:
         with pytest.raises(TargetError, match=r"one arch must meet all targets, but none does: the nearest takes .*: raise one$"):

@@ -148,9 +148,9 @@ def test_the_hash_follows_what_predictions_depend_on() -> None:
 
 Change = Callable[[dict[str, Any]], Any]
 FAULTS: list[tuple[str, Change, str]] = [
-    ("no schema", lambda t: t.pop("schema"), "must have schema 5 or less, but has None"),
-    ("newer schema", lambda t: t.update(schema=7, nar_hw="3.1.0"), "schema 5 or less, but has 7, made by nar_hw 3.1.0: install"),
-    ("newer schema without a writer", lambda t: (t.update(schema=6), t.pop("nar_hw")), "install the latest nar-hw"),
+    ("no schema", lambda t: t.pop("schema"), "must have schema 6 or less, but has None"),
+    ("newer schema", lambda t: t.update(schema=7, nar_hw="3.1.0"), "schema 6 or less, but has 7, made by nar_hw 3.1.0: install"),
+    ("newer schema without a writer", lambda t: (t.update(schema=7), t.pop("nar_hw")), "install the latest nar-hw"),
     ("missing part", lambda t: t.pop("slots"), "must have 'slots'"),
     ("unknown part", lambda t: t.update(colour="red"), "unknown field 'colour'"),
     ("model", lambda t: t["network"].update(name=3), "network.name must be str, but is 3"),

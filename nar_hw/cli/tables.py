@@ -304,6 +304,7 @@ def outline(table: "LatencyTable") -> dict[str, Any]:
         "entries": len(table.entries),
         "fixed_ms": table.fixed_ms,
         "cache": cache and {"params": cache.params, "ms_per_million": cache.ms_per_million},
+        "bend": table.bend and {"per_ms": table.bend.per_ms, "at_ms": table.bend.at_ms},
         "incumbent_ms": table.incumbent_ms,
         "incumbent_mj": None if table.energy is None else table.energy.incumbent_mj,
         "energy_mape_percent": None if table.energy is None else table.energy.mape,
@@ -338,6 +339,12 @@ def show_outline(table: "LatencyTable", path: Path) -> None:
         lines.append(
             f"networks of less than {cache.params / 1e6:.3g} million parameters stay in the caches: they save "
             f"{cache.ms_per_million:.3g} ms for each million less"
+        )
+    if (bend := table.bend) is not None:
+        least, most = (bend.slope(bend.straight(ms)) for ms in table.bounds())
+        lines.append(
+            f"times grow faster than sums: an operator costs {least:.2f} times its entry in the fastest network, "
+            f"{most:.2f} times in the slowest"
         )
     if whole["mape_percent"] is not None:
         again = whole["noise_between_sessions_percent"]

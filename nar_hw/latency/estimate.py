@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from nar_hw.latency.record import Cache, Entry
 from nar_hw.space.spec import OpSpec
+from nar_hw.space.sums import Bend
 
 Floats = npt.NDArray[np.float64]
 
@@ -23,6 +24,8 @@ class Estimate:
     """Fields of the table's `Method` that this one has, numbers."""
     cache: Cache | None = None
     """What small networks save."""
+    bend: Bend | None = None
+    """How much faster than sums the times grow."""
 
 
 def half_width(values: Sequence[float], ms: float) -> float | None:

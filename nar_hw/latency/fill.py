@@ -45,7 +45,7 @@ def fill(
         progress: shows bars.
 
     Raises:
-        TableError: a table with a cache, which all entries were fitted with together.
+        TableError: a table with a cache or a bend, which all entries were fitted with together.
         TableMismatchError: another network, device or conditions.
         RuntimeUnavailableError, MeasurementError, RunError: as `profile`.
     """
@@ -54,11 +54,11 @@ def fill(
     lacking = table.lacking(space)
     if not lacking:
         return table
-    if table.cache is not None:
+    if not table.additive:
         names = sorted({name for slot in space.slots for name in (space.operators[code] for code in slot.candidates)})
         raise TableError(
-            "entries can be added to a table whose latencies are sums, but what small networks save in this one was fitted with "
-            f"all its entries together: measure all of them with `{table.profile_command(names)}`"
+            "entries can be added to a table whose latencies are sums, but by how much this one's are not was fitted with all "
+            f"entries together: measure all of them with `{table.profile_command(names)}`"
         )
     table.check_conditions(here(table.config))
     narrow = space.narrowed(

@@ -24,7 +24,7 @@ from nar_hw.latency.children import Measured
 from nar_hw.latency.estimate import Estimate, calibrate, mean_of_middle
 from nar_hw.latency.journal import ChildTimes
 from nar_hw.latency.record import Entry
-from nar_hw.latency.regression import contrast_errors, least_squares
+from nar_hw.latency.regression import Fit, bent_squares, contrast_errors, least_squares
 from nar_hw.space.space import SearchSpace, Site
 from nar_hw.space.spec import Arch, OpSpec
 
@@ -81,17 +81,22 @@ def estimate(space: SearchSpace, profiled: Measured[Arch], measured: Measured[Ar
         smallest=min(raw[spec] / nodes[spec] for spec in raw),
     )
     guess = {spec: scale * raw[spec] - overhead * nodes[spec] for spec in raw}
-    cache = least_squares(space, whole, guess, spread=SPREAD).cache
-    # Without what a cache saves children are sums again
-    sums = whole if cache is None else {arch: ms + cache.saved_by(space.names(arch)) for arch, ms in whole.items()}
-    fit = least_squares(space, whole, guess, spread=SPREAD, noise=likely_noise(space, sums, guess))
+
+    def fitted(times: Mapping[Arch, float], cached: bool) -> Fit:
+        cache = least_squares(space, times, guess, spread=SPREAD).cache if cached else None
+        # Without what a cache saves children are sums again
+        sums = times if cache is None else {arch: ms + cache.saved_by(space.names(arch)) for arch, ms in times.items()}
+        noise = likely_noise(space, sums, guess)
+        return least_squares(space, times, guess, spread=SPREAD, noise=noise, cached=cached)
+
+    fit = bent_squares(whole, fitted)
     errors = contrast_errors(space, fit)
     entries = {
         spec: _entry(spec, ms, errors[spec], [context.runs * scale for context in contexts[spec]], ms - scale * raw[spec])
         for spec, ms in fit.ms.items()
     }
     details = {"scale": scale, "overhead_ms": overhead, "residual_mape": fit.residual_mape}
-    return Estimate(entries=entries, fixed_ms=fit.fixed_ms, details=details, cache=fit.cache)
+    return Estimate(entries=entries, fixed_ms=fit.fixed_ms, details=details, cache=fit.cache, bend=fit.bend)
 
 
 def _slowdown(profiled: Measured[Arch], whole: Mapping[Arch, float], speed: float) -> float:

@@ -39,6 +39,7 @@ from nar_hw.runtimes.base import Runtime
 from nar_hw.space.network import require_memory
 from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import Arch, OpSpec
+from nar_hw.space.sums import Bend
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -367,6 +368,7 @@ def make_table(
         slots=slots,
         entries=tuple(_rounded(found.entries[spec]) for spec in specs),
         cache=None if found.cache is None else replace(found.cache, ms_per_million=_short(found.cache.ms_per_million)),
+        bend=None if found.bend is None else Bend(per_ms=_short(found.bend.per_ms), at_ms=_short(found.bend.at_ms)),
         fixed_ms=round(found.fixed_ms, 7),
         incumbent_ms=_short(float(np.median(measured.reference))),
         fingerprint=mark,

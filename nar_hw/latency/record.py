@@ -10,8 +10,8 @@ from nar_hw.latency.contention import Contention
 from nar_hw.records import Record
 from nar_hw.space.spec import INCUMBENT, OpSpec
 
-SCHEMA = 5
-"""The newest that is read. A table without cache, energy and memory is written as schema 4, which it is to the byte."""
+SCHEMA = 6
+"""The newest that is read. A table without what came later is written as schema 5 or 4, which it is to the byte."""
 
 Milliseconds = Annotated[float, Meta(gt=0)]
 Millijoules = Annotated[float, Meta(gt=0)]
@@ -223,18 +223,20 @@ def schema_2(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "schema": 2, **moved, "choices": choices}
 
 
-NEW = ("cache", "energy", "memory")
-"""Fields of schema 5."""
+NEW = (("bend",), ("cache", "energy", "memory"))
+"""Fields of schemas 6 and 5."""
 
 
 def oldest(content: dict[str, Any]) -> dict[str, Any]:
-    """The content of a table as schema 4 where it has nothing that was not in it."""
-    if any(content[name] is not None for name in NEW):
-        return content
-    return {key: value for key, value in {**content, "schema": 4}.items() if key not in NEW}
+    """The content of a table as schema 5 or 4 where it has nothing that was not in it."""
+    for schema, names in zip((5, 4), NEW, strict=True):
+        if any(content[name] is not None for name in names):
+            break
+        content = {key: value for key, value in {**content, "schema": schema}.items() if key not in names}
+    return content
 
 
-LATER = ("p90", "percentile", *NEW)
+LATER = ("p90", "percentile", *NEW[0], *NEW[1])
 """Fields that predictions depend on and that older tables do not have."""
 
 

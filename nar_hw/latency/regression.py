@@ -5,8 +5,8 @@ cannot be separated from the fixed part; there, a guess from each operator's wor
 """
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +17,24 @@ from nar_hw.latency.estimate import Estimate
 from nar_hw.latency.record import Cache, Entry
 from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import Arch, OpSpec
+from nar_hw.space.sums import Bend
 
 Floats = npt.NDArray[np.float64]
+
+SURE = 3.0
+"""Standard errors of a bend that are believed."""
+FEWEST = 16
+"""Children from which a bend is made."""
+BENDS = 3
+"""Fits to times that are made straight by the bend before."""
 
 
 def estimate(space: SearchSpace, measured: Measured[Arch]) -> Estimate:
     """Entries per operator spec, pooled over slots; beforehand, each is what its work suggests +- 100 %."""
     whole = {arch: float(np.median(times.whole)) for arch, times in measured.children.items()}
-    found = least_squares(space, whole, guess_by_work(space, whole), spread=1.0)
+    found = bent_squares(
+        whole, lambda times, cached: least_squares(space, times, guess_by_work(space, times), spread=1.0, cached=cached)
+    )
     archs = list(whole)
     used = np.array([[_calls(space, arch)[spec] > 0 for spec in found.ms] for arch in archs]).sum(axis=0)
     errors = contrast_errors(space, found)
@@ -32,7 +42,13 @@ def estimate(space: SearchSpace, measured: Measured[Arch]) -> Estimate:
         spec: _entry(spec, ms, errors[spec], int(n) * measured.rounds)
         for (spec, ms), n in zip(found.ms.items(), used, strict=True)
     }
-    return Estimate(entries=entries, fixed_ms=found.fixed_ms, details={"residual_mape": found.residual_mape}, cache=found.cache)
+    return Estimate(
+        entries=entries,
+        fixed_ms=found.fixed_ms,
+        details={"residual_mape": found.residual_mape},
+        cache=found.cache,
+        bend=found.bend,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +61,12 @@ class Fit:
     """(specs, specs) ms squared."""
     residual_mape: float
     """What is left over, in percent."""
+    sums: Floats
+    """(children,) ms, less what the cache saves."""
     cache: Cache | None
     """What small networks save, where that is seen."""
+    bend: Bend | None = None
+    """How much faster than sums the times grow: then all else is of times that were made straight."""
 
 
 def least_squares(
@@ -97,8 +117,44 @@ def least_squares(
         fixed_ms=float(found[len(specs)]),
         covariance=scatter**2 * covariance[: len(specs), : len(specs)],
         residual_mape=100 * float(np.mean(np.abs(residual))),
+        sums=problem.rows @ found,
         cache=None if place is None else Cache(params=round(place), ms_per_million=float(found[-1]), fixed=fixed, slots=slots),
     )
+
+
+def bent_squares(whole: Mapping[Arch, float], fitted: Callable[[Mapping[Arch, float], bool], Fit]) -> Fit:
+    """The fit to children (ms), bent where their times are seen to grow faster than sums.
+
+    Args:
+        whole: the children.
+        fitted: what makes a fit of straight times, and whether it may look for a cache.
+    """
+    plain = fitted(whole, True)
+    times = np.array(list(whole.values()))  # (children,)
+    bend = None if plain.cache else bend_of(plain.sums, times)
+    if bend is None:
+        return plain
+    for _ in range(BENDS):
+        straight = dict(zip(whole, map(float, bend.straight(times)), strict=True))
+        fit = fitted(straight, False)
+        bend = bend_of(fit.sums, times, sure=0.0)
+        if bend is None or fit.sums.min() < bend.lowest_ms:
+            return plain
+    left = bend.bent(fit.sums) / times - 1
+    return replace(fit, bend=bend, residual_mape=100 * float(np.mean(np.abs(left))))
+
+
+def bend_of(sums: Floats, times: Floats, *, sure: float = SURE) -> Bend | None:
+    """The bend from ``sums`` (children,) to ``times`` (children,), ms; None where it is not ``sure`` standard errors large."""
+    if len(sums) < FEWEST:
+        return None
+    at = float(sums.mean())
+    weight = 1 / np.sqrt(times)  # as in `least_squares`
+    left = np.stack([np.ones_like(sums), sums, (sums - at) ** 2], axis=1) * weight[:, None]
+    found = np.linalg.lstsq(left, times * weight)[0]
+    scatter = float(np.sum((left @ found - times * weight) ** 2)) / (len(sums) - len(found))
+    error = float(np.sqrt(scatter * np.linalg.inv(left.T @ left)[-1, -1]))
+    return Bend(per_ms=float(found[-1]), at_ms=at) if found[-1] > max(0.0, sure * error) else None
 
 
 def _calls(space: SearchSpace, arch: Arch) -> Counter[OpSpec]:

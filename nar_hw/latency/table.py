@@ -4,6 +4,7 @@ Shape legend: an arch holds one operator code per slot; a batch of archs is (N, 
 the least of R sums: one, or two where small networks stay in the caches.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -41,7 +42,7 @@ from nar_hw.models.info import ModelInfo
 from nar_hw.records import Record, as_record, changes, command, is_whole, plain, read_record, replace
 from nar_hw.runtimes.config import RuntimeConfig
 from nar_hw.space.spec import INCUMBENT, Arch
-from nar_hw.space.sums import Sums
+from nar_hw.space.sums import Bend, Sums
 from nar_hw.userfile import is_file_name
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ _CHUNK = 1 << 15  # archs predicted at a time: their codes stay in the cache
 
 
 class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
-    """Latency of every child of one search space: ``fixed_ms`` plus one entry per operator call, less what a cache saves."""
+    """Latency of every child of one search space: ``fixed_ms`` plus one entry per operator call, less what a cache saves, or bent
+    where times grow faster than that."""
 
     nar_hw: str = __version__
     """Version that measured it."""
@@ -77,6 +79,8 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
     entries: tuple[Entry, ...]
     cache: Cache | None = None
     """What small networks save; None where no cache shows in the times."""
+    bend: Bend | None = None
+    """How much faster than sums the latencies grow; None where that does not show in the times."""
     energy: Energy | None = None
     """What inferences cost in energy (latency/energy.py); None where that was not measured."""
     memory: Memory | None = None
@@ -116,6 +120,13 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
             raise TableError(f"the cache must know the parameters of each slot's candidates, but knows others: {_AGAIN}")
         if self.energy is not None and (count := len(self.energy.entries_mj)) != len(self.entries):
             raise TableError(f"energies must be those of the {len(self.entries)} entries, but there are {count}: {_AGAIN}")
+        if self.bend is not None and (least := float(self._known.fixed[0] + self._known.reserve[0, 0])) < self.bend.lowest_ms:
+            raise TableError(
+                f"latencies must grow with their sums, which begin at {least:.4g} ms, but the bend says so from "
+                f"{self.bend.lowest_ms:.4g} ms on only: {_AGAIN}"
+            )
+        if self.bend is not None and self.cache is not None:
+            raise TableError(f"a table must have a cache or a bend, but has both: {_AGAIN}")
         if (fastest := self.bounds()[0]) <= 0:
             raise TableError(f"the fastest arch must take more than 0 ms, but takes {fastest:.4g} ms: {_AGAIN}")
 
@@ -156,6 +167,7 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
             incumbent_ms=factor * self.incumbent_ms,
             entries=tuple(replace(entry, **{name: factor * getattr(entry, name) for name in times}) for entry in self.entries),
             cache=None if self.cache is None else replace(self.cache, ms_per_million=factor * self.cache.ms_per_million),
+            bend=None if self.bend is None else Bend(per_ms=self.bend.per_ms / factor, at_ms=self.bend.at_ms * factor),
             validation=None,
         )
 
@@ -189,7 +201,7 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def matrix(self) -> Floats:
-        """(slots, codes) milliseconds, without what a cache saves; NaN where the table has no entry."""
+        """(slots, codes) milliseconds, without cache and bend; NaN where the table has no entry."""
         return self._matrix([entry.ms for entry in self.entries])
 
     def _matrix(self, costs: Sequence[float]) -> Floats:
@@ -215,7 +227,7 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
     def sums(self) -> Sums:
         """The latency as the least of R sums, (R, slots, codes): NaN where the table has no entry."""
         if self.cache is None:
-            return Sums.one(self.matrix, self.fixed_ms)
+            return Sums(entries=self.matrix[None], fixed=np.array([self.fixed_ms]), bend=self.bend)
         # fixed + entries - rate * max(0, limit - params) is the lesser of fixed + entries and of this plus rate * params
         params = np.full_like(self.matrix, np.nan)
         for row, slot in zip(params, self.cache.slots, strict=True):
@@ -263,7 +275,7 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
             chunk = slice(start, start + _CHUNK)
             places = codes[chunk] + rows
             sums = [own.take(places).sum(axis=1) + fixed for own, fixed in zip(flat, self.sums.fixed, strict=True)]
-            predicted[chunk] = np.minimum.reduce(sums)  # (n, slots) -> (n,)
+            predicted[chunk] = self.sums.bent(np.minimum.reduce(sums))  # (n, slots) -> (n,)
         if np.isnan(predicted).any():
             cells = np.isnan(self.matrix)
             used = np.zeros_like(cells)
@@ -291,11 +303,11 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
         )
 
     def profile_command(self, operators: Iterable[str]) -> str:
-        """The command that adds ``operators`` to this table; where it has a cache, the one that measures all anew."""
+        """The command that adds ``operators`` to this table; where it is no sum alone, the one that measures all anew."""
         own = {name.rpartition(":")[2]: name for name in self.network.operators or () if is_file_name(name)}
         asked = tuple(own.get(name, name) for name in operators if name != INCUMBENT)
         words = [*replace(self.network, operators=asked).options(), *self.config.options()]
-        fill = ["--fill"] if self.cache is None else []
+        fill = ["--fill"] if self.additive else []
         return command("profile", *words, *fill, "-o", "table.json")
 
     def parse(self, text: str) -> Arch:
@@ -312,10 +324,19 @@ class LatencyTable(Record, frozen=True, kw_only=True, dict=True):
             codes.append(int(item) if is_whole(item) else self.operators.index(item))
         return tuple(codes)
 
+    @property
+    def additive(self) -> bool:
+        """Whether its latencies are sums, with neither cache nor bend."""
+        return self.cache is None and self.bend is None
+
     def bounds(self) -> tuple[float, float]:
-        """(fastest, slowest) milliseconds of any arch; exact, since the latency is the least of sums over slots."""
-        known = Sums(entries=np.where(np.isnan(self.sums.entries), np.inf, self.sums.entries), fixed=self.sums.fixed)
-        return known.least, known.most
+        """(fastest, slowest) milliseconds of any arch; exact, since the latency is the least of sums over slots, or bent."""
+        return self._known.least, self._known.most
+
+    @property
+    def _known(self) -> Sums:
+        """`sums`, infinite where the table has no entry."""
+        return dataclasses.replace(self.sums, entries=np.where(np.isnan(self.sums.entries), np.inf, self.sums.entries))
 
     def ties(self) -> dict[str, list[tuple[str, str]]]:
         """Slot -> pairs of operators that are equal within noise: they differ by less than their 95 % intervals together.

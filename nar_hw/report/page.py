@@ -194,6 +194,10 @@ def _sums(run: Run, slots: Sequence[SlotCost], measured: float | None, decimals:
         if any(saved):
             lines.append(("saved in the caches", 0 - saved[0], 0 - saved[1]))
         known = [total - ms for total, ms in zip(known, saved, strict=True)]
+    if (bend := run.table.bend) is not None:
+        more = [bend.bent(total) - total for total in known]
+        lines.append(("more than the sum", *more))
+        known = [total + ms for total, ms in zip(known, more, strict=True)]
     lines.append(("with all else: predicted", *known))
     if measured is not None and run.measured.baseline is not None:
         lines.append(("measured", run.measured.baseline, measured))

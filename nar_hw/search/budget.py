@@ -174,17 +174,30 @@ class Budget:
     @cached_property
     def nearest(self) -> Arch:
         """The arch with the least load."""
-        found = self._solve(np.zeros(self.admitted.shape), 1.0, np.inf)
-        assert found is not None
-        return found
+        cuts: list[Arch] = []
+        while True:
+            found = self._solve(np.zeros(self.admitted.shape), 1.0, np.inf, cuts=cuts)
+            assert found is not None
+            if not self._bends or found in cuts:
+                return min((found, *cuts), key=lambda arch: self.loads([arch])[0])
+            cuts.append(found)
 
     def best(self, scores: Floats, pairs: Floats | None = None) -> Arch:
         """The arch within the budget with the largest sum of ``scores`` (S, V) and ``pairs`` (S - 1, V, V)."""
         for load in (1 + ROUNDING, 1 - TOLERANCE):
-            found = self._solve(scores, 0.0, load, pairs)
-            if found is not None and self.loads([found])[0] <= 1 + ROUNDING:
-                return found
+            cuts: list[Arch] = []
+            while (found := self._solve(scores, 0.0, load, pairs, cuts)) is not None and found not in cuts:
+                if self.loads([found])[0] <= 1 + ROUNDING:
+                    return found
+                if not self._bends:
+                    break
+                cuts.append(found)
         return self.nearest
+
+    @property
+    def _bends(self) -> bool:
+        """Whether a cost is no sum: then what is solved are the limits of `_tangents`, which are wider."""
+        return any(cost.sums.bend is not None for cost in self.costs)
 
     @property
     def admitted(self) -> NDArray[np.bool_]:
@@ -195,19 +208,38 @@ class Budget:
     def relative(self) -> tuple[Floats, Floats]:
         """(C, M, S, V) entries, 0 for no candidates, and (C, M) fixed parts of the limits, relative to the targets.
 
-        An arch is within the limits where it is by one choice of a sum of each cost.
+        An arch is within the limits where it is by one choice of a sum of each cost; where costs are bent, such an arch may not
+        be within a mean of several.
         """
+        return self._tangents([cost.target for cost in self.costs])
+
+    def _tangents(self, at: Sequence[float]) -> tuple[Floats, Floats]:
+        """`relative` by tangents to the costs ``at`` (K,): they are the costs there, and no larger elsewhere."""
         entries, fixed = [], []
+        slopes = [cost.sums.slope(place) / cost.target for cost, place in zip(self.costs, at, strict=True)]
+        starts = [
+            place / cost.target - slope * cost.sums.limit(place)
+            for cost, place, slope in zip(self.costs, at, slopes, strict=True)
+        ]
         for choice in itertools.product(*(range(len(cost.sums)) for cost in self.costs)):
-            chosen = list(zip(self.costs, choice, strict=True))
-            parts = [np.where(self.admitted, cost.sums.entries[number], 0) / cost.target for cost, number in chosen]
+            chosen = list(zip(self.costs, choice, slopes, starts, strict=True))
+            parts = [np.where(self.admitted, cost.sums.entries[number], 0) * slope for cost, number, slope, _ in chosen]
             entries.append(np.tensordot(self.mixes, np.stack(parts), 1))
-            fixed.append(self.mixes @ np.array([cost.sums.fixed[number] / cost.target for cost, number in chosen]))
+            fixed.append(
+                self.mixes @ np.array([start + cost.sums.fixed[number] * slope for cost, number, slope, start in chosen])
+            )
         return np.stack(entries), np.stack(fixed)
 
-    def _solve(self, scores: Floats, weight: float, most: float, pairs: Floats | None = None) -> Arch | None:
-        """The arch with the largest sum of ``scores`` and ``pairs`` less ``weight`` times its load, which is at most ``most``."""
-        solved = (self._solve_one(*limits, scores, weight, most, pairs) for limits in zip(*self.relative, strict=True))
+    def _solve(
+        self, scores: Floats, weight: float, most: float, pairs: Floats | None = None, cuts: Sequence[Arch] = ()
+    ) -> Arch | None:
+        """The arch with the largest sum of ``scores`` and ``pairs`` less ``weight`` times its load, which is at most ``most``.
+
+        Loads are exact where no cost is bent and for each of ``cuts``, and no larger elsewhere (Kelley 1960).
+        """
+        known = [self.relative, *(self._tangents([float(cost.of([arch])[0]) for cost in self.costs]) for arch in cuts)]
+        entries, fixed = (np.concatenate(parts, axis=1) for parts in zip(*known, strict=True))
+        solved = (self._solve_one(*limits, scores, weight, most, pairs) for limits in zip(entries, fixed, strict=True))
         found = [item for item in solved if item is not None]
         return max(found, key=lambda item: item[0])[1] if found else None
 

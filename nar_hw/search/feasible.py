@@ -6,7 +6,7 @@ Shape legend: N archs, R sums, S slots, V operator codes. Costs are milliseconds
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -75,7 +75,7 @@ class Feasible:
                 f"{position} ({space.slots[position].name}): profile this space again"
             )
         candidates = tuple(slot.candidates for slot in space.slots)
-        feasible = cls(candidates=candidates, cost=Sums(entries=entries, fixed=known.fixed), target_ms=target_ms)
+        feasible = cls(candidates=candidates, cost=replace(known, entries=entries), target_ms=target_ms)
         probes = np.array([[codes[turn % len(codes)] for codes in candidates] for turn in range(8)])
         predicted = np.asarray(table.predict(probes), dtype=np.float64)
         if not np.allclose(predicted, feasible.latency_ms(probes), rtol=1e-6):
@@ -95,7 +95,7 @@ class Feasible:
     @property
     def budget_ms(self) -> Floats:
         """(R,) what the operators of all slots may add to each sum, with the slack for rounding."""
-        return self.target_ms - self.cost.fixed + abs(self.target_ms) * ROUNDING
+        return self.cost.limit(self.target_ms) - self.cost.fixed + abs(self.target_ms) * ROUNDING
 
     @property
     def bounds_ms(self) -> tuple[float, float]:

@@ -93,7 +93,7 @@ class GradientStrategy(Strategy):
     def _over(self, shares: Tensor) -> Tensor:
         """The loss that the expected latency is worth, for (S, V) shares of the operators: 0 under the target."""
         sums = torch.from_numpy(self.feasible.cost.fixed) + (shares * self._cost).sum(dim=(1, 2))  # (R,)
-        return self.latency_weight * (sums.min() / self.feasible.target_ms - 1).clamp_min(0)
+        return self.latency_weight * (sums.min() / self.feasible.cost.limit(self.feasible.target_ms) - 1).clamp_min(0)
 
     def _log_probs(self) -> Tensor:
         return self.logits.masked_fill(~self._open, -torch.inf).log_softmax(dim=1)
