@@ -264,9 +264,9 @@ def growth(progress: Progress) -> list[dict[str, Any]]:
             {
                 "slots": len(space.slots),
                 "operators": max(len(slot.candidates) for slot in space.slots),
-                "rounds": found["rounds"],
-                "children": found["children"],
-                "seconds": found["seconds"],
+                "rounds": found.rounds,
+                "children": found.children,
+                "seconds": found.seconds,
                 "children for least squares": len(orthogonal(space, seed=SEED)) + 1,
             }
         )

@@ -113,18 +113,30 @@ def _latency() -> str:
     for case in _result("latency_table.json")["cases"]:
         if "in-context" not in case["methods"]:
             continue
-        found, noise = case["methods"]["in-context"], case["noise floor"]
+        found, noise, sessions = case["methods"]["in-context"], case["noise floor"], case["two sessions"]
         rows.append(
             [
                 case["case"].replace("_", " "),
-                f"{noise['mape']:.1f} %",
+                f"{noise['mape']:.1f} / {sessions['mape']:.1f} %",
                 f"{found['mape']:.1f} %",
+                f"{found['mape'] / noise['mape']:.1f} / {found['mape'] / sessions['mape']:.1f}",
+                f"{found['network']:+.1f} %",
                 f"{100 * found['within_10']:.0f} %",
-                f"{found['spearman']:.3f}",
+                f"{found['spearman']:.3f} / {noise['spearman']:.3f}",
                 f"{found['seconds']:.0f} s",
             ]
         )
-    return _rows(["network, runtime", "noise", "error (MAPE)", "within 10 %", "rank correlation", "time to profile"], rows)
+    titles = [
+        "network, runtime",
+        "noise: rounds / sessions",
+        "error (MAPE)",
+        "beside the noise",
+        "the network itself",
+        "within 10 %",
+        "ranks / of two halves",
+        "time to profile",
+    ]
+    return _rows(titles, rows)
 
 
 def _methods() -> str:
@@ -181,15 +193,17 @@ FORMS = {
 
 
 def _cache() -> str:
-    """Tables as sums and with a cache."""
+    """Tables as sums, and with a cache or a bend."""
     rows = []
     for name, case in _result("cache.json")["cases"].items():
         known, alone = case["tables"]["as made"], case["tables"]["as a sum"]
-        seen = "none" if case["cache"] is None else f"{case['cache']['mib']:.1f} MiB"
+        cache, bend = case["cache"], case["bend"]
+        seen = "nothing" if bend is None else f"{bend['fastest']:.2f} to {bend['network']:.2f} times the entries"
+        seen = seen if cache is None else f"saves below {cache['mib']:.1f} MiB"
         weights = " to ".join(f"{mib:.1f}" for mib in case["weights_mib"])
         both = [f"{item['mape']:.1f} % / {item['max_error']:.0f} %" for item in (alone, known)]
         rows.append([name.replace("_", " "), f"{weights} MiB", seen, f"{case['floor_mape']:.1f} %", *both])
-    titles = ["network, runtime", "weights", "cache seen", "noise", "error as a sum, mean / largest", "with the cache"]
+    titles = ["network, runtime", "weights", "seen", "noise", "error as a sum, mean / largest", "as made"]
     return _rows(titles, rows)
 
 
@@ -207,25 +221,6 @@ def _forms() -> str:
         for form, title in FORMS.items()
     ]
     return _rows(["form", *(name.replace("_", " ") for name in cases)], rows)
-
-
-def _error() -> str:
-    """In-context tables alone."""
-    rows = []
-    for case in _result("latency_error.json")["cases"]:
-        found, noise = case["methods"]["in-context"], case["noise floor"]["mape"]
-        rows.append(
-            [
-                case["case"].replace("_", " "),
-                f"{found['mape']:.1f} %",
-                f"{noise:.1f} %",
-                f"{found['mape'] / noise:.2f}",
-                f"{100 * found['within_10']:.0f} %",
-                f"{found['spearman']:.3f} / {case['noise floor']['spearman']:.3f}",
-            ]
-        )
-    titles = ["network, runtime", "error", "noise", "ratio", "within 10 %", "ranks / of two halves"]
-    return _rows(titles, rows)
 
 
 def _speed() -> str:
@@ -624,7 +619,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "cache": _cache,
     "forms": _forms,
     "contention": _contention,
-    "error": _error,
     "speed": _speed,
     "copies": _copies,
     "strategies": _strategies,
