@@ -24,7 +24,7 @@ from nar_hw.latency.children import Measured
 from nar_hw.latency.estimate import Estimate, calibrate, mean_of_middle
 from nar_hw.latency.journal import ChildTimes
 from nar_hw.latency.record import Entry
-from nar_hw.latency.regression import Fit, bent_squares, contrast_errors, least_squares
+from nar_hw.latency.regression import Fit, bent_squares, contrast_errors, counted, least_squares, whole_ms
 from nar_hw.space.space import SearchSpace, Site
 from nar_hw.space.spec import Arch, OpSpec
 
@@ -72,7 +72,7 @@ def estimate(space: SearchSpace, profiled: Measured[Arch], measured: Measured[Ar
     raw = {spec: mean_of_middle([context.ms for context in found]) for spec, found in contexts.items()}
     nodes = {spec: float(np.mean([context.nodes for context in found])) for spec, found in contexts.items()}
     used = [[spec for _, _, spec in space.specs(arch)] for arch in profiled.children]
-    whole = {arch: float(np.median(times.whole)) for arch, times in measured.children.items()}
+    whole = whole_ms(space, measured)
     _, scale, overhead = calibrate(
         np.array([whole[arch] for arch in profiled.children]),
         np.array([sum(raw[spec] for spec in specs) for specs in used]),
@@ -118,7 +118,7 @@ def likely_noise(space: SearchSpace, whole: Mapping[Arch, float], guess: Mapping
     entries = SPREAD**2 * guessed @ guessed.T
 
     def likelihood(noise: float) -> float:
-        covariance = entries + np.diag(noise**2 * times * times.mean())
+        covariance = entries + np.diag(noise**2 * times * times.mean() / counted(space, whole))
         inverse = np.linalg.inv(covariance)
         fixed = inverse.sum(axis=0)
         inverse -= np.outer(fixed, fixed) / fixed.sum()

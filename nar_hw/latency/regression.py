@@ -5,7 +5,7 @@ cannot be separated from the fixed part; there, a guess from each operator's wor
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,8 @@ from nar_hw.space.sums import Bend
 
 Floats = npt.NDArray[np.float64]
 
+OWN = 4.0
+"""Where a network lies in memory moves its time by more than its visits do; the reference is loaded thrice, beside the child."""
 SURE = 3.0
 """Standard errors of a bend that are believed."""
 FEWEST = 16
@@ -31,7 +33,7 @@ BENDS = 3
 
 def estimate(space: SearchSpace, measured: Measured[Arch]) -> Estimate:
     """Entries per operator spec, pooled over slots; beforehand, each is what its work suggests +- 100 %."""
-    whole = {arch: float(np.median(times.whole)) for arch, times in measured.children.items()}
+    whole = whole_ms(space, measured)
     found = bent_squares(
         whole, lambda times, cached: least_squares(space, times, guess_by_work(space, times), spread=1.0, cached=cached)
     )
@@ -99,7 +101,7 @@ def least_squares(
     problem = Problem(
         rows=rows[:-1],
         times=times,
-        noise=noise * np.sqrt(times * times.mean()),
+        noise=noise * np.sqrt(times * times.mean() / counted(space, whole)),
         known=np.concatenate([np.diag(1 / (spread * prior)), np.zeros((len(prior), 1))], axis=1),
         right=np.full(len(specs), 1 / spread),
         lowest=np.append(0.01 * prior, 0.0),
@@ -155,6 +157,17 @@ def bend_of(sums: Floats, times: Floats, *, sure: float = SURE) -> Bend | None:
     scatter = float(np.sum((left @ found - times * weight) ** 2)) / (len(sums) - len(found))
     error = float(np.sqrt(scatter * np.linalg.inv(left.T @ left)[-1, -1]))
     return Bend(per_ms=float(found[-1]), at_ms=at) if found[-1] > max(0.0, sure * error) else None
+
+
+def whole_ms(space: SearchSpace, measured: Measured[Arch]) -> dict[Arch, float]:
+    """Milliseconds of each child; of the network itself by its visits as the reference, which are many more."""
+    whole = {arch: float(np.median(times.whole)) for arch, times in measured.children.items()}
+    return {arch: float(np.median(measured.reference)) if arch == space.incumbent else ms for arch, ms in whole.items()}
+
+
+def counted(space: SearchSpace, archs: Iterable[Arch]) -> Floats:
+    """(children,) as how many children each counts: the network itself as the `OWN` places in which it is loaded."""
+    return np.array([OWN if arch == space.incumbent else 1.0 for arch in archs])
 
 
 def _calls(space: SearchSpace, arch: Arch) -> Counter[OpSpec]:
