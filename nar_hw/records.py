@@ -214,7 +214,8 @@ def as_record(
         found = _at(value, steps)
         if rule.startswith("Invalid enum value"):
             known = list(map(str, get_args(_type_at(kind, steps))))
-            raise UnknownNameError(f"{begin(steps)}: {unknown_name(str(steps[-1]), str(found), known)}") from None
+            unknown_error = UnknownNameError if issubclass(UnknownNameError, error) else error
+            raise unknown_error(f"{begin(steps)}: {unknown_name(str(steps[-1]), str(found), known)}") from None
         unknown = re.search(r"unknown field `(.*)`", rule)
         begun = begin([*steps, unknown[1]] if unknown else steps)
         raise error(f"{begun}: {_broken(rule, field, found, _type_at(kind, steps))}: {fix}") from None

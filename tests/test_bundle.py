@@ -423,6 +423,11 @@ def test_a_bit_flipped_or_truncated_manifest_is_either_fine_or_a_clear_error(
     assert "\n" not in refusal(copy)
 
 
+def test_a_manifest_of_an_unknown_task_is_a_damaged_bundle(copy: Path) -> None:
+    edit(copy, lambda manifest: manifest.update(task="classific`tion"))
+    assert "unknown task 'classific`tion': use one of classification" in refusal(copy)
+
+
 def test_verification_finds_a_network_whose_numbers_are_off(copy: Path) -> None:
     proto = onnx.load(copy / "model.onnx")
     weight = next(item for item in proto.graph.initializer if item.name == "fc.weight")

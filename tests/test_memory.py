@@ -1,7 +1,9 @@
 """Memory beside time: the line that is fitted, what is read, and the limit in a search."""
 
+import gc
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from nar_hw.errors import TableError, UserError
 from nar_hw.latency.cache import parameters
 from nar_hw.latency.children import Measured
 from nar_hw.latency.journal import ChildTimes
-from nar_hw.latency.loader import ChildLoader
+from nar_hw.latency.loader import ChildLoader, uncollected
 from nar_hw.latency.memory import fitted
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.record import Memory
@@ -140,6 +142,35 @@ def test_the_weights_of_a_child_are_seen_when_it_is_loaded(runtime: str) -> None
     assert 7 < seen["network"] - seen["light"] < 30
     with ChildLoader(space, RuntimeConfig(runtime=runtime)) as load, load(space.incumbent) as child:
         assert child.mib is None
+
+
+def test_what_was_there_before_is_not_given_back_while_a_child_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Garbage of 16 MiB, which the first allocation of the load would collect."""
+    space = SearchSpace.from_model(Wide(), (3, 8, 8), operators=("conv3x3", "max3x3"))
+    left = [torch.ones(2**22)]
+    thresholds = gc.get_threshold()
+    with ChildLoader(space, RuntimeConfig(runtime="torch_eager"), memory=True) as load:
+        load(space.incumbent).close()
+        settled = load._used
+        assert settled is not None
+
+        def used() -> float | None:
+            if not left:
+                return settled()
+            with uncollected():  # it is there when the memory is read
+                garbage: list[Any] = [left.pop()]
+                garbage.append(garbage)
+                del garbage
+                return settled()
+
+        monkeypatch.setattr(load, "_used", used)
+        gc.set_threshold(1)
+        try:
+            with load(space.incumbent) as child:
+                assert child.mib is None or child.mib > 7
+        finally:
+            gc.set_threshold(*thresholds)
+    assert gc.isenabled()
 
 
 def test_a_table_tells_the_memory_that_it_knows(tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ def test_a_rule_of_the_record_raises_its_own_error() -> None:
 def test_a_name_of_a_fixed_choice_is_named_with_the_choices() -> None:
     value = {"name": "m", "input_shape": [3, 8, 8], "num_classes": 2, "manner": "blocks"}
     with pytest.raises(UnknownNameError, match=r"^here: unknown manner 'blocks': use one of block"):
+        as_record(value, ModelInfo, where="here", error=UserError)
+    with pytest.raises(RunError, match=r"^here: unknown manner 'blocks': use one of block"):
         as_record(value, ModelInfo, where="here")
 
 

@@ -1,9 +1,10 @@
 """Children of a space as loaded networks."""
 
+import gc
 import itertools
 import weakref
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -24,6 +25,18 @@ if TYPE_CHECKING:
 
 WEIGHED = 16
 """Children of which a loader measures the memory: each costs as much time as a visit."""
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without garbage collection, which would give back memory of what was there before."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class ChildFiles:
@@ -68,7 +81,7 @@ class ChildLoader:
         self._runtime = runtime_class(config.runtime)
         self._exporter: ChildExporter | None = None
         self._opened = ExitStack()
-        self._used: Callable[[], float | None] = lambda: None
+        self._used: Callable[[], float | None] | None = None
         self._weighed = 0
         if memory and not self._runtime.simulated:
             self._used = self._opened.enter_context(memory_of(config))
@@ -98,14 +111,15 @@ class ChildLoader:
         return self(self.space.incumbent)
 
     def _loaded(self, network: "nn.Module | Path", profile: bool) -> Runtime:
-        used = self._used if self._weighed < WEIGHED and not profile else lambda: None
-        before = used()
-        runtime = self._runtime(network, self.space.input_shape, self.config, profile=profile)
-        if before is not None:
+        if self._used is None or self._weighed >= WEIGHED or profile:
+            return self._runtime(network, self.space.input_shape, self.config, profile=profile)
+        with uncollected():
+            before = self._used()
+            runtime = self._runtime(network, self.space.input_shape, self.config)
             runtime.time_ms(1)
-            after = used()
-            runtime.mib = None if after is None else max(0.0, after - before)
-            self._weighed += 1
+            after = self._used()
+        runtime.mib = None if before is None or after is None else max(0.0, after - before)
+        self._weighed += 1
         return runtime
 
     def close(self) -> None:
