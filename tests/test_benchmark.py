@@ -32,6 +32,7 @@ from nar_hw.space.space import SearchSpace
 from nar_hw.steps.bench import bench_bundles
 from tests.bundles import exported
 from tests.networks import TinyResNet
+from tests.test_profiler import Placed
 
 SHAPE = (3, 8, 8)
 FAKE = RuntimeConfig(runtime="fake")
@@ -114,20 +115,6 @@ def test_everything_is_visited_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(set(order[:6])) == 6
     # The first run of a visit is left out.
     assert [item.n for item in rows] == [4 * (repeats - 1) for _, repeats in visits[:3]]
-
-
-class Placed(FakeRuntime):
-    """The earlier it is loaded, the slower it is."""
-
-    loaded = 0
-
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self.slow = 1.2 - 0.02 * Placed.loaded
-        Placed.loaded += 1
-
-    def time_ms(self, repeats: int) -> list[float]:
-        return [self.slow * ms for ms in super().time_ms(repeats)]
 
 
 @pytest.mark.parametrize(

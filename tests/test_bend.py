@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings, strategies as st
 
 from nar_hw import profile
 from nar_hw.cli.tables import outline, show_outline
 from nar_hw.errors import TableError
 from nar_hw.latency.children import Measured
-from nar_hw.latency.designs import contexts
 from nar_hw.latency.fill import fill
 from nar_hw.latency.journal import ChildTimes
 from nar_hw.latency.regression import FEWEST, Fit, bent_squares, counted, estimate, least_squares, whole_ms
@@ -27,14 +25,9 @@ from nar_hw.space.space import SearchSpace
 from nar_hw.space.spec import Arch, OpSpec
 from nar_hw.space.sums import Bend, Sums
 from tests.networks import TinyResNet
-from tests.test_cache import table as cached
+from tests.test_cache import CHILDREN, EVERY, SPACE, SPECS, table as cached
 from tests.test_table import for_space, made
 
-torch.manual_seed(0)
-SPACE = SearchSpace.from_model(TinyResNet(), (3, 16, 16), operators=["conv3x3", "dwsep3x3", "max3x3", "avg3x3"])
-EVERY: list[Arch] = list(itertools.product(*(slot.candidates for slot in SPACE.slots)))
-CHILDREN = list(dict.fromkeys(contexts(SPACE, replicates=7, seed=0)))
-SPECS = list(dict.fromkeys(spec for arch in EVERY for _, _, spec in SPACE.specs(arch)))
 FIXED_MS = 0.1
 BEND = Bend(per_ms=0.8, at_ms=0.5)
 

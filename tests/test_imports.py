@@ -10,7 +10,7 @@ import nar_hw
 ROOT = Path(nar_hw.__file__).parent
 ORDER = [
     ["device"],
-    ["_version", "errors", "files", "locks", "records", "userfile"],
+    ["_version", "errors", "files", "garbage", "locks", "records", "userfile"],
     ["space"],
     ["models"],
     ["distributed"],

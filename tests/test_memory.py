@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 from nar_hw.cli.app import app
 from nar_hw.errors import TableError, UserError
+from nar_hw.garbage import collector_paused
 from nar_hw.latency.cache import parameters
 from nar_hw.latency.children import Measured
 from nar_hw.latency.journal import ChildTimes
-from nar_hw.latency.loader import ChildLoader, uncollected
+from nar_hw.latency.loader import ChildLoader
 from nar_hw.latency.memory import fitted
 from nar_hw.latency.profiler import profile
 from nar_hw.latency.record import Memory
@@ -157,7 +158,7 @@ def test_what_was_there_before_is_not_given_back_while_a_child_is_loaded(monkeyp
         def used() -> float | None:
             if not left:
                 return settled()
-            with uncollected():  # it is there when the memory is read
+            with collector_paused():  # it is there when the memory is read
                 garbage: list[Any] = [left.pop()]
                 garbage.append(garbage)
                 del garbage

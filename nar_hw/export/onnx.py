@@ -6,7 +6,6 @@ OpenVINO are joined to the slots of a search space through these names.
 Shape legend: B images, C channels, H height, W width.
 """
 
-import gc
 import inspect
 import io
 import logging
@@ -27,6 +26,7 @@ from nar_hw.errors import ExportError
 from nar_hw.export.graph import clean, fold_norms, node_path, pad_last_windows, plain_equations
 from nar_hw.export.leaves import emit
 from nar_hw.files import write_bytes
+from nar_hw.garbage import collector_paused
 from nar_hw.space.network import flat, inference_copy, named_outputs, require_memory, run
 from nar_hw.userfile import described, user_code
 
@@ -84,19 +84,7 @@ def export_onnx(
     write_model(proto, Path(path))
 
 
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """No search for garbage meanwhile: the exporter's many small objects would let it go through all of torch's each time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@_collector_paused()
+@collector_paused()
 def traced(
     model: nn.Module,
     input_shape: tuple[int, int, int],

@@ -1,10 +1,9 @@
 """Children of a space as loaded networks."""
 
-import gc
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from nar_hw.device.visits import at_once
 from nar_hw.files import Scratch
+from nar_hw.garbage import collector_paused
 from nar_hw.latency.meters import memory_of
 from nar_hw.runtimes import RuntimeConfig, runtime_class
 from nar_hw.runtimes.base import Runtime
@@ -25,18 +25,6 @@ if TYPE_CHECKING:
 
 WEIGHED = 16
 """Children of which a loader measures the memory: each costs as much time as a visit."""
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Without garbage collection, which would give back memory of what was there before."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class ChildFiles:
@@ -113,7 +101,7 @@ class ChildLoader:
     def _loaded(self, network: "nn.Module | Path", profile: bool) -> Runtime:
         if self._used is None or self._weighed >= WEIGHED or profile:
             return self._runtime(network, self.space.input_shape, self.config, profile=profile)
-        with uncollected():
+        with collector_paused():
             before = self._used()
             runtime = self._runtime(network, self.space.input_shape, self.config)
             runtime.time_ms(1)
