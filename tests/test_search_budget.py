@@ -106,6 +106,18 @@ def test_what_is_within_several_limits_is_found_or_refused(
     assert budget.loads([budget.nearest])[0] == pytest.approx(loads.min(), rel=1e-5)
 
 
+@pytest.mark.parametrize("combine", ["worst", "mean"])
+def test_a_target_that_no_sum_has_is_refused(combine: str) -> None:
+    budget = made_budget(0, (0.5, 0.5), combine, bent=2)
+    bend = Bend(per_ms=1.0, at_ms=1.5)
+    costs = tuple(replace(cost, sums=replace(cost.sums, bend=bend), target=0.5) for cost in budget.costs)
+    assert bend.straight(0.5) == -np.inf
+    budget = replace(budget, costs=costs)
+    with pytest.raises(TargetError, match=r"one arch must meet all targets, but none does: the nearest takes"):
+        _ = budget.feasible
+    assert budget.loads([budget.nearest])[0] == pytest.approx(budget.loads(EVERY).min(), rel=1e-5)
+
+
 @pytest.mark.parametrize("cached", [0, 2])
 def test_samples_are_uniform(cached: int) -> None:
     budget = made_budget(1, (0.4, 0.4), cached=cached)

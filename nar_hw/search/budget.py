@@ -216,10 +216,12 @@ class Budget:
     def _tangents(self, at: Sequence[float]) -> tuple[Floats, Floats]:
         """`relative` by tangents to the costs ``at`` (K,): they are the costs there, and no larger elsewhere."""
         entries, fixed = [], []
-        slopes = [cost.sums.slope(place) / cost.target for cost, place in zip(self.costs, at, strict=True)]
+        # No sum has a latency that is too low
+        places = [max(place, cost.sums.least) for cost, place in zip(self.costs, at, strict=True)]
+        slopes = [cost.sums.slope(place) / cost.target for cost, place in zip(self.costs, places, strict=True)]
         starts = [
             place / cost.target - slope * cost.sums.limit(place)
-            for cost, place, slope in zip(self.costs, at, slopes, strict=True)
+            for cost, place, slope in zip(self.costs, places, slopes, strict=True)
         ]
         for choice in itertools.product(*(range(len(cost.sums)) for cost in self.costs)):
             chosen = list(zip(self.costs, choice, slopes, starts, strict=True))
