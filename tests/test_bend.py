@@ -15,7 +15,7 @@ from nar_hw.errors import TableError
 from nar_hw.latency.children import Measured
 from nar_hw.latency.fill import fill
 from nar_hw.latency.journal import ChildTimes
-from nar_hw.latency.regression import FEWEST, Fit, bent_squares, counted, estimate, least_squares, whole_ms
+from nar_hw.latency.regression import FEWEST, SLOPE, Fit, bent_squares, counted, estimate, least_squares, whole_ms
 from nar_hw.latency.table import LatencyTable
 from nar_hw.records import replace
 from nar_hw.runtimes import RuntimeConfig
@@ -44,7 +44,7 @@ def fitted(*, curve: float = BEND.per_ms, noise: float = 0.005, seed: int = 0) -
     sums = {arch: FIXED_MS + sum(true[spec] for _, _, spec in SPACE.specs(arch)) for arch in CHILDREN}
     times = {arch: (ms + curve * (ms - BEND.at_ms) ** 2) * float(np.exp(rng.normal(0, noise))) for arch, ms in sums.items()}
     guess = {spec: ms * float(np.exp(rng.normal(0, 0.03))) for spec, ms in true.items()}
-    return true, bent_squares(times, lambda ms, cached: least_squares(SPACE, ms, guess, spread=0.07, cached=cached))
+    return true, bent_squares(SPACE, times, lambda ms, cached: least_squares(SPACE, ms, guess, spread=0.07, cached=cached))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -71,8 +71,20 @@ def test_few_children_do_not_show_a_bend() -> None:
     some = rng.choice(len(EVERY), FEWEST - 1, replace=False)
     guess = {spec: float(rng.uniform(0.01, 0.3)) for spec in SPECS}
     times = {EVERY[i]: bent(FIXED_MS + sum(guess[spec] for _, _, spec in SPACE.specs(EVERY[i]))) for i in some}
-    found = bent_squares(times, lambda ms, cached: least_squares(SPACE, ms, guess, spread=0.07, cached=cached))
+    found = bent_squares(SPACE, times, lambda ms, cached: least_squares(SPACE, ms, guess, spread=0.07, cached=cached))
     assert found.bend is None
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.2])
+@pytest.mark.parametrize("curve", [0.8, 1.5, 3.0])
+def test_no_bend_is_believed_that_falls_in_some_network(curve: float, noise: float) -> None:
+    """Noise and strong curves have some child below the lowest point of their parabola: no sum has its time."""
+    for seed in (2, 7, 47, 107):
+        found = fitted(curve=curve, noise=noise, seed=seed)[1]
+        assert np.isfinite([*found.ms.values(), found.fixed_ms, found.residual_mape]).all()
+        if found.bend is not None:
+            lightest = min(found.fixed_ms + sum(found.ms[spec] for _, _, spec in SPACE.specs(arch)) for arch in EVERY)
+            assert found.bend.slope(lightest) >= SLOPE
 
 
 def test_the_network_itself_is_what_its_visits_as_the_reference_say() -> None:

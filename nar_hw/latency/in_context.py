@@ -89,7 +89,7 @@ def estimate(space: SearchSpace, profiled: Measured[Arch], measured: Measured[Ar
         noise = likely_noise(space, sums, guess)
         return least_squares(space, times, guess, spread=SPREAD, noise=noise, cached=cached)
 
-    fit = bent_squares(whole, fitted)
+    fit = bent_squares(space, whole, fitted)
     errors = contrast_errors(space, fit)
     entries = {
         spec: _entry(spec, ms, errors[spec], [context.runs * scale for context in contexts[spec]], ms - scale * raw[spec])

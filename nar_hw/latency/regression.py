@@ -29,13 +29,15 @@ FEWEST = 16
 """Children from which a bend is made."""
 BENDS = 3
 """Fits to times that are made straight by the bend before."""
+SLOPE = 0.1
+"""What a millisecond more must be worth in the lightest network: no bend is believed that hardly grows there, or falls."""
 
 
 def estimate(space: SearchSpace, measured: Measured[Arch]) -> Estimate:
     """Entries per operator spec, pooled over slots; beforehand, each is what its work suggests +- 100 %."""
     whole = whole_ms(space, measured)
     found = bent_squares(
-        whole, lambda times, cached: least_squares(space, times, guess_by_work(space, times), spread=1.0, cached=cached)
+        space, whole, lambda times, cached: least_squares(space, times, guess_by_work(space, times), spread=1.0, cached=cached)
     )
     archs = list(whole)
     used = np.array([[_calls(space, arch)[spec] > 0 for spec in found.ms] for arch in archs]).sum(axis=0)
@@ -124,10 +126,11 @@ def least_squares(
     )
 
 
-def bent_squares(whole: Mapping[Arch, float], fitted: Callable[[Mapping[Arch, float], bool], Fit]) -> Fit:
+def bent_squares(space: SearchSpace, whole: Mapping[Arch, float], fitted: Callable[[Mapping[Arch, float], bool], Fit]) -> Fit:
     """The fit to children (ms), bent where their times are seen to grow faster than sums.
 
     Args:
+        space: the search space, in all of which latencies must grow with their sums.
         whole: the children.
         fitted: what makes a fit of straight times, and whether it may look for a cache.
     """
@@ -137,13 +140,23 @@ def bent_squares(whole: Mapping[Arch, float], fitted: Callable[[Mapping[Arch, fl
     if bend is None:
         return plain
     for _ in range(BENDS):
-        straight = dict(zip(whole, map(float, bend.straight(times)), strict=True))
-        fit = fitted(straight, False)
+        straight = bend.straight(times)
+        if straight.min() <= 0:  # no sum is so fast: the bend is one of noise
+            return plain
+        fit = fitted(dict(zip(whole, map(float, straight), strict=True)), False)
         bend = bend_of(fit.sums, times, sure=0.0)
-        if bend is None or fit.sums.min() < bend.lowest_ms:
+        if bend is None or bend.slope(_least(space, fit)) < SLOPE:
             return plain
     left = bend.bent(fit.sums) / times - 1
     return replace(fit, bend=bend, residual_mape=100 * float(np.mean(np.abs(left))))
+
+
+def _least(space: SearchSpace, fit: Fit) -> float:
+    """The smallest sum of an arch, ms."""
+    return fit.fixed_ms + sum(
+        min(sum(fit.ms[spec] for site in slot.sites for spec in space.site_specs(site, code)) for code in slot.candidates)
+        for slot in space.slots
+    )
 
 
 def bend_of(sums: Floats, times: Floats, *, sure: float = SURE) -> Bend | None:
