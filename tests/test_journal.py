@@ -157,7 +157,7 @@ def test_a_line_that_a_crash_cut_off_is_left_out_and_other_damage_is_refused(tmp
 
 def test_quiet_machines_need_fewer_rounds_than_noisy_ones(space: SearchSpace) -> None:
     rounds = []
-    for noise in (0.001, 0.2):
+    for noise in (0.001, 0.4):
         with FakeRuntime.on(FakeDevice(noise=noise)):
             table = profile(space, config=FAKE, model_name="own", validate=0, rounds=12)
         rounds.append(table.method.rounds)
@@ -174,3 +174,11 @@ def test_settled_is_the_standard_error_of_the_median(seed: int, scale: float) ->
     disturbed = whole.copy()
     disturbed[::20] *= 5
     assert settled(disturbed, 1.5 * error)
+
+
+@pytest.mark.parametrize("rounds", range(4, 14))
+def test_few_rounds_are_not_taken_for_exact_ones(rounds: int) -> None:
+    whole = 1 + 0.02 * np.random.default_rng(rounds).standard_normal((rounds, 4001))
+    error = 1.2533 * 0.02 / np.sqrt(rounds)
+    assert settled(whole, 1.1 * error)
+    assert not settled(whole, 0.8 * error), "a quarter too small without the factors"

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     Round = tuple[list[list[float]], list[list[float]]]
 
 FEWEST_ROUNDS = 4
+FEW = {2: 1.196, 3: 1.495, 4: 1.363, 5: 1.206, 6: 1.2, 7: 1.14, 8: 1.129, 9: 1.107}
+"""Rounds -> how much larger the spread is than the median deviation of so few says (Croux and Rousseeuw 1992)."""
 MARK_EVERY = 4
 """Networks between two visits of the reference, or more where there are many: all times are divided by its own."""
 MARKS = 8
@@ -196,11 +198,12 @@ def settled(whole: Floats, tolerance: float) -> bool:
     """Whether more rounds are not worth it: half of the items' medians have a relative standard error up to ``tolerance``.
 
     whole (rounds, items); the standard error of a median is 1.25 sigma / sqrt(rounds), and sigma comes from the median
-    deviation, which single disturbed visits do not move.
+    deviation, which single disturbed visits do not move, but which is too small in few rounds.
     """
+    rounds = len(whole)
     middle = np.median(whole, axis=0)  # (items,)
-    sigma = 1.4826 * np.median(np.abs(whole - middle), axis=0) / middle
-    return bool(1.2533 * np.median(sigma) / math.sqrt(len(whole)) <= tolerance)
+    sigma = 1.4826 * FEW.get(rounds, rounds / (rounds - 0.8)) * np.median(np.abs(whole - middle), axis=0) / middle
+    return bool(1.2533 * np.median(sigma) / math.sqrt(rounds) <= tolerance)
 
 
 def typical(runs: Floats) -> Floats:

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 Floats = npt.NDArray[np.float64]
-TOLERANCE = 0.02
-"""Relative standard error of the children's times at which fewer rounds are enough."""
 K = TypeVar("K", bound=Hashable)
 
 

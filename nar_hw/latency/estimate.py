@@ -13,6 +13,9 @@ from nar_hw.space.sums import Bend
 
 Floats = npt.NDArray[np.float64]
 
+UNKNOWNS = 3
+"""That `calibrate` finds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:

@@ -20,11 +20,11 @@ from nar_hw.device.measure import PLAN, checksum, same_version
 from nar_hw.errors import RunError, RuntimeUnavailableError, UserError, unknown_name
 from nar_hw.export.splice import ChildExporter
 from nar_hw.files import Scratch, atomic_folder, read_json, write_bytes, write_json, write_text
-from nar_hw.latency.children import TOLERANCE, Layers, Measured, batch_of, joined
+from nar_hw.latency.children import Layers, Measured, batch_of, joined
 from nar_hw.latency.designs import held_out, profiled
 from nar_hw.latency.journal import Batch
 from nar_hw.latency.loader import weight_bytes
-from nar_hw.latency.profiler import METHODS, UNSEEN, space_hash, table_of
+from nar_hw.latency.profiler import METHODS, TOLERANCE, UNSEEN, space_hash, table_of
 from nar_hw.latency.programs import PROGRAMS, schedule, shell_script
 from nar_hw.latency.record import Method
 from nar_hw.latency.scripts import script
@@ -240,13 +240,27 @@ def write_kit(
     for ask in asks:
         members = tuple(dict.fromkeys(archs.setdefault(arch, len(archs)) for arch in ask.archs))
         stages.append(
-            Stage(name=ask.stage, members=members, profile=ask.layers, rounds=rounds, tolerance=tolerance, by=share * ask.by)
+            Stage(
+                name=ask.stage,
+                members=members,
+                profile=ask.layers,
+                rounds=rounds,
+                tolerance=ask.enough(tolerance),
+                by=share * ask.by,
+            )
         )
     seen = profiled(space, _how(method, seed, details))
     if validate and space.size >= len(stages[-1].members) + 3:
         members = tuple(archs.setdefault(arch, len(archs)) for arch in held_out(space, validate, exclude=seen, seed=seed + 1))
         stages.append(
-            Stage(name="validation", members=members, profile=False, rounds=VALIDATION_ROUNDS, tolerance=tolerance, by=1.0)
+            Stage(
+                name="validation",
+                members=members,
+                profile=False,
+                rounds=VALIDATION_ROUNDS,
+                tolerance=asks[-1].enough(tolerance),
+                by=1.0,
+            )
         )
     network = ModelInfo.of(space, model_name)
     with new_kit(folder, runtime, config if shell else None) as made:

@@ -100,10 +100,10 @@ class ChildLoader:
 
     def _loaded(self, network: "nn.Module | Path", profile: bool) -> Runtime:
         if self._used is None or self._weighed >= WEIGHED or profile:
-            return self._runtime(network, self.space.input_shape, self.config, profile=profile)
+            return self._runtime(network, self.space.input_shape, self.config, profile=profile, own=True)
         with collector_paused():
             before = self._used()
-            runtime = self._runtime(network, self.space.input_shape, self.config)
+            runtime = self._runtime(network, self.space.input_shape, self.config, own=True)
             runtime.time_ms(1)
             after = self._used()
         runtime.mib = None if before is None or after is None else max(0.0, after - before)

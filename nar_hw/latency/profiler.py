@@ -14,7 +14,6 @@ import numpy as np
 from nar_hw.errors import MeasurementError, RuntimeUnavailableError, UserError, unknown_name
 from nar_hw.latency import in_context, isolated, regression
 from nar_hw.latency.children import (
-    TOLERANCE,
     Measured,
     Steps,
     alone,
@@ -25,7 +24,7 @@ from nar_hw.latency.children import (
 from nar_hw.latency.contention import together
 from nar_hw.latency.designs import contexts, held_out, orthogonal
 from nar_hw.latency.device import MATTERS, fingerprint
-from nar_hw.latency.estimate import Estimate
+from nar_hw.latency.estimate import UNKNOWNS, Estimate
 from nar_hw.latency.journal import Journal
 from nar_hw.latency.loader import ChildFiles, ChildLoader, children_at_once
 from nar_hw.latency.memory import fitted
@@ -47,9 +46,15 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "ChildLoader", "profile"]
 
 ROUNDS = 12
+TOLERANCE = 0.0125
+"""Relative standard error, by what visits differ, of what a table says, at which fewer rounds are enough."""
+NOISE = 0.02
+"""About what a child is known to, relative, when a table is."""
 WHOLE = 6
 """Replicates of in-context profiles that are measured as wholes only."""
 UNSEEN = "not validated: the profile has seen all children of this small space, or all but one or two"
+KNOWN = 0.03
+"""Relative standard error of children beyond which a table is not judged by them."""
 OPERATORS_AT_ONCE = 24
 RELOAD_BY = 0.9
 """Share of a budget after which children are loaded again."""
@@ -82,7 +87,7 @@ def profile(
             squares over whole children, for runtimes without per-layer times. isolated: each operator alone, calibrated on
             about 9 whole children.
         rounds: visits of each child at most; the first ones, which come on top, are dropped.
-        tolerance: relative standard error of the children's times at which fewer rounds are enough; 0 for all rounds.
+        tolerance: relative standard error of what the table says at which fewer rounds are enough; 0 for all rounds.
         seed: of the design.
         validate: how many held-out children to measure end to end, in the same rounds; 0 for none.
         budget_s: seconds to spend; rounds, then children are left out to keep it as well as can be.
@@ -160,7 +165,7 @@ def profile(
             measured=whole.only(unseen),
             config=config,
             seed=seed + 1,
-            tolerance=tolerance,
+            tolerance=last.enough(tolerance),
             budget_s=left,
             journal=kept,
             files=files,
@@ -206,6 +211,12 @@ class Ask:
     """With their layers."""
     by: float = 1.0
     """Share of the budget that may be spent by the end of it."""
+    leverage: float = 1.0
+    """Share of the variance of children that stays in what the table says: see `nar_hw.latency.regression.leverage`."""
+
+    def enough(self, tolerance: float) -> float:
+        """The relative standard error of children with which the table has the ``tolerance``; at most `KNOWN`."""
+        return min(tolerance / math.sqrt(self.leverage), max(tolerance, KNOWN))
 
 
 OPERATORS = "operators"
@@ -246,7 +257,7 @@ class _Here:
             repeats=repeats,
             profile=ask.layers,
             deadline=math.inf if math.isinf(self.budget_s) else self.deadline - (1 - ask.by) * self.budget_s,
-            tolerance=self.tolerance,
+            tolerance=ask.enough(self.tolerance),
             stage=ask.stage,
             journal=self.journal,
             tick=Steps(self.progress, f"profiling {ask.stage}", (self.rounds + 1) * len(set(keys))),
@@ -262,18 +273,26 @@ def _in_context(space: SearchSpace, seed: int, budget_s: float) -> _Design:
     replicates = 1 + (WHOLE if budget_s >= 15 else WHOLE // 2)
     archs = contexts(space, replicates=replicates, seed=seed)
     first = 1 + max(len(slot.candidates) for slot in space.slots)
-    profiled = Ask(archs=archs[:first], layers=True, stage="operators in context", by=0.5)
-    return [profiled, Ask(archs=archs)], {"replicates": replicates}
+    wholes = _wholes(space, archs, in_context.SPREAD)
+    return [replace(wholes, archs=archs[:first], layers=True, stage="operators in context", by=0.5), wholes], {
+        "replicates": replicates
+    }
 
 
 def _regression(space: SearchSpace, seed: int, budget_s: float) -> _Design:
-    return [Ask(archs=[space.incumbent, *orthogonal(space, seed=seed)])], {}
+    return [_wholes(space, [space.incumbent, *orthogonal(space, seed=seed)], regression.SPREAD)], {}
 
 
 def _isolated(space: SearchSpace, seed: int, budget_s: float) -> _Design:
     replicates = math.ceil(8 / max(len(slot.candidates) for slot in space.slots))
     archs = contexts(space, replicates=replicates, seed=seed)
-    return [Ask(stage=OPERATORS, by=0.7), Ask(archs=archs)], {"replicates": replicates}
+    # Errors of single operators are as many as there are slots in a sum, and cancel out
+    operators = Ask(stage=OPERATORS, by=0.7, leverage=1 / len(space.slots))
+    return [operators, Ask(archs=archs, leverage=UNKNOWNS / len(archs))], {"replicates": replicates}
+
+
+def _wholes(space: SearchSpace, archs: Sequence[Arch], spread: float) -> Ask:
+    return Ask(archs=archs, leverage=regression.leverage(space, archs, spread=spread, noise=NOISE))
 
 
 METHODS: dict[str, tuple[Callable[[SearchSpace, int, float], _Design], Callable[..., Estimate]]] = {

@@ -5,7 +5,7 @@ cannot be separated from the fixed part; there, a guess from each operator's wor
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +23,8 @@ Floats = npt.NDArray[np.float64]
 
 OWN = 4.0
 """Where a network lies in memory moves its time by more than its visits do; the reference is loaded thrice, beside the child."""
+SPREAD = 1.0
+"""How far an entry may be from what its work suggests, relative (one standard deviation)."""
 SURE = 3.0
 """Standard errors of a bend that are believed."""
 FEWEST = 16
@@ -34,10 +36,10 @@ SLOPE = 0.1
 
 
 def estimate(space: SearchSpace, measured: Measured[Arch]) -> Estimate:
-    """Entries per operator spec, pooled over slots; beforehand, each is what its work suggests +- 100 %."""
+    """Entries per operator spec, pooled over slots; beforehand, each is what its work suggests +- `SPREAD`."""
     whole = whole_ms(space, measured)
     found = bent_squares(
-        space, whole, lambda times, cached: least_squares(space, times, guess_by_work(space, times), spread=1.0, cached=cached)
+        space, whole, lambda times, cached: least_squares(space, times, guess_by_work(space, times), spread=SPREAD, cached=cached)
     )
     archs = list(whole)
     used = np.array([[_calls(space, arch)[spec] > 0 for spec in found.ms] for arch in archs]).sum(axis=0)
@@ -200,6 +202,20 @@ def guess_by_work(space: SearchSpace, whole: Mapping[Arch, float]) -> dict[OpSpe
                     work[spec] = weights * size_out[0] * size_out[1] + 10.0 * (read + written)
     total = np.array([sum(work[spec] * count for spec, count in _calls(space, arch).items()) for arch in whole])
     return {spec: value * float(np.mean(list(whole.values())) / total.mean()) for spec, value in work.items()}
+
+
+def leverage(space: SearchSpace, archs: Sequence[Arch], *, spread: float, noise: float) -> float:
+    """How much of the variance of these children's times stays in what a table says of them, on average, from 0 to 1.
+
+    It is the mean leverage of a fit (Hoaglin and Welsch 1978) in which each entry is what its work suggests +- ``spread`` and
+    each child +- ``noise``, both relative: how exact a table's contrasts are, beside how exact its children are.
+    """
+    guess = guess_by_work(space, dict.fromkeys(archs, 1.0))
+    calls = [_calls(space, arch) for arch in archs]
+    rows = np.array([[*(spread * ms * count[spec] / noise for spec, ms in guess.items()), 1 / noise] for count in calls])
+    known = np.eye(rows.shape[1])
+    known[-1, -1] = 0.0  # nothing is known of the fixed part
+    return float(np.trace(np.linalg.solve(rows.T @ rows + known, rows.T @ rows)) / len(archs))
 
 
 def contrast_errors(space: SearchSpace, fit: Fit) -> dict[OpSpec, float]:

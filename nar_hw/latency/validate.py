@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nar_hw.errors import TableError, UserError
-from nar_hw.latency.children import TOLERANCE, Measured, Steps, alone, measure, says
+from nar_hw.latency.children import Measured, Steps, alone, measure, says
 from nar_hw.latency.contention import together
 from nar_hw.latency.designs import held_out, profiled
 from nar_hw.latency.journal import Journal
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 
 VALIDATION_ROUNDS = 10
+TOLERANCE = 0.02
+"""Relative standard error of the children's times at which fewer rounds are enough."""
 NOISY = 3.0
 """Noise floor in percent above which a table is marked."""
 NOISY_NOTE = "noisy machine: measure again"
@@ -108,7 +110,7 @@ def validate(
         beside = measured is not None
         measured = measured or session("validation", archs, rounds)
         middle = time.monotonic()
-        again = session("reloaded", archs[:RELOADED], RELOADED_ROUNDS) if middle < deadline else None
+        again = session("reloaded", archs[:RELOADED], min(RELOADED_ROUNDS, measured.rounds)) if middle < deadline else None
         found = compare(table, space, measured, seed=seed, seconds=round(time.monotonic() - start, 1))
         if again is None:
             return found

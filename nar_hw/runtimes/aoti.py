@@ -75,7 +75,7 @@ class Aoti(TorchRuntime):
         self._scratch = Scratch()
         package = Path(self._scratch.name) / "network.pt2"
         with torch_state(self.config):
-            compile_package(prepared(network, self.config), self._input, package)
+            compile_package(prepared(network, self.config, own=self.own), self._input, package)
             self._forward = load_package(package)
 
     def _check(self, package: Path) -> None:

@@ -18,7 +18,8 @@ __all__ = ["Images", "Runtime", "RuntimeConfig", "Shape"]
 
 
 class Runtime(ABC):
-    """A network loaded as ``config`` says: close it, or use it as a context. The module it was made from stays as it was.
+    """A network loaded as ``config`` says: close it, or use it as a context. The module it was made from stays as it was, unless
+    it is the runtime's ``own``: then it need not be copied.
 
     Raises RuntimeUnavailableError where it does not work, ModelError for a network that does not fit.
     """
@@ -40,7 +41,15 @@ class Runtime(ABC):
     mib: float | None = None
     """By how much the memory in use rose while it was loaded and run, where a `ChildLoader` was asked to see that."""
 
-    def __init__(self, network: "nn.Module | Path", input_shape: Shape, config: RuntimeConfig, *, profile: bool = False) -> None:
+    def __init__(
+        self,
+        network: "nn.Module | Path",
+        input_shape: Shape,
+        config: RuntimeConfig,
+        *,
+        profile: bool = False,
+        own: bool = False,
+    ) -> None:
         if reason := self.unavailable(config):
             raise RuntimeUnavailableError(reason)
         if profile and not self.layers_on(config):
@@ -52,7 +61,7 @@ class Runtime(ABC):
         from nar_hw.space.network import require_memory  # pulls in torch, which configs and --help do not need
 
         require_memory(None if isinstance(network, Path) else network, input_shape, config.batch)
-        self.config, self.input_shape, self.profile = config, input_shape, profile
+        self.config, self.input_shape, self.profile, self.own = config, input_shape, profile, own
         self.images: Images = preset_images(config.batch, input_shape)
         try:
             self._load(network)

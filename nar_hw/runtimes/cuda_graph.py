@@ -18,7 +18,7 @@ class CudaGraph(TorchRuntime):
     devices = ("cuda",)
 
     def _load(self, network: nn.Module | Path) -> None:
-        self._module = prepared(network, self.config)  # the graph reads its weights
+        self._module = prepared(network, self.config, own=self.own)  # the graph reads its weights
         self._input = to_device(self.images, self.config)
         self._static = self._input.clone()
         cuda: Any = torch.cuda  # partly untyped

@@ -22,7 +22,7 @@ class TorchCompile(TorchRuntime):
         return super()._missing(config) or no_compiler(config)
 
     def _load(self, network: nn.Module | Path) -> None:
-        module = prepared(network, self.config)
+        module = prepared(network, self.config, own=self.own)
         mode = "max-autotune" if self.config.device_type == "cuda" else "default"
         self._forward = torch.compile(_fresh(module), dynamic=False, mode=mode)
         self._input = to_device(self.images, self.config)

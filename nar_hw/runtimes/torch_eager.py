@@ -42,7 +42,7 @@ class TorchEager(TorchRuntime):
     layers = True
 
     def _load(self, network: nn.Module | Path) -> None:
-        module = prepared(network, self.config)
+        module = prepared(network, self.config, own=self.own)
         self._input = to_device(self.images, self.config)
         self._marks: list[list[tuple[str, _Mark, _Mark]]] = []  # of each inference: (node, start, end)
         self._forward = self._recorded(module) if self.profile else module

@@ -10,16 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from nar_hw.runtimes.base import Images, Runtime, RuntimeConfig
-from nar_hw.space.network import flat, inference_copy
+from nar_hw.space.network import flat, for_inference, inference_copy
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def prepared(network: nn.Module | Path, config: RuntimeConfig) -> nn.Module:
-    """An evaluated copy of ``network`` on the config's device, in its precision and memory format."""
+def prepared(network: nn.Module | Path, config: RuntimeConfig, *, own: bool = False) -> nn.Module:
+    """An evaluated copy of ``network``, or where it is one's ``own`` itself, on the config's device, in its precision and memory
+    format.
+    """
     assert isinstance(network, nn.Module)
-    module = inference_copy(network).requires_grad_(False)
+    module = (for_inference(network) if own else inference_copy(network)).requires_grad_(False)
     module.to(config.device, DTYPES[config.precision])
     module.to(memory_format=LAYOUTS[config.memory_format])
     return module

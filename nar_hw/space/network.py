@@ -7,7 +7,7 @@ import copy
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,14 @@ _WRAPPERS_BY_NAME = {"OptimizedModule": "_orig_mod", "ModelEmaV2": "module", "Mo
 """What torch.compile returns and timm's averages: they are known without importing what they come from."""
 
 
-def plain_copy(model: nn.Module, input_shape: Shape | None = None) -> nn.Module:
+def plain_copy(
+    model: nn.Module, input_shape: Shape | None = None, *, instead: Mapping[nn.Module, nn.Module] | None = None
+) -> nn.Module:
     """A copy of ``model`` without what only wraps it or parts of it (DataParallel, torch.compile, averages).
 
-    With ``input_shape`` (C, H, W), lazy layers get their shapes from it. Raises ModelError when the network cannot be copied or
-    taken apart, naming what in it cannot, or when it has lazy layers that do not take the shape.
+    With ``input_shape`` (C, H, W), lazy layers get their shapes from it. Modules are not copied where there are others
+    ``instead`` of them. Raises ModelError when the network cannot be copied or taken apart, naming what in it cannot, or when it
+    has lazy layers that do not take the shape.
     """
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -46,7 +49,7 @@ def plain_copy(model: nn.Module, input_shape: Shape | None = None) -> nn.Module:
                 f"a network's state must be tensors, to be kept in a file, but {key} is a {type(value).__name__}: leave out "
                 "get_extra_state()"
             )
-    copied = bare(_copied(unwrapped(model)))
+    copied = bare(_copied(unwrapped(model), instead or {}))
     if input_shape is not None:
         settle(copied, input_shape)
     return copied
@@ -54,7 +57,11 @@ def plain_copy(model: nn.Module, input_shape: Shape | None = None) -> nn.Module:
 
 def inference_copy(model: nn.Module) -> nn.Module:
     """A `plain_copy` on the CPU, in float32 and evaluation mode."""
-    network = plain_copy(model)
+    return for_inference(plain_copy(model))
+
+
+def for_inference(network: nn.Module) -> nn.Module:
+    """The network itself, put on the CPU, in float32 and evaluation mode."""
     # One by one: a user's own eval() or to() may do its work and return nothing.
     network.cpu()
     network.float()
@@ -81,7 +88,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def _copied(model: nn.Module, instead: Mapping[nn.Module, nn.Module]) -> nn.Module:
     # Tensors that were computed (weights of old weight norms, features kept for later) refuse to be copied with their history.
     memo: dict[int, Any] = {
         id(leaf): leaf.detach().clone()
@@ -94,6 +101,7 @@ def _copied(model: nn.Module) -> nn.Module:
         for buffer in model.buffers()
         if isinstance(buffer, UninitializedBuffer)
     }
+    memo |= {id(module): other for module, other in instead.items()}
     try:
         return copy.deepcopy(model, memo)
     except Exception as problem:  # whatever a user's object raises
@@ -256,7 +264,7 @@ def _largest_layer(model: nn.Module, input_shape: Shape, batch: int) -> int:
         largest = max(largest, sum({storage._cdata: storage.nbytes() for storage in storages}.values()))  # shared ones once
 
     try:
-        abstract = _copied(model).to("meta")
+        abstract = _copied(model, {}).to("meta")
         for module in abstract.modules():
             module.register_forward_hook(measure)
         with in_mode(abstract, False), plainly():

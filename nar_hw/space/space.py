@@ -371,19 +371,19 @@ class SearchSpace:
 
     def build(self, arch: Sequence[int]) -> nn.Module:
         """A standalone child: a copy of the network with ``arch``'s operators (freshly initialised) in its slots."""
-        child = plain_copy(self.model)
+        placed: dict[str, nn.Module] = {}
         for code, slot in zip(self.validate(arch), self.slots, strict=True):
             for site in slot.sites:
                 if self._keeps(site, code):
                     continue
-                operator = self.module_for(site, code)
-                operator.train(child.get_submodule(site.conv).training)
-                for path in (site.conv, *site.aliases):
-                    child.set_submodule(path, operator)
-                norm = self.norm_for(site, code)
-                if site.norm is not None and norm is not None:
-                    for path in (site.norm, *site.norm_aliases):
-                        child.set_submodule(path, norm)
+                operator = self.module_for(site, code).train(self.model.get_submodule(site.conv).training)
+                placed |= dict.fromkeys((site.conv, *site.aliases), operator)
+                if site.norm is not None and (norm := self.norm_for(site, code)) is not None:
+                    placed |= dict.fromkeys((site.norm, *site.norm_aliases), norm)
+        # What is replaced need not be copied, but a user's own __deepcopy__ may do so
+        child = plain_copy(self.model, instead={self.model.get_submodule(path): module for path, module in placed.items()})
+        for path, module in placed.items():
+            child.set_submodule(path, module)
         return child
 
     def inherit(self, child: nn.Module, model: nn.Module) -> tuple[str, ...]:
