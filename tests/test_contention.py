@@ -123,6 +123,26 @@ def test_it_is_said_once_while_it_measures(monkeypatch: pytest.MonkeyPatch, othe
     assert lines == ["the machine is busy: other programs kept 1.0 of 2 cores busy (load average 1.5)"] * said
 
 
+def test_what_was_before_the_measurement_is_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Children are loaded by all cores."""
+    monkeypatch.setattr(FakeRuntime, "simulated", False)
+    monkeypatch.setattr(module, "EVERY_S", -1.0)
+    waited = itertools.chain([0.0, 50.0], itertools.repeat(50.0))
+    turns = itertools.count()
+
+    def read() -> Counters:
+        at = 3.0 * next(turns)
+        return QUIET._replace(at=at, own=at, busy=at, waited=next(waited))
+
+    lines: list[str] = []
+    with Watch(FAKE, lines.append, read=read) as watch:
+        watch.begin()
+        watch.look()
+        found = watch.found()
+    assert found is not None
+    assert (found.waiting, lines) == (0.0, [])
+
+
 def test_made_up_times_are_not_disturbed() -> None:
     lines: list[str] = []
     with Watch(FAKE, lines.append) as watch:

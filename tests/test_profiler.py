@@ -1,5 +1,6 @@
 import itertools
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from scipy.linalg import null_space
 from scipy.stats import multivariate_normal
 from torch import nn
 
+from nar_hw.device.machine import cores
 from nar_hw.device.visits import FEWEST_ROUNDS, Clock, again, in_turn, normalised, twice, typical
 from nar_hw.errors import MeasurementError, RuntimeUnavailableError, UnknownNameError, UserError
 from nar_hw.latency import in_context
@@ -21,8 +23,9 @@ from nar_hw.latency.designs import contexts, orthogonal, profiled as profiled_ch
 from nar_hw.latency.estimate import calibrate, mean_of_middle
 from nar_hw.latency.in_context import NOISES, SPREAD, Join, likely_noise
 from nar_hw.latency.journal import ChildTimes
-from nar_hw.latency.loader import ChildLoader, children_at_once
+from nar_hw.latency.loader import WEIGHED, ChildLoader, children_at_once
 from nar_hw.latency.profiler import _mixed, profile
+from nar_hw.latency.regression import guess_by_work, leverage
 from nar_hw.latency.table import LatencyTable
 from nar_hw.models.info import ModelInfo
 from nar_hw.records import replace
@@ -590,3 +593,76 @@ def test_a_real_runtime_is_profiled_into_a_table_that_predicts_the_network(
     assert table.validation is not None
     assert table.validation.children == 4
     assert table.method.clock == "thread"
+
+
+def test_children_that_are_loaded_by_several_threads_come_in_order_and_are_closed(space: SearchSpace) -> None:
+    """A child is refused; what was loaded ahead of it is closed, as is what stood in front."""
+    archs = contexts(space, replicates=3, seed=0)[:9]
+    loaded: list[Arch] = []
+    closed: list[Arch] = []
+
+    class Kept(FakeRuntime):
+        arch: Arch
+
+        def close(self) -> None:
+            closed.append(self.arch)
+            super().close()
+
+    def load(arch: Arch, profile: bool) -> Runtime:
+        time.sleep(0.01 * (archs.index(arch) % 3))
+        if arch == archs[6]:
+            raise MeasurementError("it does not load")
+        runtime = Kept(space.build(arch), space.input_shape, FAKE, profile=profile)
+        runtime.arch = arch
+        loaded.append(arch)
+        return runtime
+
+    def own() -> Runtime:
+        return FakeRuntime(space.model, space.input_shape, FAKE)
+
+    found = measure(load, archs[:6], own, at_once=6, rounds=2, threads=lambda: 3)
+    assert list(found.children) == archs[:6]
+    one = measure(load, archs[:6], own, at_once=6, rounds=2)
+    for arch in archs[:6]:
+        assert np.median(found.children[arch].whole) == pytest.approx(np.median(one.children[arch].whole), rel=0.02)
+    with pytest.raises(MeasurementError, match="it does not load"):
+        measure(load, archs, own, at_once=9, rounds=2, threads=lambda: 3)
+    assert Counter(loaded) == Counter(closed)
+    assert archs[7] in closed
+
+
+def test_one_thread_loads_children_while_memory_is_measured(space: SearchSpace) -> None:
+    config = RuntimeConfig(runtime="onnxruntime")
+    with ChildLoader(space, config) as load:
+        assert load.threads() == (cores() or 1)
+    with ChildLoader(space, config, memory=True) as load:
+        for _ in range(WEIGHED):
+            assert load.threads() == 1
+            with load.incumbent() as own:
+                assert own.mib is not None
+        assert load.threads() == (cores() or 1)
+        with load.incumbent() as own:
+            assert own.mib is None
+    for other in (FAKE, RuntimeConfig(runtime="torch_eager")):
+        assert ChildLoader(space, other).threads() == 1
+
+
+def test_a_table_is_as_exact_as_the_leverage_of_its_children_says(space: SearchSpace) -> None:
+    """Children with errors of their own around a sum: what is left of these in the fit."""
+    archs = [space.incumbent, *orthogonal(space, seed=0)]
+    guess = guess_by_work(space, dict.fromkeys(archs, 1.0))
+    calls = np.array([[Counter(spec for _, _, spec in space.specs(arch))[spec] for spec in guess] for arch in archs])
+    truth = 1.0 + calls @ np.array(list(guess.values()))  # so large a fixed part that no bound is met
+    noise, kept = 0.001, []
+    for seed in range(200):
+        times = truth * (1 + noise * np.random.default_rng(seed).standard_normal(len(archs)))
+        rows = np.column_stack([calls, np.ones(len(archs))]) / noise
+        known = np.diag([1 / (0.5 * ms) for ms in guess.values()])
+        left = np.concatenate([rows / truth[:, None], np.column_stack([known, np.zeros(len(guess))])])
+        right = np.concatenate([times / truth / noise, np.full(len(guess), 2.0)])
+        fitted = np.linalg.lstsq(left, right)[0]
+        kept.append(((fitted[:-1] @ calls.T + fitted[-1]) / truth - 1) / noise)
+    variance = float(np.mean(np.var(kept, axis=0)))
+    assert 0 < variance < 1
+    # A prior that moves nothing makes predictions move less than the leverage, never more
+    assert leverage(space, archs, spread=0.5, noise=noise / truth.mean()) == pytest.approx(variance, rel=0.15)

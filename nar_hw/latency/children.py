@@ -5,7 +5,9 @@ Shape legend: rounds = visits that are kept, repeats = runs of one visit.
 
 import math
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
@@ -73,6 +75,7 @@ def measure(
     *,
     at_once: int,
     rounds: int,
+    threads: Callable[[], int] = lambda: 1,
     repeats: int | None = None,
     profile: bool = False,
     deadline: float = math.inf,
@@ -93,7 +96,8 @@ def measure(
         load: makes a runtime of (arch, whether it is profiled).
         archs: the children, or whatever ``load`` takes; one that comes twice is measured once.
         own: loads the network itself, the reference: first, and again among the children (`nar_hw.device.visits.again`).
-        at_once: how many children may be loaded at the same time.
+        at_once: how many children may be loaded together.
+        threads: how many may load children at the same time; asked before each.
         repeats: runs of each visit; by default about 12 ms of the reference, at least 5.
         rounds: visits of each child; fewer, but at least two, when the deadline comes first.
         profile: with the runtime's profiler on, which slows the children down.
@@ -121,7 +125,7 @@ def measure(
             until = now + (deadline - now) / batches
             group = missing[: math.ceil(len(missing) / batches)]
             batch = _measure_batch(
-                load, group, reference, own, clock, rounds, repeats or runs, profile, until, tolerance, tick, watch
+                load, group, reference, own, clock, rounds, threads, repeats or runs, profile, until, tolerance, tick, watch
             )
             group, missing = missing[: len(batch.children)], missing[len(batch.children) :]
             found.append((group, batch))
@@ -172,6 +176,7 @@ def _measure_batch(
     own: Callable[[], Runtime],
     clock: Clock,
     rounds: int,
+    threads: Callable[[], int],
     repeats: int,
     profile: bool,
     deadline: float,
@@ -184,13 +189,14 @@ def _measure_batch(
     with ExitStack() as stack:
         runtimes: list[Runtime] = []
         references = [reference]
-        for number, arch in enumerate(archs):
-            seconds = time.monotonic() - start
-            if number >= MARK_EVERY and seconds > LOADING_S:
-                break
-            if again(number, len(archs), seconds):
-                references.append(stack.enter_context(closing(own())))
-            runtimes.append(stack.enter_context(closing(load(arch, profile))))
+        with closing(_loaded(load, archs, profile, threads)) as loading:
+            for number in range(len(archs)):
+                seconds = time.monotonic() - start
+                if number >= MARK_EVERY and seconds > LOADING_S:
+                    break
+                if again(number, len(archs), seconds):
+                    references.append(stack.enter_context(closing(own())))
+                runtimes.append(stack.enter_context(closing(next(loading))))
 
         def visited(steps: int) -> None:
             watch.look()
@@ -215,6 +221,28 @@ def _measure_batch(
         batch = batch_of(reference.name, archs, times, np.array([mark for _, mark in kept]), layers)
         children = tuple(replace(child, mib=item.mib) for child, item in zip(batch.children, runtimes, strict=True))
         return replace(batch, children=children, contention=seen)
+
+
+def _loaded(
+    load: Callable[[K, bool], Runtime], archs: Sequence[K], profile: bool, threads: Callable[[], int]
+) -> Generator[Runtime, None, None]:
+    """The children in order, some loaded ahead by ``threads``; closed early, it closes those that nobody took."""
+    ahead: deque[Future[Runtime]] = deque()
+    with ThreadPoolExecutor() as pool:
+        try:
+            for arch in archs:
+                if (several := threads()) == 1:
+                    yield load(arch, profile)
+                    continue
+                ahead.append(pool.submit(load, arch, profile))
+                if len(ahead) >= several:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                if not future.cancel() and future.exception() is None:
+                    future.result().close()
 
 
 class Layers(NamedTuple):

@@ -150,7 +150,6 @@ class Watch:
         if self._gpu is not None:
             self._stack.enter_context(self._gpu)
         self.begin()
-        self._last = self._first
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -158,7 +157,7 @@ class Watch:
 
     def begin(self) -> None:
         """What was before does not count."""
-        self._first = self._read()
+        self._first = self._last = self._read()
         self._slowed: dict[str, None] = {}
         self._clocks: list[float] = []
 

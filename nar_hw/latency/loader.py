@@ -1,6 +1,7 @@
 """Children of a space as loaded networks."""
 
 import itertools
+import threading
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from nar_hw.device.machine import cores
 from nar_hw.device.visits import at_once
 from nar_hw.files import Scratch
 from nar_hw.garbage import collector_paused
@@ -71,6 +73,7 @@ class ChildLoader:
         self._opened = ExitStack()
         self._used: Callable[[], float | None] | None = None
         self._weighed = 0
+        self._one = threading.Lock()
         if memory and not self._runtime.simulated:
             self._used = self._opened.enter_context(memory_of(config))
         if self._runtime.consumes == "onnx" and self._runtime.unavailable(config) is None:
@@ -79,27 +82,40 @@ class ChildLoader:
             if files is None:
                 self._opened.callback(self._files.close)
 
+    def threads(self) -> int:
+        """How many threads may load children at the same time and gain by it: one while memory is measured."""
+        beside = self._runtime.loads_beside and self.config.device_type == "cpu" and not self._weighs
+        return (cores() or 1) if beside else 1
+
     def __call__(self, arch: Arch, profile: bool = False) -> Runtime:
         """The child, loaded. Raises SpaceError, RuntimeUnavailableError."""
         if self._exporter is None:
             return self._loaded(self.space.build(arch), profile)
         path = self._files.new()
-        self._exporter.export(arch, path)
+        with self._one:  # its parts are made once and used again
+            self._write(self._exporter, arch, path)
+        runtime = self._loaded(path, profile)
+        weakref.finalize(runtime, path.unlink, missing_ok=True)
+        return runtime
+
+    def _write(self, exporter: "ChildExporter", arch: Arch, path: Path) -> None:
+        exporter.export(arch, path)
         if self.config.precision == "int8":
             from nar_hw.export.quantize import to_int8
 
             # Times do not depend on the ranges.
             to_int8(path, path, np.random.default_rng(0).standard_normal((1, *self.space.input_shape), dtype=np.float32))
-        runtime = self._loaded(path, profile)
-        weakref.finalize(runtime, path.unlink, missing_ok=True)
-        return runtime
 
     def incumbent(self) -> Runtime:
         """The network itself, loaded. Raises RuntimeUnavailableError."""
         return self(self.space.incumbent)
 
+    @property
+    def _weighs(self) -> bool:
+        return self._used is not None and self._weighed < WEIGHED
+
     def _loaded(self, network: "nn.Module | Path", profile: bool) -> Runtime:
-        if self._used is None or self._weighed >= WEIGHED or profile:
+        if self._used is None or profile or not self._weighs:
             return self._runtime(network, self.space.input_shape, self.config, profile=profile, own=True)
         with collector_paused():
             before = self._used()

@@ -58,6 +58,7 @@ def measure_children(
             load.incumbent,
             at_once=children_at_once(space),
             rounds=rounds,
+            threads=load.threads,
             tick=tick,
             say=says(progress),
         )

@@ -254,6 +254,7 @@ class _Here:
             self.load.incumbent,
             at_once=at_once,
             rounds=self.rounds,
+            threads=self.load.threads if load is self.load else lambda: 1,
             repeats=repeats,
             profile=ask.layers,
             deadline=math.inf if math.isinf(self.budget_s) else self.deadline - (1 - ask.by) * self.budget_s,

@@ -99,6 +99,7 @@ def validate(
                 load.incumbent,
                 at_once=children_at_once(space),
                 rounds=rounds,
+                threads=load.threads,
                 deadline=deadline,
                 tolerance=tolerance,
                 stage=stage,

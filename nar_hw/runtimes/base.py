@@ -34,6 +34,7 @@ class Runtime(ABC):
     exports: ClassVar[tuple[str, ...]] = ()  # precisions in which `export` makes such files for a bundle
     simulated: ClassVar[bool] = False  # whether its times are made up, whatever else the machine does
     exports_anywhere: ClassVar[bool] = False  # whether `export` works on machines that cannot run the files
+    loads_beside: ClassVar[bool] = False  # whether several threads may load networks at the same time, and gain by it
     several: ClassVar[bool] = False  # whether it runs files of networks with several outputs
     triton: ClassVar[Triton | None] = None  # how a Triton Inference Server runs what it runs
     kit: ClassVar[str] = ""  # module of nar_hw.device that runs its files where nar_hw is not installed

@@ -50,6 +50,7 @@ class OnnxRuntime(Runtime):
     precisions = ("fp32", "fp16", "int8")
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     layers = True
+    loads_beside = True
     several = True
     triton: ClassVar[Triton | None] = Triton("onnxruntime", "model.onnx")
     kit = "onnxruntime"

@@ -44,6 +44,7 @@ class OpenVino(DeviceRuntime):
     consumes = "onnx"
     precisions = ("fp32", "bf16", "int8")
     layers = True
+    loads_beside = True
     several = True
     files = (".xml",)
     exports = ("fp32", "bf16", "int8")
