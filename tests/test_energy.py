@@ -88,8 +88,8 @@ def test_a_place_in_memory_does_not_favour_children(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(module, "AGAIN_S", quick)
     found = measure_energy(table(), SPACE, meter=meter)
     known = replace(table(), energy=found)
-    shares = np.array([true_mj(SPACE.build(arch)) for arch in EVERY]) / true_mj(SPACE.build(SPACE.incumbent))
-    measured = known.energies.of(EVERY) / found.incumbent_mj
+    shares = np.array([true_mj(SPACE.build(arch)) for arch in EVERY[::5]]) / true_mj(SPACE.build(SPACE.incumbent))
+    measured = known.energies.of(EVERY[::5]) / found.incumbent_mj
     assert abs(float(np.mean(measured / shares)) - 1) == pytest.approx(off, abs=0.02)
 
 

@@ -12,6 +12,7 @@ import sys
 import venv
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +31,7 @@ from nar_hw.cli.app import app
 from nar_hw.device.hollow import filled, hollowed
 from nar_hw.device.measure import checksum
 from nar_hw.device.onnxruntime import onnx_nodes
-from nar_hw.errors import NarError, RunError, RuntimeUnavailableError, UserError
+from nar_hw.errors import MeasurementError, NarError, RunError, RuntimeUnavailableError, UserError
 from nar_hw.latency.kit import Plan, Times, table_from, write_kit
 from nar_hw.latency.scripts import script
 from nar_hw.latency.table import LatencyTable
@@ -91,9 +92,13 @@ def copied(kit: Path, folder: Path, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A kit that was measured."""
-    path = copied(kit, tmp_path_factory.mktemp("measured") / "kit")
-    measured(path)
+    """A kit that was measured, again where the machine was so busy that its times are refused."""
+    for _ in range(3):
+        path = copied(kit, tmp_path_factory.mktemp("measured") / "kit")
+        times = measured(path)
+        with suppress(MeasurementError):
+            table_from(Times.load(times))
+            break
     return path
 
 

@@ -90,11 +90,11 @@ class ChildLoader:
     def __call__(self, arch: Arch, profile: bool = False) -> Runtime:
         """The child, loaded. Raises SpaceError, RuntimeUnavailableError."""
         if self._exporter is None:
-            return self._loaded(self.space.build(arch), profile)
+            return self._loaded(lambda: self.space.build(arch), profile)
         path = self._files.new()
         with self._one:  # its parts are made once and used again
             self._write(self._exporter, arch, path)
-        runtime = self._loaded(path, profile)
+        runtime = self._loaded(lambda: path, profile)
         weakref.finalize(runtime, path.unlink, missing_ok=True)
         return runtime
 
@@ -114,12 +114,15 @@ class ChildLoader:
     def _weighs(self) -> bool:
         return self._used is not None and self._weighed < WEIGHED
 
-    def _loaded(self, network: "nn.Module | Path", profile: bool) -> Runtime:
+    def _loaded(self, network: "Callable[[], nn.Module | Path]", profile: bool) -> Runtime:
+        def load() -> Runtime:
+            return self._runtime(network(), self.space.input_shape, self.config, profile=profile, own=True)
+
         if self._used is None or profile or not self._weighs:
-            return self._runtime(network, self.space.input_shape, self.config, profile=profile, own=True)
+            return load()
         with collector_paused():
             before = self._used()
-            runtime = self._runtime(network, self.space.input_shape, self.config, own=True)
+            runtime = load()
             runtime.time_ms(1)
             after = self._used()
         runtime.mib = None if before is None or after is None else max(0.0, after - before)
