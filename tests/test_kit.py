@@ -32,6 +32,7 @@ from nar_hw.device.hollow import filled, hollowed
 from nar_hw.device.measure import checksum
 from nar_hw.device.onnxruntime import onnx_nodes
 from nar_hw.errors import MeasurementError, NarError, RunError, RuntimeUnavailableError, UserError
+from nar_hw.latency.designs import profiled as seen
 from nar_hw.latency.kit import Plan, Times, table_from, write_kit
 from nar_hw.latency.scripts import script
 from nar_hw.latency.table import LatencyTable
@@ -563,6 +564,15 @@ def test_words_that_do_not_go_together(
     assert said in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_held_out_children_are_measured_in_the_rounds_of_the_others(kit: Path, table: LatencyTable) -> None:
+    stages = json.loads((kit / "plan.json").read_text())["stages"]
+    assert [stage["name"] for stage in stages] == ["operators in context", "children"]
+    assert table.validation is not None
+    assert len(stages[-1]["members"]) == table.method.children + table.validation.children
+    assert table.validation.rounds == table.method.rounds
+    assert not {pair.arch for pair in table.validation.pairs} & {space().names(arch) for arch in seen(space(), table.method)}
 
 
 def test_commands_make_a_table_of_times(

@@ -24,7 +24,7 @@ from nar_hw.latency.estimate import calibrate, mean_of_middle
 from nar_hw.latency.in_context import NOISES, SPREAD, Join, likely_noise
 from nar_hw.latency.journal import ChildTimes
 from nar_hw.latency.loader import WEIGHED, ChildLoader, children_at_once
-from nar_hw.latency.profiler import _mixed, profile
+from nar_hw.latency.profiler import mixed, profile
 from nar_hw.latency.regression import guess_by_work, leverage
 from nar_hw.latency.table import LatencyTable
 from nar_hw.models.info import ModelInfo
@@ -450,9 +450,9 @@ def test_batches_are_of_one_size_and_hold_their_share_of_all_children(space: Sea
 
         measure(watched, archs, load.incumbent, at_once=5, rounds=2, tick=tick)
     assert sizes == [0, 4, 8, 11]
-    mixed = _mixed([(0,), (1,), (2,), (3,)], [(4,), (5,)])
-    assert [sum(arch < (4,) for arch in half) for half in (mixed[:3], mixed[3:])] == [2, 2]
-    assert sorted(mixed) == [(number,) for number in range(6)]
+    both = mixed([(0,), (1,), (2,), (3,)], [(4,), (5,)])
+    assert [sum(arch < (4,) for arch in half) for half in (both[:3], both[3:])] == [2, 2]
+    assert sorted(both) == [(number,) for number in range(6)]
 
 
 def test_held_out_children_are_measured_in_the_rounds_of_the_others(space: SearchSpace) -> None:

@@ -6,7 +6,7 @@ Shape legend: rounds = visits that are kept, repeats = runs of one visit.
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -66,6 +66,10 @@ class Measured(Generic[K]):
     def only(self, keys: Iterable[K]) -> "Measured[K]":
         """Some of the children."""
         return replace(self, children={key: self.children[key] for key in keys})
+
+    def without(self, keys: Collection[K]) -> "Measured[K]":
+        """The other children."""
+        return self.only(key for key in self.children if key not in keys)
 
 
 def measure(

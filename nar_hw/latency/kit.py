@@ -21,15 +21,13 @@ from nar_hw.errors import RunError, RuntimeUnavailableError, UserError, unknown_
 from nar_hw.export.splice import ChildExporter
 from nar_hw.files import Scratch, atomic_folder, read_json, write_bytes, write_json, write_text
 from nar_hw.latency.children import Layers, Measured, batch_of, joined
-from nar_hw.latency.designs import held_out, profiled
 from nar_hw.latency.journal import Batch
 from nar_hw.latency.loader import weight_bytes
-from nar_hw.latency.profiler import METHODS, TOLERANCE, UNSEEN, space_hash, table_of
+from nar_hw.latency.profiler import METHODS, ROUNDS, TOLERANCE, design, space_hash, table_of
 from nar_hw.latency.programs import PROGRAMS, schedule, shell_script
-from nar_hw.latency.record import Method
 from nar_hw.latency.scripts import script
 from nar_hw.latency.table import LatencyTable
-from nar_hw.latency.validate import VALIDATION_ROUNDS, compare, with_validation
+from nar_hw.latency.validate import compare, with_validation
 from nar_hw.locks import writing
 from nar_hw.models.info import ModelInfo
 from nar_hw.records import Record, as_record, plain
@@ -207,7 +205,7 @@ def write_kit(
     config: RuntimeConfig,
     model_name: str,
     method: str = "in-context",
-    rounds: int = 12,
+    rounds: int = ROUNDS,
     tolerance: float = TOLERANCE,
     seed: int = 0,
     validate: int = 40,
@@ -233,35 +231,20 @@ def write_kit(
     if shell and budget_s is not None:
         raise UserError(f"kits without Python stop after so many rounds, not seconds, but got budget {budget_s:g}: use --rounds")
     version = runtime_version or next(iter(runtime.versions().values()))
-    share = 0.5 if validate else 1.0
-    asks, details = METHODS[method][0](space, seed, math.inf if budget_s is None else budget_s * share)
+    budget = math.inf if budget_s is None else budget_s
+    asks, _, _ = design(space, method, seed=seed, budget_s=budget, validate=validate)
     archs: dict[Arch, int] = {space.incumbent: 0}
-    stages = []
-    for ask in asks:
-        members = tuple(dict.fromkeys(archs.setdefault(arch, len(archs)) for arch in ask.archs))
-        stages.append(
-            Stage(
-                name=ask.stage,
-                members=members,
-                profile=ask.layers,
-                rounds=rounds,
-                tolerance=ask.enough(tolerance),
-                by=share * ask.by,
-            )
+    stages = tuple(
+        Stage(
+            name=ask.stage,
+            members=tuple(dict.fromkeys(archs.setdefault(arch, len(archs)) for arch in ask.archs)),
+            profile=ask.layers,
+            rounds=rounds,
+            tolerance=ask.enough(tolerance),
+            by=ask.by,
         )
-    seen = profiled(space, _how(method, seed, details))
-    if validate and space.size >= len(stages[-1].members) + 3:
-        members = tuple(archs.setdefault(arch, len(archs)) for arch in held_out(space, validate, exclude=seen, seed=seed + 1))
-        stages.append(
-            Stage(
-                name="validation",
-                members=members,
-                profile=False,
-                rounds=VALIDATION_ROUNDS,
-                tolerance=asks[-1].enough(tolerance),
-                by=1.0,
-            )
-        )
+        for ask in asks
+    )
     network = ModelInfo.of(space, model_name)
     with new_kit(folder, runtime, config if shell else None) as made:
         plan = Plan(
@@ -272,7 +255,7 @@ def write_kit(
             budget_s=budget_s,
             children=_children(space, list(archs), runtime, config, made, shell),
             reference=0,
-            stages=tuple(stages),
+            stages=stages,
             profile=Profile(
                 network=network, space=space_hash(space), method=method, seed=seed, validate=validate, archs=tuple(archs)
             ),
@@ -319,14 +302,14 @@ def table_from(times: Times) -> LatencyTable:
             f"the search space of {asked.network.name} must be that of the kit, which nar_hw {plan.nar_hw} made, but differs: "
             "make the kit again"
         )
-    share = 0.5 if asked.validate else 1.0
-    budget = math.inf if plan.budget_s is None else plan.budget_s * share
-    asks, details = METHODS[asked.method][0](space, asked.seed, budget)
+    budget = math.inf if plan.budget_s is None else plan.budget_s
+    asks, details, unseen = design(space, asked.method, seed=asked.seed, budget_s=budget, validate=asked.validate)
     children = _Children(space, times)
     mark = {"compute_capability": None, "driver": None, "cuda": None, "cudnn": None, "torch": None, **times.fingerprint}
+    *answers, whole = [children.measured(ask.stage, ask.archs) for ask in asks]
     table = table_of(
         space,
-        [children.measured(ask.stage, ask.archs) for ask in asks],
+        [*answers, whole.without(unseen)],
         method=asked.method,
         details=details,
         mark=mark,
@@ -335,12 +318,9 @@ def table_from(times: Times) -> LatencyTable:
         seconds=times.seconds,
         validate=asked.validate,
     )
-    if not asked.validate or UNSEEN in table.notes:
+    if not unseen:
         return table
-    archs = held_out(space, asked.validate, exclude=profiled(space, table.method), seed=asked.seed + 1)
-    measured = children.measured("validation", archs)
-    seconds = sum(batch.seconds for batch in times.batches if batch.stage == "validation")
-    return with_validation(table, compare(table, space, measured, seed=asked.seed + 1, seconds=round(seconds, 1)))
+    return with_validation(table, compare(table, space, whole.only(unseen), seed=asked.seed + 1, seconds=0.0))
 
 
 class _Children:
@@ -430,10 +410,6 @@ def kit_runtime(config: RuntimeConfig) -> type[Runtime]:
     if config.device_type != "cpu":
         raise RuntimeUnavailableError(f"kits measure on the device's CPU, but got {config.device}: install nar_hw there for more")
     return runtime
-
-
-def _how(method: str, seed: int, details: dict[str, Any]) -> Method:
-    return Method(name=method, children=0, rounds=0, seconds=0.0, seed=seed, **details)
 
 
 def _children(

@@ -137,17 +137,11 @@ def profile(
             journal=kept,
             progress=progress,
         )
-        (*asks, last), details = METHODS[method][0](space, seed, share / 2 if validate else share)
-        seen = list(dict.fromkeys(last.archs))
-        enough = validate and space.size >= len(seen) + 3
-        unseen = held_out(space, validate, exclude=seen, seed=seed + 1) if enough else []
-        answers = [job.answer(ask) for ask in asks]
-        # All in the same rounds: a table is to be judged by what it does not know, not by how the machine has changed
-        whole = job.answer(replace(last, archs=_mixed(seen, unseen)))
-        answers.append(whole.only(seen))
+        asks, details, unseen = design(space, method, seed=seed, budget_s=share, validate=validate)
+        *answers, whole = [job.answer(ask) for ask in asks]
     table = table_of(
         space,
-        answers,
+        [*answers, whole.without(unseen)],
         method=method,
         details=details,
         mark=fingerprint(config),
@@ -165,7 +159,7 @@ def profile(
             measured=whole.only(unseen),
             config=config,
             seed=seed + 1,
-            tolerance=last.enough(tolerance),
+            tolerance=asks[-1].enough(tolerance),
             budget_s=left,
             journal=kept,
             files=files,
@@ -175,12 +169,6 @@ def profile(
     if kept:
         kept.close()
     return table
-
-
-def _mixed(*several: Sequence[Arch]) -> list[Arch]:
-    """All archs, those of each list evenly spread: where not all are loaded at once, each batch has its share of them."""
-    places = [(number / len(archs), arch) for archs in several for number, arch in enumerate(archs)]
-    return [arch for _, arch in sorted(places)]
 
 
 def _conditions(space: SearchSpace, config: RuntimeConfig, method: str, rounds: int, seed: int) -> dict[str, Any]:
@@ -302,6 +290,27 @@ METHODS: dict[str, tuple[Callable[[SearchSpace, int, float], _Design], Callable[
     "isolated": (_isolated, isolated.estimate),
 }
 """What each measures, and what it makes of the answers."""
+
+
+def design(
+    space: SearchSpace, method: str, *, seed: int, budget_s: float, validate: int
+) -> tuple[list[Ask], dict[str, Any], list[Arch]]:
+    """What a profile measures, what its table says of that, and which of the last children the table does not see.
+
+    These are to judge it, and measured in the same rounds as the others: it is to be judged by what it does not know, not by how
+    the machine has changed.
+    """
+    (*asks, last), details = METHODS[method][0](space, seed, budget_s / 2 if validate else budget_s)
+    seen = list(dict.fromkeys(last.archs))
+    enough = validate and space.size >= len(seen) + 3
+    unseen = held_out(space, validate, exclude=seen, seed=seed + 1) if enough else []
+    return [*asks, replace(last, archs=mixed(seen, unseen))], details, unseen
+
+
+def mixed(*several: Sequence[Arch]) -> list[Arch]:
+    """All archs, those of each list evenly spread: where not all are loaded at once, each batch has its share of them."""
+    places = [(number / len(archs), arch) for archs in several for number, arch in enumerate(archs)]
+    return [arch for _, arch in sorted(places)]
 
 
 def _agree(table: LatencyTable, space: SearchSpace, measured: Measured[Arch]) -> tuple[str, ...]:
