@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "ChildLoader", "profile"]
 
-ROUNDS = 12
+ROUNDS = 8
+"""At most: beyond, an error of visits becomes little smaller, and others stay (benchmarks/bench_profile_rounds.py)."""
 TOLERANCE = 0.0125
 """Relative standard error, by what visits differ, of what a table says, at which fewer rounds are enough."""
 NOISE = 0.02
