@@ -358,9 +358,13 @@ def worktree(commit: str, folder: Path) -> str:
     """Check ``commit`` out in ``folder``: its hash."""
     git = ["git", "-C", str(Path(__file__).parent)]
     subprocess.run([*git, "worktree", "add", "--quiet", "--detach", str(folder), commit], check=True)
-    return subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], check=True, text=True, stdout=subprocess.PIPE).stdout[
-        :12
-    ]
+    return head(folder)
+
+
+def head(folder: Path) -> str:
+    """The commit that is checked out in a folder."""
+    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout[:12]
 
 
 def main() -> None:
@@ -396,7 +400,7 @@ def compared(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
     """The cases that are not in the file yet, each with the commit it was compared with."""
     with tempfile.TemporaryDirectory() as scratch:
         old = Path(scratch) / "before"
-        commit = worktree(arguments.against, old)
+        commit, own = worktree(arguments.against, old), head(Path(__file__).parent)
         try:
             result["command"] = f"python benchmarks/bench_latency_table.py --against {commit[:7]} --repeats {arguments.repeats}"
             rows = result.setdefault("against", [])
@@ -406,7 +410,7 @@ def compared(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
                 load = round(os.getloadavg()[0], 2)
                 mark = fingerprint(RuntimeConfig(runtime=case.runtime, precision=case.precision))
                 row = against(case, old, arguments.repeats)
-                rows.append({**row, "commit": commit, "load before": load, "fingerprint": mark})
+                rows.append({**row, "commit": commit, "commit now": own, "load before": load, "fingerprint": mark})
                 write_json(arguments.out, result)
                 print(json.dumps({key: row[key] for key in ("case", "before", "now", "floors", "now / before")}))
         finally:
