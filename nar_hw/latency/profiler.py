@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "ChildLoader", "profile"]
 
-ROUNDS = 8
+ROUNDS = 6
 """At most: beyond, an error of visits becomes little smaller, and others stay (benchmarks/bench_profile_rounds.py)."""
 TOLERANCE = 0.0125
 """Relative standard error, by what visits differ, of what a table says, at which fewer rounds are enough."""
