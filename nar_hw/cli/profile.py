@@ -105,7 +105,7 @@ def profile(
     rounds: Annotated[
         int,
         whole("--rounds", "Visits of each child at most; fewer once its time is known well enough.", 2, MOST_ROUNDS, panel=LONG),
-    ] = 6,
+    ] = 12,
     budget: Annotated[float | None, number("--budget", "Seconds to spend at most.", above=0, panel=LONG)] = None,
     seed: Seed = 0,
     resume: Resume = False,

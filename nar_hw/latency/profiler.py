@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "ChildLoader", "profile"]
 
-ROUNDS = 6
-"""At most: beyond, an error of visits becomes little smaller, and others stay (benchmarks/bench_profile_rounds.py)."""
+ROUNDS = 12
+"""At most. Six are too few where a machine is noisy for minutes: benchmarks/results/latency_speed.json."""
 TOLERANCE = 0.0125
 """Relative standard error, by what visits differ, of what a table says, at which fewer rounds are enough."""
 NOISE = 0.02
