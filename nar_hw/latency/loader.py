@@ -84,7 +84,7 @@ class ChildLoader:
 
     def threads(self) -> int:
         """How many threads may load children at the same time and gain by it: one while memory is measured."""
-        beside = self._runtime.loads_beside and self.config.device_type == "cpu" and not self._weighs
+        beside = self._runtime.loads_beside and self.config.device_type == "cpu" and self._meter is None
         return (cores() or 1) if beside else 1
 
     def __call__(self, arch: Arch, profile: bool = False) -> Runtime:
@@ -111,20 +111,21 @@ class ChildLoader:
         return self(self.space.incumbent)
 
     @property
-    def _weighs(self) -> bool:
-        return self._used is not None and self._weighed < WEIGHED
+    def _meter(self) -> Callable[[], float | None] | None:
+        """What reads the memory in use, while children are still weighed."""
+        return self._used if self._weighed < WEIGHED else None
 
     def _loaded(self, network: "Callable[[], nn.Module | Path]", profile: bool) -> Runtime:
         def load() -> Runtime:
             return self._runtime(network(), self.space.input_shape, self.config, profile=profile, own=True)
 
-        if self._used is None or profile or not self._weighs:
+        if profile or (used := self._meter) is None:
             return load()
         with collector_paused():
-            before = self._used()
+            before = used()
             runtime = load()
             runtime.time_ms(1)
-            after = self._used()
+            after = used()
         runtime.mib = None if before is None or after is None else max(0.0, after - before)
         self._weighed += 1
         return runtime

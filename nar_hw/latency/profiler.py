@@ -232,10 +232,10 @@ class _Here:
         if ask.stage == OPERATORS:
             specs, load = isolated.operator_loader(self.space, self.config)
             return self._measured(ask, load, specs, OPERATORS_AT_ONCE, repeats=20)
-        return self._measured(ask, self.load, ask.archs, children_at_once(self.space))
+        return self._measured(ask, self.load, ask.archs, children_at_once(self.space), threads=self.load.threads)
 
     def _measured(
-        self, ask: Ask, load: Callable[[Any, bool], Runtime], keys: Sequence[Any], at_once: int, repeats: int | None = None
+        self, ask: Ask, load: Callable[[Any, bool], Runtime], keys: Sequence[Any], at_once: int, **how: Any
     ) -> Measured[Any]:
         return measure(
             load,
@@ -243,8 +243,7 @@ class _Here:
             self.load.incumbent,
             at_once=at_once,
             rounds=self.rounds,
-            threads=self.load.threads if load is self.load else lambda: 1,
-            repeats=repeats,
+            **how,
             profile=ask.layers,
             deadline=math.inf if math.isinf(self.budget_s) else self.deadline - (1 - ask.by) * self.budget_s,
             tolerance=ask.enough(self.tolerance),

@@ -59,6 +59,10 @@ class ExecuTorch(DeviceRuntime):
         if isinstance(network, Path):
             return (network,)
         try:
-            return (save_executorch(prepared(network, self.config), folder / "network.pte", self.images, self.config.threads),)
+            return (
+                save_executorch(
+                    prepared(network, self.config, own=self.own), folder / "network.pte", self.images, self.config.threads
+                ),
+            )
         except ExportError as problem:
             raise ModelError(str(problem)) from problem
