@@ -588,7 +588,15 @@ def test_nodes_of_some_children_are_charged_to_the_operator_before_them(space: S
 def test_a_real_runtime_is_profiled_into_a_table_that_predicts_the_network(
     space: SearchSpace, runtime: str, precision: str
 ) -> None:
-    table = profile(space, config=RuntimeConfig(runtime=runtime, precision=precision), model_name="own", rounds=3, validate=4)
+    def measured() -> LatencyTable:
+        config = RuntimeConfig(runtime=runtime, precision=precision)
+        return profile(space, config=config, model_name="own", rounds=3, validate=4)
+
+    try:
+        table = measured()
+    except MeasurementError as refused:  # of a busy machine, and says what to do
+        assert "measure again" in str(refused)
+        table = measured()
     assert table.predict(space.incumbent) == pytest.approx(table.incumbent_ms, rel=0.25)
     assert table.validation is not None
     assert table.validation.children == 4
